@@ -1,0 +1,65 @@
+# The commands of a working day; `make` alone lists them. Each sets up first what it needs.
+#
+#   make image CLOUD=nimbus SITE=hotel IMAGE=hello-phantom V=1
+
+IMAGE ?= hello-phantom
+
+# The recipes' shell takes these from its environment, so that no value needs quoting here.
+export CLOUD SITE IMAGE
+
+PHANTOM := .venv/bin/phantom-image
+WHERE = $${CLOUD:+--cloud "$$CLOUD"} $${SITE:+--site "$$SITE"}
+VERBOSE = $(if $(V),-v)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev image plan boot doctor test lint bench clean requirements
+
+help: ## this list
+	@echo 'make TARGET [CLOUD=cloud] [SITE=site] [IMAGE=$(IMAGE)] [V=1]'
+	@echo
+	@sed -n 's/^\([a-z]*\):.* ## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r target what; do \
+		printf '%-16s %s\n' "  $$target" "$$what"; done
+	@echo
+	@echo 'All else: $(PHANTOM) --help'
+
+image: setup ## builds, boots and publishes an appliance and writes its manifest
+	@$(PHANTOM) image $(VERBOSE) "$$IMAGE" $(WHERE)
+
+plan: setup ## says what `make image` would do, and why
+	@$(PHANTOM) plan "$$IMAGE" $(WHERE)
+
+boot: setup ## starts the appliance's machine, console attached
+	@$(PHANTOM) boot $(VERBOSE) "$$IMAGE" $(WHERE)
+
+doctor: setup ## looks at this host, and says what is missing and what mends it
+	@$(PHANTOM) doctor
+
+test: lint ## every check and every test
+	@.venv/bin/python3 -m pytest
+
+bench: setup-dev ## the figures that the project promises
+	@.venv/bin/python3 benchmarks
+
+lint: setup-dev ## ruff, mypy, import-linter and shellcheck
+	@./lint.sh
+
+setup: ## installs what is missing: Debian packages, .venv
+	@./setup.sh
+
+setup-dev:
+	@./setup.sh --dev
+
+# Manifests and what a sandbox site holds are records, and stay. A store that PHANTOM_STORE names
+# may be shared: `phantom-image gc` is for that one.
+clean: ## removes the artifacts in build/store and the tools' caches
+	rm -rf build/store .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+requirements: ## takes the newest Python packages; needs uv
+	uv pip compile $(COMPILE) -o requirements.txt pyproject.toml
+	uv pip compile $(COMPILE) --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
+
+# For Debian 12's Python. No address of an index gets into the files.
+COMPILE := --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--custom-compile-command 'make requirements' \
+	--python-version 3.11 --python-platform x86_64-unknown-linux-gnu

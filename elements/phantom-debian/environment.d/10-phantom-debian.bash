@@ -1,0 +1,3 @@
+export DISTRO_NAME=debian
+export DIB_RELEASE=${DIB_RELEASE:-bookworm}
+export PHANTOM_KERNEL=${PHANTOM_KERNEL:-generic}

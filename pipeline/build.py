@@ -1,0 +1,160 @@
+"""Walks a plan: a stored key is reused, else the stage runs and its output is stored.
+
+Stages are run on threads, each as soon as its inputs are there and the host has the cores that it
+asks for. What holds a stage's place is a lock in the store, so that two commands at once share the
+work.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import PhantomError
+from pipeline.model import ContentKey, Progress
+from pipeline.stages.base import Context, Stage
+from pipeline.store import Artifact, Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A stage's artifact, and how it came to be there."""
+
+    artifact: Artifact
+    reused: bool
+    seconds: float
+
+
+class Cores:
+    """The host's cores, handed out to stages; one that asks for more than there are gets all."""
+
+    def __init__(self, count: int | None = None) -> None:
+        self._all = self._free = count or os.cpu_count() or 1
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, count: int) -> Iterator[None]:
+        """Holds that many cores, waiting until they are free."""
+        count = min(count, self._all)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= count)
+            self._free -= count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += count
+                self._changed.notify_all()
+
+
+class Builder:
+    """Builds stages, each at most once, however many others need it.
+
+    `progress` makes the progress of a stage from its title.
+    """
+
+    def __init__(self, store: Store, progress: Callable[[str], Progress]) -> None:
+        self._store = store
+        self._progress = progress
+        self._cores = Cores()
+        self._pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="stage")
+        self._futures: dict[ContentKey, Future[Built]] = {}
+        self._failed = threading.Event()
+
+    def build(self, stages: Sequence[Stage]) -> list[Built]:
+        """The artifacts of these stages. Inputs that nobody needs are not made.
+
+        Raises the first error that a stage raised, after the stages that run have ended.
+        """
+        futures = [self._submit(stage) for stage in stages]
+        try:
+            errors = [future.exception() for future in futures]
+            for error in sorted(filter(None, errors), key=lambda each: isinstance(each, _Abandoned)):
+                raise error
+            return [future.result() for future in futures]
+        finally:
+            self._failed.set()
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def results(self) -> dict[ContentKey, Built]:
+        """What has been built or found, inputs too, by key."""
+        return {
+            key: future.result()
+            for key, future in self._futures.items()
+            if future.done() and future.exception() is None
+        }
+
+    def _submit(self, stage: Stage) -> Future[Built]:
+        if stage.key not in self._futures:
+            found = self._store.find(stage.name, stage.key)
+            if found is not None:
+                future: Future[Built] = Future()
+                future.set_result(Built(artifact=found, reused=True, seconds=0.0))
+            else:
+                inputs = [self._submit(each) for each in stage.inputs]
+                future = self._pool.submit(self._make, stage, inputs)
+            self._futures[stage.key] = future
+        return self._futures[stage.key]
+
+    def _make(self, stage: Stage, inputs: Sequence[Future[Built]]) -> Built:
+        try:
+            built = [future.result() for future in inputs]
+            with self._cores.taken(stage.cores):
+                if self._failed.is_set():
+                    raise _Abandoned(stage)
+                return self._make_locked(stage, [each.artifact for each in built if not each.reused])
+        except PhantomError as error:
+            self._failed.set()
+            raise error.located(f"stage {stage.title}") from error
+        except BaseException:
+            self._failed.set()
+            raise
+
+    def _make_locked(self, stage: Stage, fresh: Sequence[Artifact]) -> Built:
+        """Makes a stage's artifact, unless somebody else just did. `fresh` are the inputs that
+        this run made; the others are from earlier runs, and every byte of them is checked."""
+        progress = self._progress(stage.title)
+        started = time.monotonic()
+        waiting = "another command builds this; waiting for it"
+        with self._store.lock(f"{stage.name}-{stage.key}", lambda: progress.step(waiting)):
+            found = self._store.find(stage.name, stage.key)
+            if found is not None:
+                return Built(artifact=found, reused=True, seconds=time.monotonic() - started)
+            known = {artifact.key: artifact for artifact in fresh}
+            inputs = [known.get(each.key) or self._sound(each) for each in stage.inputs]
+            artifact = self._run(stage, inputs, progress)
+        return Built(artifact=artifact, reused=False, seconds=time.monotonic() - started)
+
+    def _sound(self, stage: Stage) -> Artifact:
+        """A stored artifact whose every byte is as it was stored; a damaged one is made anew."""
+        found = self._store.find(stage.name, stage.key)
+        if found is not None:
+            self._progress(stage.title).step("checking what is stored")
+            if found.check():
+                return found
+            self._progress(stage.title).step("what is stored was damaged: making it anew")
+            self._store.remove(found)
+        return self._make_locked(stage, []).artifact
+
+    def _run(self, stage: Stage, inputs: Sequence[Artifact], progress: Progress) -> Artifact:
+        log = self._store.log(stage.name, stage.key)
+        log.unlink(missing_ok=True)
+        with self._store.making(stage.name, stage.key) as folder, self._store.errors():
+            out, work = Path(folder, "out"), Path(folder, "work")
+            out.mkdir()
+            work.mkdir()
+            facts = stage.run(inputs, Context(out=out, work=work, log=log, progress=progress))
+            return self._store.add(stage.name, stage.key, out, facts)
+
+
+class _Abandoned(PhantomError):
+    """A stage that did not start because another one failed."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(f"{stage.title} was not started")

@@ -1,0 +1,70 @@
+"""A site's machine for a person: the same hardware as the boot check's, with its console attached."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline import host
+from pipeline.build import Builder
+from pipeline.metadata_server import SERVICES, MetadataServer
+from pipeline.model import Appliance, Site
+from pipeline.plan import make_plan
+from pipeline.production import Workspace, check_host
+from pipeline.stages.boot import edit_as_node
+from pipeline.stages.image import unpack_image
+from pipeline.tools import qemu
+
+
+@contextmanager
+def run_machine(
+    appliance: Appliance, site: Site, workspace: Workspace
+) -> Iterator[tuple[Sequence[str], Sequence[str]]]:
+    """Builds the image if need be and readies a machine for it.
+
+    Gives the command that runs it on this terminal, and notes for the person. The disk is thrown
+    away at the end. Raises what building raises.
+    """
+    plan = make_plan(appliance, [site], workspace.store)
+    (target,) = plan.targets
+    check_host(plan, workspace)
+    (built,) = Builder(workspace.store, workspace.progress).build([target.image])
+    machine = target.cloud.machine
+    folder = Path(tempfile.mkdtemp(prefix="machine-", dir=workspace.store.path("work")))
+    try:
+        disk = folder / "disk.raw"
+        unpack_image(built.artifact, disk)
+        edit_as_node(machine, disk, _public_keys(), f"http://{machine.metadata_address}")
+        script = appliance.phantom.user_data
+        service = SERVICES[machine.metadata](None if script is None else script.read_bytes())
+        with MetadataServer(service) as server:
+            network = qemu.Network(metadata_port=server.port, ssh_port=_free_port(), outside=True)
+            accelerator = host.find_accelerator(workspace.store.path("work").parent)
+            yield qemu.command(machine, disk, network, accelerator), _notes(network)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _notes(network: qemu.Network) -> list[str]:
+    return [
+        "the machine's console follows; control-a x ends it, and its disk is thrown away",
+        f"root with your SSH key: ssh -p {network.ssh_port} -o UserKnownHostsFile=/dev/null "
+        "-o StrictHostKeyChecking=no root@127.0.0.1",
+    ]
+
+
+def _public_keys() -> str:
+    """The user's public SSH keys, as a node would write a launching user's."""
+    files = sorted(Path("~/.ssh").expanduser().glob("*.pub"))
+    return "".join(file.read_text() for file in files).rstrip("\n")
+
+
+def _free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        port: int = opened.getsockname()[1]
+        return port

@@ -1,0 +1,11 @@
+"""One module per layout of file systems on a disk: data only.
+
+A new layout is one module that defines `LAYOUT`, and one line in `LAYOUTS`.
+"""
+
+from __future__ import annotations
+
+from pipeline.layouts.layout import Layout
+from pipeline.layouts.mbr import LAYOUT as MBR
+
+LAYOUTS: dict[str, Layout] = {"mbr": MBR}

@@ -1,0 +1,325 @@
+"""Appliance and sites to a plan: the stages to run, and why each will run or be reused.
+
+Making a plan reads the definition's files, the elements and the archive's index; it builds nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+from pipeline import definition
+from pipeline.clouds import Cloud, clouds
+from pipeline.errors import UnknownElementError, UnknownPackageError
+from pipeline.layouts import LAYOUTS
+from pipeline.model import Appliance, Site
+from pipeline.sources.scratch import CopiedFile, ElementTree, ScratchRoot
+from pipeline.stages.base import LocalFile, Stage, digest_of_file, digest_of_tree, key_of
+from pipeline.stages.boot import BootCheck
+from pipeline.stages.disk import AssembleDisk
+from pipeline.stages.image import CompressImage, HashDisk
+from pipeline.store import Store
+from pipeline.tools import apt, dib, grub, run
+
+EPOCH = 1_704_067_200
+"""2024-01-01: no file of an image is younger, unless SOURCE_DATE_EPOCH says another time. A build's
+own time would make two builds of the same inputs differ."""
+
+_APPLIANCE_ELEMENT = "phantom-appliance"
+_KEPT_OUT = ("DIB_NO_TMPFS", "DIB_RELEASE")  # decided here, whatever the user's environment says
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is made for one site."""
+
+    cloud: Cloud
+    image: Stage
+    hash: Stage
+    boot: Stage
+
+    @property
+    def site(self) -> Site:
+        """The site."""
+        return self.cloud.site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that one command will do for one appliance."""
+
+    appliance: Appliance
+    root: ScratchRoot
+    targets: tuple[Target, ...]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Every stage once, inputs before those that need them."""
+        seen: dict[str, Stage] = {}
+        for target in self.targets:
+            for stage in (target.image, target.hash, target.boot):
+                for each in (*_inputs(stage), stage):
+                    seen.setdefault(each.key, each)
+        return tuple(seen.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What will become of one stage, and why."""
+
+    stage: Stage
+    action: str
+    """`reuse`, `build`, or `skip` where nothing needs it."""
+    reasons: tuple[str, ...]
+
+
+def make_plan(
+    appliance: Appliance, sites: Sequence[Site], store: Store, *, keep: bool = True
+) -> Plan:
+    """The plan for an appliance on these sites. With `keep` false, the store is only read.
+
+    Raises UnknownElementError, UnknownPackageError, MirrorError, ImageNameError, DefinitionError.
+    """
+    kinds = clouds()
+    made = [kinds[site.cloud](site) for site in sites]
+    for cloud in made:
+        cloud.image_name(appliance, "0" * 12)
+    root = _plan_root(appliance, store, keep=keep)
+    return Plan(
+        appliance=appliance,
+        root=root,
+        targets=tuple(_plan_target(appliance, cloud, root) for cloud in made),
+    )
+
+
+def _plan_root(appliance: Appliance, store: Store, *, keep: bool) -> ScratchRoot:
+    source = appliance.source
+    elements = _expand(appliance)
+    given = {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith("DIB_") and name not in _KEPT_OUT
+    }
+    environment = {
+        **given,
+        "ARCH": source.architecture,
+        "DIB_PYTHON_VERSION": "3",
+        "DIB_RELEASE": source.release,
+        "PHANTOM_KERNEL": appliance.kernel,
+    }
+    asked = dib.packages(elements, environment)
+    requested = sorted({*asked, *appliance.packages})
+    mirrors = apt.find_mirrors(source.release)
+    archive = apt.Archive(mirrors, source.architecture, store)
+    try:
+        resolution = archive.resolve(requested, keep=keep)
+    except UnknownPackageError as error:
+        raise error.located(_asker(appliance, asked, error.what)) from error
+    return ScratchRoot(
+        release=source.release,
+        architecture=source.architecture,
+        kernel=appliance.kernel,
+        user_data_frequency=appliance.user_data_frequency,
+        elements=tuple(
+            ElementTree(name=name, tree=LocalFile(digest=digest_of_tree(folder), path=folder))
+            for name, folder in elements.items()
+        ),
+        requested=tuple(requested),
+        packages=resolution.packages,
+        apt_sources=mirrors.sources(),
+        files=tuple(
+            CopiedFile(target=file.target, mode=file.mode, content=_local(file.source))
+            for file in appliance.files
+        ),
+        scripts=tuple(_local(script) for script in appliance.scripts),
+        environment={name: key_of(value) for name, value in given.items()},
+        tools={
+            "diskimage-builder": dib.version(),
+            "mmdebstrap": run.capture(["mmdebstrap", "--version"]).split()[-1],
+            "e2fsprogs": _e2fsprogs(),
+        },
+        epoch=int(os.environ.get("SOURCE_DATE_EPOCH", EPOCH)),
+        resolution=resolution,
+        archive=archive,
+        store=store,
+        given=given,
+    )
+
+
+def _plan_target(appliance: Appliance, cloud: Cloud, root: Stage) -> Target:
+    wanted = cloud.disk
+    override = appliance.clouds.get(cloud.site.cloud)
+    disk = AssembleDisk(
+        inputs=(root,),
+        label=wanted.layout,
+        layout=LAYOUTS[wanted.layout],
+        size=(override and override.disk_size) or appliance.disk_size,
+        tools={"grub": grub.version()},
+    )
+    image = CompressImage(
+        inputs=(disk,),
+        label=f"{wanted.layout} {wanted.format} {wanted.compression}",
+        compression=str(wanted.compression),
+        tools={"isal": version_of("isal")},
+    )
+    boot = BootCheck(
+        inputs=(image,),
+        label=cloud.site.name,
+        machine=cloud.machine,
+        user_data=_optional(appliance.phantom.user_data),
+        check=_optional(appliance.boot_check.script),
+        seconds=appliance.boot_check.seconds,
+    )
+    hashed = HashDisk(inputs=(disk,), label=wanted.layout)
+    return Target(cloud=cloud, image=image, hash=hashed, boot=boot)
+
+
+def explain(plan: Plan, store: Store, before: Mapping[str, Any]) -> list[Step]:
+    """What will become of each stage of a plan. `before` is `describe` of the build before it."""
+    stages = plan.stages
+    needed = {stage.key for target in plan.targets for stage in _leaves(target)}
+    stored = {stage.key: store.find(stage.name, stage.key) is not None for stage in stages}
+    for stage in reversed(stages):
+        if stage.key in needed and not stored[stage.key]:
+            needed.update(each.key for each in stage.inputs)
+    steps = []
+    for stage in stages:
+        if stored[stage.key]:
+            steps.append(Step(stage=stage, action="reuse", reasons=()))
+        elif stage.key in needed:
+            reasons = tuple(_reasons(stage, before.get(stage.title)))
+            steps.append(Step(stage=stage, action="build", reasons=reasons))
+        else:
+            steps.append(Step(stage=stage, action="skip", reasons=("nothing needs it",)))
+    return steps
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """What decides each stage's output, by its title, as JSON can hold it."""
+    return {
+        stage.title: {
+            "key": stage.key,
+            "revision": stage.revision,
+            "fields": stage.fields(),
+            "inputs": {each.title: each.key for each in stage.inputs},
+        }
+        for stage in plan.stages
+    }
+
+
+def _reasons(stage: Stage, before: Mapping[str, Any] | None) -> Iterator[str]:
+    if before is None:
+        yield "not built here before"
+        return
+    if before["key"] == stage.key:
+        yield "what was stored is gone or was changed"
+        return
+    if before["revision"] != stage.revision:
+        yield f"the pipeline makes it otherwise: revision {before['revision']} -> {stage.revision}"
+    yield from _differences(before["fields"], stage.fields(), "")
+    for each in stage.inputs:
+        old = before["inputs"].get(each.title)
+        if old != each.key:
+            yield f"its input {each.title} changed: {old[:12] if old else 'none'} -> {each.key[:12]}"
+
+
+def _differences(old: Any, new: Any, where: str) -> Iterator[str]:
+    """One sentence for each value that differs, down to the leaves."""
+    if old == new:
+        return
+    old, new = _by_name(old), _by_name(new)
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in sorted({*old, *new}):
+            inner = f"{where} {name}".strip()
+            if name not in old:
+                yield f"{_singular(inner)} {_shown(new[name])} is new".replace("  ", " ")
+            elif name not in new:
+                yield f"{_singular(inner)} is gone"
+            else:
+                yield from _differences(old[name], new[name], inner)
+    else:
+        yield f"{_singular(where)} {_shown(old)} -> {_shown(new)}"
+
+
+def _by_name(value: Any) -> Any:
+    """A list of named things as a mapping, so that one more of them is one difference."""
+    if not isinstance(value, list) or not value:
+        return value
+    if all(isinstance(each, str) for each in value):
+        return {each: "" for each in value}
+    if all(isinstance(each, Mapping) and "name" in each for each in value):
+        return {each["name"]: _named(each) for each in value}
+    if all(isinstance(each, Mapping) and "target" in each for each in value):
+        return {each["target"]: each for each in value}
+    return value
+
+
+def _named(each: Mapping[str, Any]) -> Any:
+    """A named thing's one value that tells: a package's version, an element's digest."""
+    if "version" in each:
+        return f"{each['version']} ({each['sha256'][:8]})"
+    if "tree" in each:
+        return each["tree"]["digest"]
+    return each
+
+
+def _singular(where: str) -> str:
+    for plural in ("packages", "elements", "files", "scripts", "tools"):
+        if where.startswith(f"{plural} "):
+            return f"{plural[:-1]} {where.removeprefix(plural).strip()}"
+    return where.replace("_", " ")
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else str(value)
+    is_digest = len(text) == 64 and all(letter in "0123456789abcdef" for letter in text)
+    return text[:12] if is_digest else text
+
+
+def _expand(appliance: Appliance) -> dict[str, Path]:
+    names = [appliance.source.element, _APPLIANCE_ELEMENT, *appliance.elements]
+    try:
+        return dib.expand(names)
+    except UnknownElementError as error:
+        for name in appliance.elements:
+            if f"{name!r}," in error.what:
+                where = definition.locate(appliance.definition, "elements", name)
+                raise error.located(where) from error
+        raise error.located(str(appliance.definition)) from error
+
+
+def _asker(appliance: Appliance, asked: Mapping[str, str], what: str) -> str:
+    """Who asks for the package that a message complains of."""
+    for name in appliance.packages:
+        if name in what.replace(",", " ").split():
+            return definition.locate(appliance.definition, "packages", name)
+    for name, element in asked.items():
+        if name in what.replace(",", " ").split():
+            return f"element {element}"
+    return definition.locate(appliance.definition)
+
+
+def _e2fsprogs() -> str:
+    return run.capture(["dpkg-query", "--show", "--showformat=${Version}", "e2fsprogs"])
+
+
+def _inputs(stage: Stage) -> Iterator[Stage]:
+    for each in stage.inputs:
+        yield from _inputs(each)
+        yield each
+
+
+def _leaves(target: Target) -> tuple[Stage, ...]:
+    return (target.image, target.hash, target.boot)
+
+
+def _local(path: Path) -> LocalFile:
+    return LocalFile(digest=digest_of_file(path), path=path)
+
+
+def _optional(path: Path | None) -> LocalFile | None:
+    return None if path is None else _local(path)

@@ -1,0 +1,1 @@
+"""One module per source of a root file system."""

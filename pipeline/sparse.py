@@ -1,0 +1,89 @@
+"""Sparse files: where their data lies, how to copy them, and a digest that costs no more than that."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipeline.model import MIB, Sha256
+
+CHUNK = 4 * MIB
+_ZEROS = bytes(CHUNK)
+
+
+def data_chunks(descriptor: int, size: int) -> Iterator[tuple[int, bytes]]:
+    """Offset and content of each chunk of `CHUNK` bytes that is not all zeros, in order.
+
+    Offsets are multiples of `CHUNK`; the last chunk may be shorter. Holes are skipped by the file
+    system, and zeros that are stored are found, so the answer depends on the content alone.
+    """
+    offset = 0
+    while offset < size:
+        try:
+            data = os.lseek(descriptor, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole until the end
+                return
+            raise
+        offset = data - data % CHUNK
+        chunk = os.pread(descriptor, min(CHUNK, size - offset), offset)
+        if chunk != _ZEROS[: len(chunk)]:
+            yield offset, chunk
+        offset += CHUNK
+
+
+def digest(file: Path) -> Sha256:
+    """A SHA-256 of the size, and of the offset and content of the chunks that are not all zeros.
+
+    It is no SHA-256 of the file, but as good at finding a change, and does not read holes.
+    """
+    hashed = hashlib.sha256()
+    with file.open("rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        hashed.update(f"size {size}\n".encode())
+        for offset, chunk in data_chunks(opened.fileno(), size):
+            hashed.update(f"at {offset}\n".encode())
+            hashed.update(chunk)
+    return Sha256(hashed.hexdigest())
+
+
+def sha256(file: Path, advance: Callable[[int, int], None] | None = None) -> Sha256:
+    """The SHA-256 of a whole file, holes included, in constant memory."""
+    hashed = hashlib.sha256()
+    with file.open("rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        position = 0
+        for offset, chunk in data_chunks(opened.fileno(), size):
+            _update_zeros(hashed.update, offset - position)
+            hashed.update(chunk)
+            position = offset + len(chunk)
+            if advance is not None:
+                advance(position, size)
+        _update_zeros(hashed.update, size - position)
+    return Sha256(hashed.hexdigest())
+
+
+def copy_into(source: Path, descriptor: int, at: int) -> None:
+    """Writes a file's data at an offset of another, leaving its holes unwritten."""
+    with source.open("rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        for offset, chunk in data_chunks(opened.fileno(), size):
+            _write(descriptor, chunk, at + offset)
+
+
+def _write(descriptor: int, chunk: bytes, at: int) -> None:
+    view = memoryview(chunk)
+    while view:
+        written = os.pwrite(descriptor, view, at)
+        view, at = view[written:], at + written
+
+
+def _update_zeros(update: Callable[[memoryview], object], count: int) -> None:
+    zeros = memoryview(_ZEROS)
+    while count > 0:
+        step = min(count, CHUNK)
+        update(zeros[:step])
+        count -= step

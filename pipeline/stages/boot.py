@@ -1,0 +1,302 @@
+"""The boot check: boots an image on its site's virtual hardware, and asks the guest how it is.
+
+The very image file is unpacked to a throw-away disk, edited as the site's node would edit it, and
+booted. The user-data that the guest's fetcher gets from the metadata service makes it report.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import secrets
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+from pipeline import host
+from pipeline.errors import (
+    GuestCheckError,
+    GuestNetworkError,
+    GuestSilentError,
+    GuestUserDataError,
+    PhantomError,
+    StageFailedError,
+)
+from pipeline.metadata_server import SERVICES, USER_DATA_PATH, MetadataServer
+from pipeline.model import Machine, Progress
+from pipeline.stages.base import Context, LocalFile, Stage
+from pipeline.stages.image import unpack_image
+from pipeline.store import Artifact
+from pipeline.tools import ext4, qemu, run, sfdisk
+
+# From power-on to report. Eight times the slowest boot measured without KVM (30 s), and with it.
+BOOT_SECONDS = {"tcg": 240, "kvm": 60}
+_REPORT = Path(__file__).with_name("boot_report.sh")
+_CONSOLE_LINES = 25
+
+# What a console says when waiting longer is of no use.
+_HOPELESS = re.compile(
+    r"Kernel panic|No bootable device|Boot failed|error: (file .* not found|unknown filesystem)"
+    r"|grub rescue>|ALERT! .* does not exist|\(initramfs\)|You are in emergency mode"
+)
+_GAVE_UP = re.compile(r"phantom-user-data: error: ")
+_CAME_UP = re.compile(r"login: |Reached target .*[Mm]ulti-[Uu]ser|phantom-user-data: ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootCheck(Stage):
+    """Boots an image once; its facts are the guest's report, and it fails if the guest does.
+
+    Raises GuestSilentError, GuestNetworkError, GuestUserDataError, GuestCheckError.
+    """
+
+    name: ClassVar[str] = "boot"
+
+    machine: Machine
+    user_data: LocalFile | None
+    """The appliance's default user-data, which the guest runs."""
+    check: LocalFile | None
+    """The appliance's own check script."""
+    seconds: int | None
+    """Time limit; None: what the host's accelerator needs."""
+
+    def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
+        (image,) = inputs
+        accelerator = host.find_accelerator(context.work)
+        limit = self.seconds or BOOT_SECONDS[accelerator]
+        nonce = secrets.token_hex(16)
+        disk = context.work / "disk.raw"
+        context.progress.step("unpacking the image")
+        unpack_image(image, disk)
+        root = edit_as_node(self.machine, disk, _public_key(nonce), self.metadata_url())
+        _check_no_host_keys(root)
+        metadata = SERVICES[self.machine.metadata](self._report_script(nonce))
+        context.progress.step(f"booting ({accelerator}, at most {limit} s)")
+        with MetadataServer(metadata, on_report=_ignore) as server:
+            network = qemu.Network(metadata_port=server.port)
+            argv = qemu.command(self.machine, disk, network, accelerator)
+            with _booted(argv, context.log, context.progress) as guest:
+                report = guest.wait(server, limit)
+        facts = parse_report(report)
+        _judge(facts, nonce, context.log)
+        return {"accelerator": accelerator, **_told(facts)}
+
+    def metadata_url(self) -> str:
+        """The metadata service's URL as the guest reaches it."""
+        return f"http://{self.machine.metadata_address}"
+
+    def _report_script(self, nonce: str) -> bytes:
+        head = [f"nonce={nonce}"]
+        for name, script in (("user_data", self.user_data), ("check", self.check)):
+            if script is not None:
+                packed = base64.b64encode(script.path.read_bytes()).decode()
+                head.append(f"{name}={packed}")
+        shebang, _, body = _REPORT.read_text().partition("\n")
+        return "\n".join([shebang, *head, body]).encode("ascii")
+
+
+def edit_as_node(
+    machine: Machine, disk: Path, public_key: str, metadata_url: str
+) -> ext4.FileSystem:
+    """Writes into the disk's root file system what the site's node writes before it boots it.
+
+    The root file system is found as the node finds it. Raises GuestSilentError where there is none.
+    """
+    offset = sfdisk.first_partition(disk)
+    if offset is None:
+        raise GuestSilentError(
+            "the disk's partition table lists no partition: a node would find no root file system",
+            todo="look at the layout of the image",
+        )
+    root = ext4.FileSystem(disk, offset)
+    for edit in machine.edits:
+        text = edit.text.format(public_key=public_key, metadata_url=metadata_url)
+        root.write(edit.path, text, edit.mode)
+    return root
+
+
+def parse_report(report: bytes) -> dict[str, list[str]]:
+    """The guest's lines, `name value`, by name."""
+    facts: dict[str, list[str]] = {}
+    for line in report.decode("utf-8", "replace").splitlines():
+        name, _, value = line.partition(" ")
+        facts.setdefault(name, []).append(value)
+    return facts
+
+
+class _Guest:
+    """A running machine, heard on its serial port."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path, progress: Progress) -> None:
+        self._process = process
+        self._log = log
+        self._progress = progress
+        self._text = ""
+        self._reader = threading.Thread(target=self._listen, daemon=True)
+        self._reader.start()
+
+    def wait(self, server: MetadataServer, limit: int) -> bytes:
+        """The guest's report. Raises the error that fits what was heard in place of it."""
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline:
+            report = server.wait_for_report(0.1)
+            if report is not None:
+                return report
+            if self._process.poll() is not None:
+                self._reader.join(2)
+                raise self._error(server, "the machine stopped before it reported")
+            if _HOPELESS.search(self._text) or _GAVE_UP.search(self._text):
+                time.sleep(1)  # what it says next tells more
+                raise self._error(server, "the machine said on its console that it failed")
+        raise self._error(server, f"the machine did not report within {limit} s")
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        with self._log.open("ab") as log:
+            while data := os.read(self._process.stdout.fileno(), 1 << 16):
+                log.write(data)
+                log.flush()
+                text = _plain(data.decode("utf-8", "replace"))
+                self._text = (self._text + text)[-100_000:]
+                for line in text.splitlines():
+                    self._progress.output(line)
+
+    def _error(self, server: MetadataServer, what: str) -> PhantomError:
+        end = "\n".join([line for line in self._text.splitlines() if line.strip()][-_CONSOLE_LINES:])
+        got = any(
+            request.path == USER_DATA_PATH and request.status == 200 for request in server.requests
+        )
+        if got:
+            return GuestUserDataError(
+                f"the guest got its user-data, but {what}",
+                todo="look at what follows phantom-user-data on the console",
+                log=self._log,
+                detail=end,
+            )
+        if _CAME_UP.search(self._text):
+            return GuestNetworkError(
+                f"the guest booted without reaching the metadata service: {what}",
+                todo="see that the image has a driver for the site's network card, asks for an "
+                "address by DHCP, and has the user-data fetcher (element phantom-user-data)",
+                log=self._log,
+                detail=end,
+            )
+        return GuestSilentError(
+            f"the guest did not boot: {what}",
+            todo="look at the end of the console; `phantom-image boot` starts the same machine",
+            log=self._log,
+            detail=end or "(nothing on the console)",
+        )
+
+
+@contextmanager
+def _booted(argv: Sequence[str], log: Path, progress: Progress) -> Iterator[_Guest]:
+    with run.start(argv) as process:
+        try:
+            yield _Guest(process, log, progress)
+        finally:
+            process.kill()  # the disk is thrown away: nothing has to be shut down
+
+
+def _judge(facts: Mapping[str, list[str]], nonce: str, log: Path) -> None:
+    """Raises the error that fits what a guest reported, if anything in it is wrong."""
+    if facts.get("nonce") != [nonce]:
+        raise StageFailedError("the report is of another machine", log=log)
+    if _status(facts, "user_data") != 0:
+        raise GuestUserDataError(
+            f"the default user-data ended with status {_status(facts, 'user_data')} in the guest",
+            todo="correct the definition's phantom.user_data",
+            log=log,
+            detail=_output(facts, "user_data"),
+        )
+    faults = list(_faults(facts, nonce))
+    if faults:
+        raise GuestCheckError(
+            f"the guest is not as it should be: {'; '.join(faults)}",
+            todo="`phantom-image boot` starts the same machine to look at",
+            log=log,
+            detail=_output(facts, "check") if _status(facts, "check") != 0 else None,
+        )
+
+
+def _faults(facts: Mapping[str, list[str]], nonce: str) -> Iterator[str]:
+    if _status(facts, "check") != 0:
+        yield f"its check script ended with status {_status(facts, 'check')}"
+    if facts.get("failed_unit"):
+        yield f"failed units: {', '.join(facts['failed_unit'])}"
+    if not facts.get("address"):
+        yield "it has no address"
+    if not facts.get("ssh_host_key"):
+        yield "it made no SSH host keys"
+    if _public_key(nonce).strip() not in facts.get("authorized_key", []):
+        yield "the key that the node wrote is not in /root/.ssh/authorized_keys"
+    root, disk = _number(facts, "root_bytes"), _number(facts, "disk_bytes")
+    if root < disk * 0.9 - (64 << 20):  # tables, journal and inodes take the rest
+        yield f"root did not grow: {root} bytes on a disk of {disk}"
+
+
+def _told(facts: Mapping[str, list[str]]) -> dict[str, Any]:
+    """What is kept of a report: what it says of the image, and nothing that is secret or random."""
+    return {
+        "release": facts["release"][0],
+        "kernel": facts["kernel"][0],
+        "addresses": facts.get("address", []),
+        "failed_units": facts.get("failed_unit", []),
+        "root_bytes": _number(facts, "root_bytes"),
+        "disk_driver": facts["disk_driver"][0],
+        "network_driver": facts["network_driver"][0],
+        "ssh_host_keys": [line.split()[-1].strip("()") for line in facts.get("ssh_host_key", [])],
+        "fetcher_tries": _number(facts, "fetcher_tries"),
+        "fetcher_protocol": facts["fetcher_protocol"][0],
+        "boot_seconds": float(facts["boot_seconds"][0]),
+        "user_data_status": _status(facts, "user_data") if "user_data_status" in facts else None,
+        "check_status": _status(facts, "check") if "check_status" in facts else None,
+    }
+
+
+def _status(facts: Mapping[str, list[str]], part: str) -> int:
+    return int(facts.get(f"{part}_status", ["0"])[0])
+
+
+def _number(facts: Mapping[str, list[str]], name: str) -> int:
+    values = facts.get(name, [""])
+    return int(values[0]) if values[0].isdigit() else 0
+
+
+def _output(facts: Mapping[str, list[str]], part: str) -> str:
+    packed = facts.get(f"{part}_output", [""])[0]
+    return base64.b64decode(packed).decode("utf-8", "replace")
+
+
+def _check_no_host_keys(root: ext4.FileSystem) -> None:
+    """Keys in the image would be those of every machine. Raises GuestCheckError."""
+    keys = [
+        name for name in root.names(PurePosixPath("/etc/ssh")) if name.startswith("ssh_host_")
+    ]
+    if keys:
+        raise GuestCheckError(
+            f"the image holds SSH host keys, which all its machines would share: {', '.join(keys)}",
+            todo="remove them in the element or script that makes them",
+        )
+
+
+def _public_key(nonce: str) -> str:
+    """A line for authorized_keys that lets nobody in: its key is no key."""
+    return f"ssh-ed25519 {nonce} phantom-boot-check"
+
+
+def _plain(text: str) -> str:
+    """Console text without colours and cursor movements."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|[\x00-\x08\x0b-\x1f]", "", text)
+
+
+def _ignore(report: bytes) -> None:
+    """Reports are waited for, not handed on."""
+
+

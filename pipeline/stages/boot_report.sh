@@ -1,0 +1,110 @@
+#!/bin/sh
+#
+# Run in the guest as its user-data: runs the appliance's default user-data and its check script, and
+# reports to the metadata service what became of the machine. These are set before it:
+#
+# nonce      what the host wants to hear again
+# user_data  the default user-data in base64, or nothing
+# check      the check script in base64, or nothing
+
+: "${nonce:=}" "${user_data:=}" "${check:=}"
+
+work=$(mktemp -d) || exit 1
+booted=$(cut -d ' ' -f 1 /proc/uptime)
+
+tell() {
+    printf '%s %s\n' "$1" "$2" >>"$work/report"
+}
+
+# Runs a script given in base64; tells its exit status and the end of what it printed.
+run_part() {
+    [ -n "$2" ] || return 0
+    printf '%s' "$2" | base64 -d >"$work/$1"
+    chmod 0700 "$work/$1"
+    if [ "$(head -c 2 "$work/$1")" = '#!' ]; then
+        "$work/$1" >"$work/$1.out" 2>&1 </dev/null
+    else
+        /bin/sh "$work/$1" >"$work/$1.out" 2>&1 </dev/null
+    fi
+    tell "$1_status" "$?"
+    tell "$1_output" "$(tail -c 4000 "$work/$1.out" | base64 | tr -d '\n')"
+}
+
+# Whether other services are still being started. This one is; it is part of the boot itself.
+is_starting() {
+    [ -d /run/systemd/system ] || return 1
+    systemctl list-jobs --no-legend --no-pager | grep -v phantom-user-data | grep -q .
+}
+
+has_host_keys() {
+    for key in /etc/ssh/ssh_host_*_key.pub; do
+        [ -s "$key" ] && return 0
+    done
+    return 1
+}
+
+# The driver of the nearest device above a path of /sys that sits on a bus of the machine's board.
+driver_above() {
+    device=$(readlink -f "$1")
+    while [ "${device%/*}" != "" ]; do
+        case $(readlink -f "$device/subsystem") in
+            */bus/pci | */bus/xen | */bus/virtio)
+                basename "$(readlink -f "$device/driver")"
+                return
+                ;;
+        esac
+        device=${device%/*}
+    done
+}
+
+root=$(readlink -f "$(findmnt --noheadings --output SOURCE /)")
+disk=$(lsblk --noheadings --nodeps --output PKNAME "$root" | head -n 1)
+block=/sys/class/block/${disk:-${root##*/}}
+card=$(ip -o -4 addr show scope global | awk '{ print $2; exit }')
+
+run_part user_data "$user_data"
+for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    is_starting || break
+    sleep 1
+done
+for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    has_host_keys && break
+    sleep 1
+done
+run_part check "$check"
+
+tell nonce "$nonce"
+tell release "$(sed -n 's/^PRETTY_NAME="\(.*\)"$/\1/p' /etc/os-release)"
+tell kernel "$(uname -r)"
+tell machine_id "$(cat /etc/machine-id)"
+tell boot_seconds "$booted"
+tell fetcher_tries "${PHANTOM_USER_DATA_TRIES-}"
+tell fetcher_protocol "${PHANTOM_METADATA_PROTOCOL-}"
+tell root_bytes "$(lsblk --noheadings --bytes --nodeps --output FSSIZE "$root" | tr -d ' ')"
+tell disk_bytes "$(($(cat "$block/size") * 512))"
+tell disk_driver "$(driver_above "$block")"
+tell network_driver "$(driver_above "/sys/class/net/$card/device")"
+ip -o addr show scope global | while read -r _ _ _ address _; do
+    tell address "$address"
+done
+for key in /etc/ssh/ssh_host_*_key.pub; do
+    [ ! -s "$key" ] || tell ssh_host_key "$(ssh-keygen -l -f "$key" | cut -d ' ' -f 2,4)"
+done
+if [ -d /run/systemd/system ]; then
+    systemctl list-units --failed --no-legend --no-pager --plain | while read -r unit _; do
+        tell failed_unit "$unit"
+    done
+fi
+while read -r line; do
+    tell authorized_key "$line"
+done </root/.ssh/authorized_keys
+
+if command -v curl >/dev/null; then
+    curl --silent --show-error --noproxy '*' --max-time 30 --retry 3 \
+        --data-binary "@$work/report" "$PHANTOM_METADATA_URL/report"
+else
+    wget -q -O - --post-file="$work/report" "$PHANTOM_METADATA_URL/report"
+fi
+status=$?
+rm -rf "$work"
+exit "$status"

@@ -1,0 +1,285 @@
+"""A content-addressed directory of artifacts: atomic, locked per key, checked before reuse.
+
+    STORE/artifacts/<stage>-<key>/   the files of one artifact and `artifact.json`, its record
+    STORE/locks/                     a lock per key, held while its artifact is made
+    STORE/work/                      what is being made; a folder without a live owner is debris
+    STORE/packages/                  Debian packages by their SHA-256
+    STORE/archives/                  apt's lists, per set of mirrors
+    STORE/resolutions/               resolved package sets
+    STORE/logs/                      the full log of each stage's last run
+
+An artifact appears under its name by one rename, when all of it is on the disk. Several checkouts,
+and several commands at once, may share a store.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import sparse
+from pipeline.errors import NoSpaceError, StoreError
+from pipeline.model import ContentKey, Sha256, format_size
+
+_RECORD = "artifact.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """The stored output of a stage."""
+
+    stage: str
+    key: ContentKey
+    folder: Path
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the stage says of its output, as far as it fits in JSON."""
+    digests: Mapping[str, Sha256] = field(default_factory=dict)
+    """The sparse digest of each file, by its name in the folder."""
+
+    def file(self, name: str) -> Path:
+        """One of the artifact's files."""
+        return self.folder / name
+
+    def check(self) -> bool:
+        """Whether every byte is still what was stored. Reads all the data."""
+        return all(
+            self.file(name).is_file() and sparse.digest(self.file(name)) == digest
+            for name, digest in self.digests.items()
+        )
+
+
+class Store:
+    """The store in one directory, made when first written to.
+
+    Raises StoreError where the directory cannot be used, and NoSpaceError where it is full.
+    """
+
+    def __init__(self, folder: Path, remove_tree: Callable[[Path], None] = shutil.rmtree) -> None:
+        """`remove_tree` removes a folder in which root may have left files."""
+        self.folder = folder
+        self._remove_tree = remove_tree
+
+    def path(self, kind: str) -> Path:
+        """One of the store's own folders, made if it is not there."""
+        folder = self.folder / kind
+        with self.errors():
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def log(self, stage: str, key: ContentKey) -> Path:
+        """Where a stage's log goes."""
+        return self.path("logs") / f"{stage}-{key[:16]}.log"
+
+    def find(self, stage: str, key: ContentKey) -> Artifact | None:
+        """The artifact, if it is there and looks as it was left (sizes and times of its files)."""
+        folder = self.folder / "artifacts" / f"{stage}-{key}"
+        try:
+            record = json.loads((folder / _RECORD).read_text())
+            if record["format"] != _FORMAT:
+                return None
+            for name, file in record["files"].items():
+                status = (folder / name).stat()
+                if (status.st_size, status.st_mtime_ns) != (file["bytes"], file["mtime_ns"]):
+                    return None
+        except (OSError, ValueError, KeyError):
+            return None
+        with suppress(OSError):
+            os.utime(folder / _RECORD)  # the time of last use, for eviction
+        return Artifact(
+            stage=stage,
+            key=key,
+            folder=folder,
+            facts=record["facts"],
+            digests={name: Sha256(file["digest"]) for name, file in record["files"].items()},
+        )
+
+    @contextmanager
+    def lock(self, name: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+        """Holds the lock of that name; the kernel lets go of it if this process dies.
+
+        `waiting` is called once if another process holds it.
+        """
+        with self.errors(), (self.path("locks") / name).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting is not None:
+                    waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def making(self, stage: str, key: ContentKey) -> Iterator[Path]:
+        """An empty folder to make an artifact in; the caller holds the key's lock.
+
+        It is gone when the block is left, and what a killed run left of it goes first.
+        """
+        folder = self.path("work") / f"{stage}-{key}"
+        self._discard(folder)
+        with self.errors():
+            folder.mkdir()
+        try:
+            yield folder
+        finally:
+            self._discard(folder)
+
+    def add(self, stage: str, key: ContentKey, folder: Path, facts: Mapping[str, Any]) -> Artifact:
+        """Stores what lies in `folder`, which is moved, as the artifact of that key."""
+        final = self.path("artifacts") / f"{stage}-{key}"
+        with self.errors():
+            files = {}
+            for path in sorted(folder.iterdir()):
+                path.chmod(0o444)
+                _sync(path)
+                status = path.stat()
+                files[path.name] = {
+                    "bytes": status.st_size,
+                    "mtime_ns": status.st_mtime_ns,
+                    "digest": sparse.digest(path),
+                }
+            record = {"format": _FORMAT, "stage": stage, "key": key, "facts": facts, "files": files}
+            write_atomically(folder / _RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
+            if final.exists():  # found damaged, or it would have been reused
+                self._discard(final)
+            folder.rename(final)
+            _sync(final.parent)
+        artifact = self.find(stage, key)
+        if artifact is None:
+            raise StoreError(
+                f"{final.name} changed while it was stored",
+                where=str(self.folder),
+                todo="see what else writes to this folder, then run the same command again",
+            )
+        return artifact
+
+    def remove(self, artifact: Artifact) -> None:
+        """Removes an artifact."""
+        self._discard(artifact.folder)
+
+    def evict(self, limit: int, wanted: Callable[[str], bool] = lambda _: False) -> tuple[int, int]:
+        """Removes debris, then what was used longest ago, until `limit` bytes are left.
+
+        Entries whose name is `wanted` go last of all only if nothing else is left; what another
+        process is making stays. Returns how many entries were removed and the bytes they took.
+        """
+        entries = self._debris()
+        removed = [size for _, size, path in entries if self._remove_unlocked(path)]
+        kept = sorted(self._entries(), key=lambda entry: (wanted(entry[2].name), entry[0]))
+        total = sum(size for _, size, _ in kept)
+        for _, size, path in kept:
+            if total <= limit:
+                break
+            if self._remove_unlocked(path):
+                removed.append(size)
+                total -= size
+        return len(removed), sum(removed)
+
+    def _entries(self) -> list[tuple[float, int, Path]]:
+        """Time of last use, bytes and path of all that can be evicted."""
+        found = []
+        for kind in ("artifacts", "packages", "resolutions", "archives", "logs"):
+            for path in self.path(kind).iterdir():
+                record = path / _RECORD
+                used = (record if record.exists() else path).stat().st_mtime
+                found.append((used, _disk_usage(path), path))
+        return found
+
+    def _debris(self) -> list[tuple[float, int, Path]]:
+        return [(0.0, _disk_usage(path), path) for path in self.path("work").iterdir()]
+
+    def _remove_unlocked(self, path: Path) -> bool:
+        """Removes an entry unless somebody holds its lock."""
+        with self.errors(), (self.path("locks") / path.name).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            self._discard(path)
+            return True
+
+    def _discard(self, path: Path) -> None:
+        """Removes a file or folder. An artifact is first moved aside, so that no half of it is
+        ever found under its name."""
+        if not path.exists():
+            return
+        if path.is_file():
+            path.unlink()
+            return
+        if path.parent.name == "artifacts":
+            aside = self.path("work") / f"{path.name}.old"
+            if aside.exists():
+                self._remove_tree(aside)
+            path.rename(aside)
+            path = aside
+        self._remove_tree(path)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turns what the file system says into errors that say what to do."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self.full() from error
+            if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+                raise StoreError(
+                    f"the store cannot be written to: {error.strerror}",
+                    where=str(error.filename or self.folder),
+                    todo="set PHANTOM_STORE to a folder that this user may write to",
+                ) from error
+            raise
+
+    def check_space(self, needed: int) -> None:
+        """Raises NoSpaceError if the store's file system has not `needed` bytes free."""
+        free = shutil.disk_usage(self.path("work")).free
+        if free < needed:
+            raise self.full(
+                f"{format_size(free)} are free, and about {format_size(needed)} are needed"
+            )
+
+    def full(self, figures: str = "nothing is left free") -> NoSpaceError:
+        """The error for a store whose file system is full."""
+        return NoSpaceError(
+            f"no space for the artifacts: {figures}",
+            where=str(self.folder),
+            todo="free some space there (`phantom-image gc` evicts old artifacts) or set "
+            "PHANTOM_STORE to a folder with more, then run the same command again",
+        )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that it has its old content or the new, whenever the power fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _disk_usage(path: Path) -> int:
+    """Bytes that removing a path frees: blocks of files that no other name holds."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_blocks * 512 for file in files if file.stat().st_nlink == 1)

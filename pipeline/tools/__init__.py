@@ -1,0 +1,1 @@
+"""One module per external program; `run.py` is the only user of subprocess."""

@@ -1,0 +1,217 @@
+"""The only place that runs programs.
+
+Each command is written to a log so that it can be replayed, its output is streamed there while it
+runs, and the error of a failed one carries the command, its exit status, its last lines and the
+log's path. Programs die with this process, by the kernel's hand: nothing outlives a `kill -9`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from pipeline.errors import HostError, NoSpaceError, PhantomError, StageFailedError
+from pipeline.model import NoProgress, Progress
+
+LAST_LINES = 12
+_READ_LOG = "read the log; its first line is the command, to run it by hand"
+_NO_SPACE = "No space left on device"
+_DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
+
+
+class ToolError(StageFailedError):
+    """A program ended with a status other than 0; `status` and `output` say how."""
+
+    def __init__(self, argv: Sequence[str], status: int, output: str, log: Path | None) -> None:
+        ended = f"ended with status {status}" if status >= 0 else f"was ended by {_signal(status)}"
+        super().__init__(
+            f"{Path(_program(argv)).name} {ended}",
+            todo=_READ_LOG if log is not None else f"run it by hand: {shlex.join(_shown(argv))}",
+            log=log,
+            detail="\n".join(output.splitlines()[-LAST_LINES:]),
+        )
+        self.status = status
+        self.output = output
+
+
+def capture(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    input: str | None = None,
+    timeout: float | None = None,
+) -> str:
+    """What a short program prints on its standard output.
+
+    One that runs for longer than `timeout` seconds is killed; it must not be another user's.
+    Raises ToolError, HostError.
+    """
+    try:
+        done = subprocess.run(
+            [*_DIE_WITH_PARENT, *argv],
+            env=_environment(env),
+            input=input,
+            stdin=subprocess.DEVNULL if input is None else None,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=timeout,
+        )
+    except OSError as error:
+        raise _cannot_start(argv, error) from error
+    except subprocess.TimeoutExpired as error:
+        late = f"it had not ended after {error.timeout:g} s"
+        raise ToolError(argv, -signal.SIGKILL, late, None) from error
+    _check_started(argv, done.returncode)
+    if done.returncode != 0:
+        raise _failure(argv, done.returncode, done.stderr + done.stdout, None)
+    return done.stdout
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    progress: Progress | None = None,
+    lifeline: bool = False,
+) -> None:
+    """Runs a program to its end, with its output going to `log` and to `progress`.
+
+    With `lifeline`, the program's standard input stays open for as long as this process lives: the
+    program may watch it, where the kernel cannot end it with us since it runs as another user.
+    Raises ToolError, NoSpaceError, HostError.
+    """
+    progress = progress or NoProgress()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8", errors="replace") as written:
+        written.write(f"$ {shlex.join(_shown(argv))}\n")
+        written.flush()
+        with start(argv, env=env, cwd=cwd, lifeline=lifeline) as process:
+            tail = _stream(process, written, progress)
+            status = process.wait()
+        written.write(f"# status {status}\n")
+    _check_started(argv, status)
+    if status != 0:
+        raise _failure(argv, status, "\n".join(tail), log)
+
+
+@contextmanager
+def start(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    lifeline: bool = False,
+) -> Iterator[subprocess.Popen[str]]:
+    """A running program, its output on one pipe; ended when the block is left. Raises HostError."""
+    try:
+        process = subprocess.Popen(
+            [*_DIE_WITH_PARENT, *argv],
+            env=_environment(env),
+            cwd=cwd,
+            stdin=subprocess.PIPE if lifeline else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        raise _cannot_start(argv, error) from error
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def attach(argv: Sequence[str]) -> int:
+    """Runs a program on this process's own terminal, for a person; its exit status."""
+    try:
+        return subprocess.run([*_DIE_WITH_PARENT, *argv], check=False).returncode
+    except OSError as error:
+        raise _cannot_start(argv, error) from error
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ends what is still running. The lifeline goes first: it reaches what a signal may not."""
+    if process.stdin is not None:
+        process.stdin.close()
+    if process.poll() is None:
+        try:
+            process.wait(timeout=0.2 if process.stdin is None else 10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _stream(process: subprocess.Popen[str], log: IO[str], progress: Progress) -> deque[str]:
+    tail: deque[str] = deque(maxlen=200)
+    assert process.stdout is not None
+    for line in process.stdout:
+        log.write(line)
+        log.flush()
+        line = line.rstrip("\n")
+        tail.append(line)
+        progress.output(line)
+    return tail
+
+
+def _failure(argv: Sequence[str], status: int, output: str, log: Path | None) -> PhantomError:
+    if _NO_SPACE in output:
+        return NoSpaceError(
+            f"{Path(_program(argv)).name} found no space left on the device",
+            todo="free some space there (`phantom-image gc` evicts old artifacts), then run the "
+            "same command again",
+            log=log,
+        )
+    return ToolError(argv, status, output, log)
+
+
+def _check_started(argv: Sequence[str], status: int) -> None:
+    if status == 127 and shutil.which(argv[0]) is None:
+        raise _cannot_start(argv, FileNotFoundError())
+
+
+def _cannot_start(argv: Sequence[str], error: OSError) -> HostError:
+    program = Path(_program(argv)).name
+    reason = "is not installed" if isinstance(error, FileNotFoundError) else f"does not start: {error.strerror}"
+    return HostError(f"{program} {reason}", todo="`make setup` installs what is missing")
+
+
+def _program(argv: Sequence[str]) -> str:
+    """The program that matters to a reader: not the ones that only start another."""
+    words = iter(argv)
+    for word in words:
+        if word == "--" or word.startswith("-") or "=" in word:
+            continue
+        if Path(word).name not in {"sudo", "env", "setpriv", "unshare", "sh"}:
+            return word
+    return argv[0]
+
+
+def _shown(argv: Sequence[str]) -> list[str]:
+    return [str(word) for word in argv]
+
+
+def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
+    """Messages in English, since some are read by this program; the rest as the user has it."""
+    return {**os.environ, "LC_ALL": "C.UTF-8", **(extra or {})}
+
+
+def _signal(status: int) -> str:
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"

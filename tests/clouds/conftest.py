@@ -1,0 +1,36 @@
+"""Fixtures for the tests of clouds: real clients against a real local server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import HARNESSES, Harness, NimbusHarness, Watched
+
+
+@pytest.fixture(autouse=True)
+def _no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the developer's own environment says of AWS, Nimbus or proxies must not count."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "NIMBUS_", "PHANTOM_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(params=sorted(HARNESSES))
+def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Harness]:
+    """Each cloud in turn."""
+    with HARNESSES[request.param](tmp_path / "service") as made:
+        yield made
+
+
+@pytest.fixture
+def nimbus(tmp_path: Path) -> Iterator[NimbusHarness]:
+    with NimbusHarness(tmp_path / "service") as made:
+        yield made
+
+
+@pytest.fixture
+def progress() -> Watched:
+    return Watched()

@@ -1,0 +1,389 @@
+"""What the fetcher does with the user-data that it got: keeps it, runs it, or says why not."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from fetcher_guest import INIT_SCRIPT, TOOL_SETS, Guest, Outcome, Platform
+
+from pipeline.metadata_server import Ec2Metadata, MetadataServer, NimbusMetadata
+
+REFUSED = 65
+
+
+@contextmanager
+def serve_ec2(guest: Guest, data: bytes | None, **meta_data: str) -> Iterator[MetadataServer]:
+    """Serve `data` as EC2 does: any bytes, and BusyBox's wget needs no token."""
+    values = {name.replace("_", "-"): value for name, value in meta_data.items()}
+    service = Ec2Metadata(user_data=data, tokens_required=False, meta_data=values)
+    with MetadataServer(service) as server:
+        guest.use_ec2(server.url)
+        yield server
+
+
+def get_lines(outcome: Outcome) -> list[str]:
+    """The lines of the output, without the one that BusyBox's wget always causes on EC2."""
+    lines = outcome.output.splitlines()
+    return [line for line in lines if not line.endswith("using version 1")]
+
+
+def get_mode(path: os.PathLike[str]) -> int:
+    return stat.S_IMODE(os.lstat(path).st_mode)
+
+
+@pytest.mark.parametrize("platform", TOOL_SETS, ids=str)
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"echo $0 plain", "plain"),
+        (b"#!/bin/sh\necho named", "named"),
+        (b"#! /bin/sh -e\nfalse\necho not reached", "ended with status 1"),
+        (b"#!\necho no interpreter named", "no interpreter named"),
+        (b"#!/usr/bin/env cat\nenv took one argument", "env took one argument"),
+        (b"#!/bin/echo  two  words \n", "two  words "),
+        (b"\n\necho after blank lines", "after blank lines"),
+        (b"#included in sh: a comment\necho comment", "comment"),
+        (b"#!/bin/sh\necho an archive follows; exit\n\0\0\0", "an archive follows"),
+        (b"echo \xc3\xa9t\xc3\xa9", "\u00e9t\u00e9"),
+    ],
+)
+def test_data_is_run(guest: Guest, data: bytes, expected: str) -> None:
+    with serve_ec2(guest, data):
+        outcome = guest.run()
+    assert expected in outcome.output
+    assert outcome.status == (1 if b"-e" in data else 0)
+    assert guest.data.read_bytes() == data
+
+
+@pytest.mark.parametrize("status", [1, 75, 255])
+def test_status_of_the_data_is_the_services(guest: Guest, status: int) -> None:
+    with serve_ec2(guest, b"exit %d" % status):
+        outcome = guest.run()
+    assert outcome.status == status
+    assert outcome.output.endswith(f"phantom-user-data: the user-data ended with status {status}\n")
+
+
+def test_data_that_a_signal_ends(guest: Guest) -> None:
+    with serve_ec2(guest, b"kill -KILL $$"):
+        assert guest.run().status == 128 + 9
+
+
+def test_environment_of_the_data(guest: Guest) -> None:
+    data = b"pwd; umask; env; cat; echo end of input"
+    guest.environment["HOME"] = "/nonexistent"
+    with serve_ec2(guest, data) as server:
+        lines = guest.run().output.splitlines()
+    assert "/" in lines
+    assert "0022" in lines
+    assert "HOME=/root" in lines
+    assert "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" in lines
+    assert "LANG=C.UTF-8" in lines
+    assert not [line for line in lines if line.startswith("LC_ALL=")]
+    assert "end of input" in lines
+    for fact in guest.facts.read_text().splitlines():
+        assert fact in lines
+    assert f"PHANTOM_METADATA_URL={server.url}" in lines
+    assert "PHANTOM_USER_DATA_TRIES=1" in lines
+
+
+def test_modes(guest: Guest) -> None:
+    with serve_ec2(guest, b"exit 0"):
+        guest.run()
+    assert get_mode(guest.data) == 0o600
+    assert get_mode(guest.data.parent) == 0o700
+    assert get_mode(guest.log) == 0o600
+    assert get_mode(guest.facts) == 0o644
+    assert get_mode(guest.facts.parent) == 0o755
+    assert sorted(path.name for path in guest.data.parent.iterdir()) == ["user-data"]
+
+
+def test_open_state_directory_is_closed(guest: Guest) -> None:
+    guest.data.parent.mkdir(mode=0o755)
+    with serve_ec2(guest, b"exit 0"):
+        assert guest.run().status == 0
+    assert get_mode(guest.data.parent) == 0o700
+
+
+@pytest.mark.parametrize("to_directory", [False, True])
+def test_planted_links_are_not_followed(guest: Guest, to_directory: bool) -> None:
+    victim = guest.root / "victim"
+    if to_directory:
+        victim.mkdir()
+    else:
+        victim.write_text("precious")
+    guest.data.parent.mkdir()
+    for path in (guest.data, guest.log):
+        path.symlink_to(victim)
+    (guest.data.parent / "work").symlink_to(victim)
+    with serve_ec2(guest, b"echo mine"):
+        assert guest.run().status == 0
+    assert guest.data.read_bytes() == b"echo mine"
+    assert not guest.data.is_symlink()
+    assert "mine" in guest.log.read_text()
+    if to_directory:
+        assert list(victim.iterdir()) == []
+    else:
+        assert victim.read_text() == "precious"
+
+
+def test_dangling_log_link_is_not_followed(guest: Guest) -> None:
+    guest.log.symlink_to(guest.root / "victim")
+    with serve_ec2(guest, b"echo mine"):
+        assert guest.run().status == 0
+    assert not (guest.root / "victim").exists()
+    assert "mine" in guest.log.read_text()
+
+
+def test_state_directory_that_is_a_link_is_refused(guest: Guest) -> None:
+    (guest.root / "elsewhere").mkdir()
+    guest.data.parent.symlink_to(guest.root / "elsewhere")
+    with serve_ec2(guest, b"echo mine"):
+        outcome = guest.run()
+    assert outcome.status == 73
+    assert "error: " in outcome.output
+    assert "is a symbolic link" in outcome.output
+    assert list((guest.root / "elsewhere").iterdir()) == []
+
+
+def test_state_directory_that_cannot_be_made(guest: Guest) -> None:
+    guest.data.parent.write_text("a file in the way")
+    outcome = guest.run()
+    assert outcome.status == 73
+    assert "error: cannot make" in outcome.output
+
+
+def test_data_that_was_a_directory_is_replaced(guest: Guest) -> None:
+    guest.data.mkdir(parents=True)
+    with serve_ec2(guest, b"echo mine"):
+        assert guest.run().status == 0
+    assert guest.data.read_bytes() == b"echo mine"
+
+
+def test_data_of_an_earlier_boot_does_not_stay(guest: Guest) -> None:
+    with serve_ec2(guest, b"echo old"):
+        guest.run()
+    with serve_ec2(guest, None):
+        guest.run()
+    assert guest.data.read_bytes() == b""
+
+
+def test_data_and_token_are_not_printed(guest: Guest) -> None:
+    with serve_ec2(guest, b"#!/bin/sh\n: secret-word\n"):
+        outcome = guest.run()
+    assert "secret-word" not in outcome.output + guest.log.read_text()
+    assert not [line for line in get_lines(outcome) if "token" in line]
+
+
+@pytest.mark.parametrize("platform", TOOL_SETS, ids=str)
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"#cloud-config\npackages: []\n",
+        b"#cloud-config",
+        b"#Cloud-Config\r\npackages: []\r\n",
+        b"#cloud-config-archive\n- a\n",
+        b"#cloud-boothook\necho boothook",
+        b"#include\nhttp://example.org/\n",
+        b"#include http://example.org/\n",
+        b"#include-once\nhttp://example.org/\n",
+        b"#upstart-job\n",
+        b"#part-handler\n",
+        b"## template: jinja\n#cloud-config\n",
+        b'Content-Type: multipart/mixed; boundary="b"\nMIME-Version: 1.0\n\n--b--\n',
+        b'content-type: MULTIPART/MIXED; boundary="b"\r\n\r\n',
+        b"MIME-Version: 1.0\nContent-Type: multipart/mixed\n",
+        b"\nmime-version: 1.0\n",
+        gzip.compress(b"#cloud-config\n{}\n", mtime=0),
+    ],
+)
+def test_what_is_for_cloud_init_is_left_to_it(guest: Guest, data: bytes) -> None:
+    with serve_ec2(guest, data):
+        outcome = guest.run()
+    assert outcome.status == 0
+    assert "the user-data is for cloud-init" in outcome.output
+    assert "left to it (which is not in this image), nothing run" in outcome.output
+    assert "running" not in outcome.output
+
+
+@pytest.mark.parametrize("platform", TOOL_SETS, ids=str)
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x7fELF\x02\x01\x01\0\0\0", "is binary and no script"),
+        (b"PK\x03\x04\0\0", "is binary and no script"),
+        ("echo a\n".encode("utf-16-le"), "is binary and no script"),
+        (b"\x1f\x8b\x08 broken", "begins as gzip but cannot be unpacked"),
+        (gzip.compress(b"echo cut " * 50, mtime=0)[:-9], "begins as gzip but cannot be unpacked"),
+        (gzip.compress(bytes(17 << 20), mtime=0)[:16_384], "cannot be unpacked"),
+        (gzip.compress(gzip.compress(b"echo a"), mtime=0), "is binary and no script"),
+        (gzip.compress(b"<html></html>", mtime=0), "is an HTML page"),
+        (b"#!/bin/sh\r\necho a\r\n", "has Windows line ends"),
+        (b"echo a\r\necho b\r\n", "has Windows line ends"),
+        (b"\xef\xbb\xbf#!/bin/sh\necho a\n", "byte order mark"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(guest: Guest, data: bytes, message: str) -> None:
+    with serve_ec2(guest, data):
+        outcome = guest.run()
+    assert outcome.status == REFUSED
+    (line,) = get_lines(outcome)
+    assert line.startswith("phantom-user-data: error: the user-data ")
+    assert message in line
+
+
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>", b" \n<HTML>", b'<?xml version="1.0"?>'])
+def test_page_in_place_of_data_is_never_run(guest: Guest, page: bytes) -> None:
+    with serve_ec2(guest, page):
+        outcome = guest.run()
+    assert outcome.status == 75
+    assert "an HTML page in place of user-data" in outcome.output
+    assert not guest.data.exists()
+
+
+def test_gzip_is_unpacked(guest: Guest) -> None:
+    data = b"#!/bin/sh\necho unpacked\nexit 3\n"
+    with serve_ec2(guest, gzip.compress(data)):
+        outcome = guest.run()
+    assert outcome.status == 3
+    assert "unpacked\n" in outcome.output
+    assert guest.data.read_bytes() == data
+    assert get_mode(guest.data) == 0o600
+
+
+@pytest.mark.parametrize("interpreter", ["/nonexistent/sh", "python3", "/etc"])
+def test_missing_interpreter(guest: Guest, interpreter: str) -> None:
+    with serve_ec2(guest, f"#!{interpreter}\necho a".encode()):
+        outcome = guest.run()
+    assert outcome.status == 72
+    assert f"asks for the interpreter {interpreter}, which is not in this image" in outcome.output
+
+
+def test_log_holds_what_the_console_got(guest: Guest) -> None:
+    with serve_ec2(
+        guest, b"echo out; echo err >&2; i=0; while [ $((i+=1)) -lt 3000 ]; do echo $i; done"
+    ):
+        outcome = guest.run()
+    assert guest.log.read_text() == outcome.output
+    assert "out\nerr\n1\n" in outcome.output
+    assert outcome.output.endswith("2999\nphantom-user-data: the user-data ended with status 0\n")
+
+
+def test_log_of_the_boot_before_is_kept(guest: Guest) -> None:
+    for word in (b"first", b"second", b"third"):
+        with serve_ec2(guest, b"echo " + word):
+            guest.run()
+    assert "third" in guest.log.read_text()
+    assert "second" in guest.log.with_name(guest.log.name + ".1").read_text()
+    assert len(list(guest.log.parent.iterdir())) == 2
+
+
+def test_log_that_cannot_be_written_stops_nothing(guest: Guest) -> None:
+    guest.log.parent.rmdir()
+    guest.log.parent.write_text("a file in the way")
+    with serve_ec2(guest, b"echo ran; exit 4"):
+        outcome = guest.run()
+    assert outcome.status == 4
+    assert "going on without it" in outcome.output
+    assert "ran\n" in outcome.output
+
+
+def test_daemon_that_keeps_the_output_open_does_not_hold_the_service(guest: Guest) -> None:
+    data = b"(sleep 1.5; echo from the daemon) & exit 5"
+    with serve_ec2(guest, data):
+        started = time.monotonic()
+        outcome = guest.run()
+        ended = time.monotonic()
+    assert outcome.status == 5
+    assert outcome.output.endswith("ended with status 5\n")
+    time.sleep(max(0, started + 2 - ended))
+    assert guest.log.read_text().endswith("from the daemon\n")
+
+
+def test_every_boot_by_default(guest: Guest) -> None:
+    with serve_ec2(guest, b"echo ran"):
+        assert "ran\n" in guest.run().output
+        assert "ran\n" in guest.run().output
+    assert not guest.mark.exists()
+
+
+def test_once_per_instance_on_ec2(guest: Guest) -> None:
+    guest.set_options(FREQUENCY="instance")
+    with serve_ec2(guest, b"echo ran", instance_id="i-1"):
+        assert "ran\n" in guest.run().output
+        second = guest.run()
+    assert second.status == 0
+    assert "ran\n" not in second.output
+    assert "ran on this instance before: not run again" in second.output
+    assert guest.mark.read_text() == "instance-id=i-1\n"
+    assert get_mode(guest.mark) == 0o600
+    with serve_ec2(guest, b"echo ran", instance_id="i-2"):
+        assert "ran\n" in guest.run().output
+
+
+def test_once_per_instance_on_nimbus(guest: Guest) -> None:
+    guest.set_options(FREQUENCY="instance")
+    service = NimbusMetadata(user_data=b"echo ran")
+    with MetadataServer(service) as server:
+        guest.use_nimbus(server.url)
+        assert "ran\n" in guest.run().output
+        assert "not run again" in guest.run().output
+    for changed in ("ami-id", "ami-launch-index", "local-ipv4", "public-hostname"):
+        other = dict(service.meta_data) | {changed: "other"}
+        with MetadataServer(NimbusMetadata(user_data=b"echo ran", meta_data=other)) as server:
+            guest.use_nimbus(server.url)
+            assert "ran\n" in guest.run().output, changed
+
+
+@pytest.mark.parametrize("data", [b"exit 1", None, b"#cloud-config\n", b"\x7fELF\0"])
+def test_only_success_counts_as_done(guest: Guest, data: bytes | None) -> None:
+    guest.set_options(FREQUENCY="instance")
+    with serve_ec2(guest, data, instance_id="i-1"):
+        guest.run()
+        assert "not run again" not in guest.run().output
+    assert not guest.mark.exists()
+
+
+def test_identity_that_cannot_be_had_is_asked_for_again(guest: Guest) -> None:
+    guest.set_options(FREQUENCY="instance")
+    with serve_ec2(guest, b"echo ran"):
+        outcome = guest.run()
+    assert outcome.status == 75
+    assert "/latest/meta-data/instance-id" in outcome.output
+    assert "ran\n" not in outcome.output
+
+
+def test_run_after_one_that_was_killed(guest: Guest) -> None:
+    (guest.data.parent / "work").mkdir(parents=True)
+    (guest.data.parent / "work" / "output").write_text("left behind")
+    with serve_ec2(guest, b"exit 6"):
+        assert guest.run().status == 6
+
+
+def test_init_script(guest: Guest) -> None:
+    assert guest.run(INIT_SCRIPT, "status").status == 3
+    with serve_ec2(guest, b"echo ran; exit 9"):
+        # Started by its own first line, as an init does, and by the shell of this platform.
+        started = guest.run(INIT_SCRIPT, "start")
+    assert started.status in (9, 127)
+    assert guest.run(INIT_SCRIPT, "stop").status == 0
+    assert guest.run(INIT_SCRIPT, "dance").status == 2
+
+
+def test_data_of_the_platform_shell(guest: Guest, platform: Platform) -> None:
+    """A last look at the shells themselves: none says anything that is not the fetcher's."""
+    with serve_ec2(guest, b":"):
+        lines = guest.run().output.splitlines()
+    assert all(line.startswith("phantom-user-data: ") for line in lines)
+
+
+def test_program_has_no_bashisms(guest: Guest) -> None:
+    program = guest.root / "usr/lib/phantom/fetch-user-data"
+    assert program.read_text().startswith("#!/bin/sh\n")
+    subprocess.run(["sh", "-n", program], check=True)

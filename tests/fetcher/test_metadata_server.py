@@ -1,0 +1,149 @@
+"""The metadata server is as strict as the facts on the real ones."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from pipeline.metadata_server import (
+    EC2_TOKEN_SECONDS,
+    NIMBUS_META_DATA,
+    REPORT_BYTES,
+    Ec2Metadata,
+    Fault,
+    MetadataServer,
+    NimbusMetadata,
+)
+
+TTL = "X-aws-ec2-metadata-token-ttl-seconds"
+TOKEN = "X-aws-ec2-metadata-token"
+
+
+def ask(
+    url: str,
+    method: str = "GET",
+    headers: dict[str, str] | None = None,
+    body: bytes | None = None,
+) -> tuple[int, bytes]:
+    request = urllib.request.Request(url, method=method, headers=headers or {}, data=body)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def test_nimbus_adds_a_newline_and_loses_what_is_not_latin_1() -> None:
+    with MetadataServer(NimbusMetadata(user_data="a é €\n".encode())) as server:
+        assert ask(f"{server.url}/latest/user-data") == (200, b"a \xe9 ?\n\n")
+
+
+def test_nimbus_has_one_newline_for_no_data() -> None:
+    with MetadataServer(NimbusMetadata()) as server:
+        assert ask(f"{server.url}/latest/user-data") == (200, b"\n")
+
+
+def test_nimbus_paths() -> None:
+    with MetadataServer(NimbusMetadata()) as server:
+        base = f"{server.url}/latest/meta-data"
+        assert ask(f"{base}/") == (200, "\n".join(sorted(NIMBUS_META_DATA)).encode())
+        assert ask(f"{base}/local-ipv4") == (200, b"10.0.0.2")
+        for url in (base, f"{base}/instance-id", server.url + "/", f"{server.url}/report"):
+            status, page = ask(url)
+            assert status == 404
+            assert page.startswith(b"<html>")
+        assert ask(f"{server.url}/latest/api/token", "PUT", {TTL: "60"})[0] in (404, 501)
+
+
+def test_limits_of_the_clouds() -> None:
+    NimbusMetadata(user_data="é".encode() * 30_720)
+    with pytest.raises(ValueError, match="30720 characters"):
+        NimbusMetadata(user_data=b"a" * 30_721)
+    Ec2Metadata(user_data=bytes(16_384))
+    with pytest.raises(ValueError, match="16384 bytes"):
+        Ec2Metadata(user_data=bytes(16_385))
+
+
+@pytest.mark.parametrize("ttl", [None, "", "0", "-1", "1.5", "²", str(EC2_TOKEN_SECONDS + 1)])
+def test_ec2_token_needs_its_life_time(ttl: str | None) -> None:
+    with MetadataServer(Ec2Metadata()) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+        connection.request("PUT", "/latest/api/token", headers={} if ttl is None else {TTL: ttl})
+        assert connection.getresponse().status == 400
+        connection.close()
+
+
+def test_ec2_data_needs_a_token_that_lives() -> None:
+    with MetadataServer(Ec2Metadata(user_data=b"\0\xff")) as server:
+        url = f"{server.url}/latest/user-data"
+        status, token = ask(f"{server.url}/latest/api/token", "PUT", {TTL: "1"})
+        assert status == 200
+        assert ask(url, headers={TOKEN: token.decode()}) == (200, b"\0\xff")
+        assert ask(url)[0] == 401
+        assert ask(url, headers={TOKEN: "wrong"})[0] == 401
+        time.sleep(1.1)
+        assert ask(url, headers={TOKEN: token.decode()})[0] == 401
+
+
+def test_ec2_version_1() -> None:
+    with MetadataServer(Ec2Metadata(token_status=405)) as server:
+        assert ask(f"{server.url}/latest/api/token", "PUT", {TTL: "60"})[0] == 405
+        assert ask(f"{server.url}/latest/user-data")[0] == 404
+        assert ask(f"{server.url}/latest/meta-data/instance-id")[0] == 200
+    with MetadataServer(Ec2Metadata(enabled=False)) as server:
+        assert ask(f"{server.url}/latest/api/token", "PUT", {TTL: "60"})[0] == 403
+
+
+def test_faults_come_first_and_in_order() -> None:
+    faults = [Fault.FORBIDDEN, None, Fault.UNAVAILABLE]
+    with MetadataServer(NimbusMetadata(faults=faults)) as server:
+        url = f"{server.url}/latest/user-data"
+        assert [ask(url)[0] for _ in range(4)] == [403, 200, 503, 200]
+        assert [request.status for request in server.requests] == [403, 200, 503, 200]
+    times = [request.time for request in server.requests]
+    assert times == sorted(times)
+
+
+def test_reports_are_taken_only_where_they_are_wanted() -> None:
+    with MetadataServer(NimbusMetadata()) as server:
+        assert ask(f"{server.url}/report", "POST", body=b"report")[0] == 501
+        assert server.wait_for_report(0) is None
+
+
+def test_report() -> None:
+    reports: list[bytes] = []
+    faulty = NimbusMetadata(faults=itertools.repeat(Fault.ERROR))
+    with MetadataServer(faulty, on_report=reports.append, report_path="/boot/1") as server:
+        url = f"{server.url}/boot/1"
+        assert server.wait_for_report(0.01) is None
+        assert ask(url)[0] == 405
+        assert ask(url, "POST", body=bytes(REPORT_BYTES)) == (200, b"thank you\n")
+        assert ask(url, "POST", body=b"second")[0] == 200
+        assert server.wait_for_report(5) == bytes(REPORT_BYTES)
+    assert reports == [bytes(REPORT_BYTES), b"second"]
+
+
+@pytest.mark.parametrize(
+    ("length", "status"), [(None, 411), ("-1", 411), ("ten", 411), (str(REPORT_BYTES + 1), 413)]
+)
+def test_report_is_bounded(length: str | None, status: int) -> None:
+    with MetadataServer(NimbusMetadata(), on_report=lambda report: None) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+        connection.putrequest("POST", "/report")
+        if length is not None:
+            connection.putheader("Content-Length", length)
+        connection.endheaders()
+        assert connection.getresponse().status == status
+        connection.close()
+        assert server.wait_for_report(0) is None
+
+
+def test_server_must_be_entered() -> None:
+    with pytest.raises(RuntimeError, match="was not started"):
+        _ = MetadataServer(NimbusMetadata()).url
