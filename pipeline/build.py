@@ -129,7 +129,9 @@ class Builder:
             known = {artifact.key: artifact for artifact in fresh}
             inputs = [known.get(each.key) or self._sound(each) for each in stage.inputs]
             artifact = self._run(stage, inputs, progress)
-        return Built(artifact=artifact, reused=False, seconds=time.monotonic() - started)
+        seconds = time.monotonic() - started
+        progress.step(f"done in {seconds:.1f} s")
+        return Built(artifact=artifact, reused=False, seconds=seconds)
 
     def _sound(self, stage: Stage) -> Artifact:
         """A stored artifact whose every byte is as it was stored; a damaged one is made anew."""

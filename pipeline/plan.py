@@ -14,9 +14,9 @@ from typing import Any
 
 from pipeline import definition
 from pipeline.clouds import Cloud, clouds
-from pipeline.errors import UnknownElementError, UnknownPackageError
+from pipeline.errors import DiskTooSmallError, UnknownElementError, UnknownPackageError
 from pipeline.layouts import LAYOUTS
-from pipeline.model import Appliance, Site
+from pipeline.model import Appliance, Site, format_size
 from pipeline.sources.scratch import CopiedFile, ElementTree, ScratchRoot
 from pipeline.stages.base import LocalFile, Stage, digest_of_file, digest_of_tree, key_of
 from pipeline.stages.boot import BootCheck
@@ -89,6 +89,8 @@ def make_plan(
     for cloud in made:
         cloud.image_name(appliance, "0" * 12)
     root = _plan_root(appliance, store, keep=keep)
+    for cloud in made:
+        _check_disk_size(appliance, cloud, root.resolution.installed_bytes)
     return Plan(
         appliance=appliance,
         root=root,
@@ -150,14 +152,33 @@ def _plan_root(appliance: Appliance, store: Store, *, keep: bool) -> ScratchRoot
     )
 
 
+def _check_disk_size(appliance: Appliance, cloud: Cloud, installed: int) -> None:
+    """Finds a disk that is much too small before a build; the last word has the stage `disk`.
+
+    Documentation, which is left out, is never a third of what packages say that they take.
+    """
+    size = _disk_size(appliance, cloud)
+    if size < installed * 2 // 3:
+        raise DiskTooSmallError(
+            f"the disk of {format_size(size)} is too small: the packages alone take about "
+            f"{format_size(installed)}",
+            where=definition.locate(appliance.definition, "disk_size"),
+            todo="ask for a larger disk_size, or for fewer packages",
+        )
+
+
+def _disk_size(appliance: Appliance, cloud: Cloud) -> int:
+    override = appliance.clouds.get(cloud.site.cloud)
+    return (override and override.disk_size) or appliance.disk_size
+
+
 def _plan_target(appliance: Appliance, cloud: Cloud, root: Stage) -> Target:
     wanted = cloud.disk
-    override = appliance.clouds.get(cloud.site.cloud)
     disk = AssembleDisk(
         inputs=(root,),
         label=wanted.layout,
         layout=LAYOUTS[wanted.layout],
-        size=(override and override.disk_size) or appliance.disk_size,
+        size=_disk_size(appliance, cloud),
         tools={"grub": grub.version()},
     )
     image = CompressImage(

@@ -69,7 +69,7 @@ def capture(
     except OSError as error:
         raise _cannot_start(argv, error) from error
     except subprocess.TimeoutExpired as error:
-        late = f"it had not ended after {error.timeout:g} s"
+        late = f"it had not ended after {error.timeout:.3g} s"
         raise ToolError(argv, -signal.SIGKILL, late, None) from error
     _check_started(argv, done.returncode)
     if done.returncode != 0:

@@ -1,0 +1,297 @@
+"""What a build host must have. The programs are real, but for a QEMU whose KVM is broken."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import host
+from pipeline.errors import HostError, SudoError
+from pipeline.stages.base import Stage
+from pipeline.tools.run import ToolError
+
+
+def test_the_guest_runs_under_tcg() -> None:
+    assert 0 < host.time_guest("tcg", host.TCG_SECONDS) < host.TCG_SECONDS
+
+
+def test_a_guest_that_runs_too_long_is_ended() -> None:
+    with pytest.raises(ToolError, match="qemu-system-x86_64 was ended by SIGKILL") as caught:
+        host.time_guest("tcg", 0.001)
+    assert "it had not ended after 0.001 s" in str(caught.value)
+
+
+def test_the_guest_is_what_its_comment_says(tmp_path: Path) -> None:
+    """The port that the guest writes to decides the status, so another value gives another one."""
+    sector = bytearray(host._GUEST)
+    assert (len(sector), sector[510:]) == (512, b"\x55\xaa")
+    sector[1] = 0x11
+    disk = tmp_path / "disk"
+    disk.write_bytes(sector)
+    words = "qemu-system-x86_64 -nodefaults -display none -accel tcg -m 16 -device"
+    device = "isa-debug-exit,iobase=0xf4,iosize=4"
+    drive = f"format=raw,if=ide,file={disk}"
+    ended = subprocess.run([*words.split(), device, "-drive", drive], check=False, timeout=30)
+    assert ended.returncode == 2 * 0x11 + 1
+
+
+@pytest.fixture
+def kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A device that may be opened, whatever this host has."""
+    device = tmp_path / "kvm"
+    device.touch()
+    monkeypatch.setattr(host, "KVM", device)
+    monkeypatch.setattr(host, "KVM_SECONDS", 0.5)
+    return device
+
+
+@pytest.fixture
+def calls(tmp_path: Path) -> Path:
+    """Where a QEMU of `put_qemu` writes what it was called for."""
+    return tmp_path / "calls"
+
+
+def put_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kvm: str, tcg: str) -> None:
+    """A QEMU that does one thing under KVM and another under TCG comes first on the PATH."""
+    folder = tmp_path / "programs"
+    folder.mkdir(exist_ok=True)
+    qemu = folder / "qemu-system-x86_64"
+    qemu.write_text(
+        "#!/bin/sh\n"
+        f'case " $* " in\n*" -accel kvm "*) echo kvm >>{tmp_path}/calls; {kvm} ;;\n'
+        f"*) echo tcg >>{tmp_path}/calls; {tcg} ;;\nesac\n"
+    )
+    qemu.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "expected"),
+    [
+        ("exit 33", "kvm"),  # it works
+        ("exec sleep 60", "tcg"),  # no answer, ever
+        ("sleep 0.9; exit 33", "tcg"),  # the right answer, much too late
+        ("echo 'Assertion failed' >&2; kill -s ABRT $$", "tcg"),
+        ("exit 1", "tcg"),
+        ("exit 0", "tcg"),  # powered off, and never wrote to the port
+    ],
+)
+@pytest.mark.usefixtures("kvm")
+def test_kvm_is_believed_only_if_a_guest_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str, expected: str
+) -> None:
+    put_qemu(tmp_path, monkeypatch, kvm=behaviour, tcg="exit 33")
+    assert host.find_accelerator() == expected
+
+
+@pytest.mark.usefixtures("kvm")
+def test_a_broken_kvm_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: Path
+) -> None:
+    put_qemu(tmp_path, monkeypatch, kvm="exec sleep 60", tcg="exit 33")
+    kept = tmp_path / "store"
+    kept.mkdir()
+    for _ in range(2):
+        assert host.find_accelerator(kept) == "tcg"
+    assert calls.read_text() == "tcg\nkvm\n"
+    monkeypatch.setattr(host, "_known", {})  # as another process would begin
+    assert host.find_accelerator(kept) == "tcg"
+    assert calls.read_text() == "tcg\nkvm\n"
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"host": "another boot", "accelerator": "kvm"}'])
+@pytest.mark.usefixtures("kvm")
+def test_an_answer_of_another_boot_or_a_damaged_one_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    put_qemu(tmp_path, monkeypatch, kvm="exit 1", tcg="exit 33")
+    (tmp_path / "accelerator.json").write_text(damage)
+    assert host.find_accelerator(tmp_path) == "tcg"
+    assert "tcg" in (tmp_path / "accelerator.json").read_text()
+
+
+def test_without_the_device_nothing_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: Path
+) -> None:
+    put_qemu(tmp_path, monkeypatch, kvm="exit 33", tcg="exit 33")
+    monkeypatch.setattr(host, "KVM", tmp_path / "none")
+    assert host.find_accelerator(tmp_path) == "tcg"
+    assert not calls.exists()
+
+
+@pytest.mark.usefixtures("kvm")
+def test_a_folder_that_is_not_there_only_costs_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_qemu(tmp_path, monkeypatch, kvm="exit 33", tcg="exit 33")
+    assert host.find_accelerator(tmp_path / "none") == "kvm"
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("kvm_does", "tcg_does", "ok", "words"),
+    [
+        ("exit 33", "exit 33", True, "runs under KVM ("),
+        ("exec sleep 60", "exit 33", None, "under KVM, it had not ended after 0.5 s"),
+        ("echo no MSR 0x10a >&2; exit 1", "exit 33", None, "under KVM, no MSR 0x10a"),
+        ("exit 33", "echo no firmware >&2; exit 1", False, "QEMU runs none: no firmware"),
+    ],
+)
+@pytest.mark.usefixtures("kvm")
+def test_what_is_found_of_guests(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kvm_does: str,
+    tcg_does: str,
+    ok: bool | None,
+    words: str,
+) -> None:
+    put_qemu(tmp_path, monkeypatch, kvm=kvm_does, tcg=tcg_does)
+    finding = host._check_guest(tmp_path)
+    assert finding.ok is ok
+    assert words in finding.found
+    assert (finding.mend is None) is (ok is True)
+
+
+def test_this_host_can_build(tmp_path: Path) -> None:
+    """`make setup` has run before the tests do; libguestfs launches for real."""
+    findings = host.diagnose(tmp_path / "store")
+    missing = [finding for finding in findings if finding.ok is False]
+    assert missing == [], host.format_findings(missing)
+    assert not (tmp_path / "store").exists()
+    names = [finding.name for finding in findings]
+    assert len(set(names)) == len(names)
+    host.require(["root", "disk", "image", "hash", "boot"])
+
+
+def test_a_host_that_has_nothing_is_told_of_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "_search_path", lambda: str(tmp_path))
+    for program in host.PROGRAMS:
+        finding = program.check(tmp_path)
+        assert (finding.ok, finding.found) == (False, "not installed")
+        assert finding.mend == f"make setup   # or: sudo apt-get install {program.package}"
+
+
+def test_an_old_program_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "mke2fs"
+    program.write_text("#!/bin/sh\necho 'mke2fs 1.9.7 (1-Jan-2001)' >&2\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (mke2fs,) = (each for each in host.PROGRAMS if each.name == "mke2fs")
+    finding = mke2fs.check(tmp_path)
+    assert (finding.ok, finding.found) == (None, "1.9.7")
+    assert finding.meaning == "writes file systems; builds were tested with 1.47 and newer"
+
+
+def test_a_program_that_does_not_run_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "mke2fs"
+    program.write_text("#!/bin/sh\necho 'cannot open shared object' >&2\nexit 127\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (mke2fs,) = (each for each in host.PROGRAMS if each.name == "mke2fs")
+    finding = mke2fs.check(tmp_path)
+    assert (finding.ok, finding.mend) == (False, "sudo apt-get install --reinstall e2fsprogs")
+
+
+@pytest.mark.parametrize(
+    ("stages", "name", "package"),
+    [
+        (["disk"], "sfdisk", "fdisk"),
+        (["boot"], "fdisk", "fdisk"),
+        (["hash", "boot"], "fdisk", "fdisk"),
+    ],
+)
+def test_builds_are_told_the_first_thing_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str], name: str, package: str
+) -> None:
+    monkeypatch.setattr(host, "_search_path", lambda: str(tmp_path))
+    with pytest.raises(HostError) as caught:
+        host.require(stages)
+    assert caught.value.what.startswith(f"{name} is not installed (")
+    assert caught.value.todo == (
+        f"`make setup` installs what is missing; or: sudo apt-get install {package}"
+    )
+
+
+@pytest.mark.parametrize(("user", "kind"), [(0, HostError), (1000, SudoError)])
+def test_no_sudo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int, kind: type[HostError | SudoError]
+) -> None:
+    monkeypatch.setattr(host, "_search_path", lambda: str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    with pytest.raises(kind, match="sudo is not installed"):
+        host.require(["root"])
+
+
+def test_no_modules_of_grub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_GRUB_MODULES", tmp_path)
+    with pytest.raises(HostError) as caught:
+        host.require(["disk"])
+    assert str(caught.value) == (
+        "GRUB for BIOS: not installed\n  do: make setup   # or: sudo apt-get install grub-pc-bin"
+    )
+
+
+def test_an_empty_path_still_finds_system_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's PATH has no /usr/sbin on Debian, where mke2fs and sfdisk are."""
+    monkeypatch.setenv("PATH", "")
+    (mke2fs,) = (each for each in host.PROGRAMS if each.name == "mke2fs")
+    assert mke2fs.find() is not None
+
+
+def test_every_stage_that_is_checked_for_exists() -> None:
+    import pipeline.plan  # noqa: F401 - it knows all stages
+
+    names = {stage.name for stage in Stage.__subclasses__()}
+    assert set(host._NEEDS) <= names
+    known = {program.name for program in host.PROGRAMS} | {"grub-modules"}
+    assert {name for needs in host._NEEDS.values() for name in needs} <= known
+
+
+def test_findings_as_text() -> None:
+    findings = [
+        host.Finding(name="a", ok=True, found="1.0", meaning="does this"),
+        host.Finding(name="b", ok=None, found="old", meaning="is slow", mend="renew it"),
+        host.Finding(name="c", ok=False, found="none", meaning="stops that", mend="get it"),
+    ]
+    assert host.format_findings(findings) == (
+        "ok       a: 1.0 - does this\n"
+        "warning  b: old - is slow\n"
+        "         mend: renew it\n"
+        "missing  c: none - stops that\n"
+        "         mend: get it"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_user_without_rights(tmp_path: Path) -> None:
+    """As `nobody`, who has no sudo: each finding says so, and nothing fails to be looked at."""
+    script = "\n".join(
+        [
+            "import os, sys",
+            "from pathlib import Path",
+            "from pipeline import host",
+            "os.setgroups([]); os.setgid(65534); os.setuid(65534)",
+            "os.environ['HOME'] = '/nonexistent'",
+            f"for check in (host._check_rights, host._check_space, host._check_namespaces):",
+            f"    finding = check(Path({str(tmp_path)!r}, 'store'))",
+            "    print(finding.ok, finding.found)",
+        ]
+    )
+    tmp_path.chmod(stat.S_IRWXU)
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.splitlines()
+    assert told[0] == "None sudo asks for a password, or does not know this user"
+    assert told[1].startswith("False ")
+    assert told[1].endswith("which this user may not write to")
+    assert told[2] == "False not tried without root's rights"
