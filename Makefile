@@ -38,7 +38,7 @@ test: lint ## every check and every test
 	@.venv/bin/python3 -m pytest
 
 bench: setup-dev ## the figures that the project promises
-	@.venv/bin/python3 benchmarks
+	@.venv/bin/python3 -m benchmarks
 
 lint: setup-dev ## ruff, mypy, import-linter and shellcheck
 	@./lint.sh

@@ -74,6 +74,8 @@ install_debian() {
         fail "this needs root's rights, and sudo is not installed" \
             "as root: apt-get install --no-install-recommends $names"
     fi
+    as_root true || fail "sudo does not let this user become root" \
+        "as root: apt-get install --no-install-recommends $names"
     as_root apt-get update -q 9<&- || fail "apt-get update failed" \
         "see that the mirrors in /etc/apt answer, then run the same command again"
     # An installation that was cut short has to be finished before apt does anything else.

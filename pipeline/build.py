@@ -75,7 +75,9 @@ class Builder:
         futures = [self._submit(stage) for stage in stages]
         try:
             errors = [future.exception() for future in futures]
-            for error in sorted(filter(None, errors), key=lambda each: isinstance(each, _Abandoned)):
+            for error in sorted(
+                filter(None, errors), key=lambda each: isinstance(each, _Abandoned)
+            ):
                 raise error
             return [future.result() for future in futures]
         finally:
@@ -108,7 +110,9 @@ class Builder:
             with self._cores.taken(stage.cores):
                 if self._failed.is_set():
                     raise _Abandoned(stage)
-                return self._make_locked(stage, [each.artifact for each in built if not each.reused])
+                return self._make_locked(
+                    stage, [each.artifact for each in built if not each.reused]
+                )
         except PhantomError as error:
             self._failed.set()
             raise error.located(f"stage {stage.title}") from error
@@ -151,7 +155,10 @@ class Builder:
             out, work = Path(folder, "out"), Path(folder, "work")
             out.mkdir()
             work.mkdir()
-            facts = stage.run(inputs, Context(out=out, work=work, log=log, progress=progress))
+            facts = stage.run(
+                inputs,
+                Context(out=out, work=work, log=log, store=self._store.folder, progress=progress),
+            )
             return self._store.add(stage.name, stage.key, out, facts)
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,42 +69,55 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    verb = _verb(verbs, "image", _image, "build, boot, publish, and write the manifest")
-    _add_appliance(verb), _add_sites(verb), _add_verbose(verb), _add_json(verb)
-    verb = _verb(verbs, "plan", _plan, "tell what would be done, and why; writes nothing")
-    _add_appliance(verb), _add_sites(verb), _add_json(verb)
-    verb = _verb(verbs, "build", _build, "build and boot, without publishing")
-    _add_appliance(verb), _add_sites(verb), _add_verbose(verb), _add_json(verb)
-    verb = _verb(verbs, "boot", _boot, "start a site's machine, with its console on this terminal")
-    _add_appliance(verb), _add_sites(verb), _add_verbose(verb)
-    verb = _verb(verbs, "publish", _publish, "publish what is built and booted")
-    _add_appliance(verb), _add_sites(verb), _add_verbose(verb), _add_json(verb)
-    verb = _verb(verbs, "retire", _retire, "remove a build's images from its sites")
-    _add_appliance(verb), _add_sites(verb), _add_build(verb), _add_json(verb)
-    verb = _verb(verbs, "list", _list, "list builds, or with --site the images that a site has")
+    on_sites = (_appliance, _on_sites, _verbose)
+    _verb(verbs, "image", _image, "build, boot, publish, and write the manifest", *on_sites, _json)
+    _verb(
+        verbs,
+        "plan",
+        _plan,
+        "tell what would be done, and why; writes nothing",
+        *(_appliance, _on_sites, _json),
+    )
+    _verb(verbs, "build", _build, "build and boot, without publishing", *on_sites, _json)
+    _verb(
+        verbs, "boot", _boot, "start a site's machine, with its console on this terminal", *on_sites
+    )
+    _verb(verbs, "publish", _publish, "publish what is built and booted", *on_sites, _json)
+    _verb(
+        verbs,
+        "retire",
+        _retire,
+        "remove a build's images from its sites",
+        *(_appliance, _on_sites, _of_build, _json),
+    )
+    verb = _verb(
+        verbs, "list", _list, "list builds, or with --site the images that a site has", _json
+    )
     verb.add_argument("--site", action="append", metavar="SITE", help="list this site's images")
-    _add_json(verb)
-    verb = _verb(verbs, "show", _show, "show a build's manifest")
-    _add_appliance(verb), _add_build(verb), _add_json(verb)
-    verb = _verb(verbs, "doctor", _doctor, "look at this host: what is missing, and what mends it")
-    _add_json(verb)
+    _verb(verbs, "show", _show, "show a build's manifest", _appliance, _of_build, _json)
+    doctor = "look at this host: what is missing, and what mends it"
+    _verb(verbs, "doctor", _doctor, doctor, _json)
     verb = _verb(verbs, "schema", _schema, "print the JSON Schema of definitions, for editors")
     verb.add_argument("--sites", dest="of_sites", action="store_true", help="that of sites.yaml")
-    verb = _verb(verbs, "gc", _gc, "evict what was used longest ago from the store")
+    verb = _verb(verbs, "gc", _gc, "evict what was used longest ago from the store", _json)
     verb.add_argument(
         "--size", default="20GiB", help="how much may stay (20GiB); 0B evicts everything"
     )
-    _add_json(verb)
     return parser
 
 
-def _verb(verbs: Any, name: str, run: Any, help: str) -> argparse.ArgumentParser:
+def _verb(
+    verbs: Any, name: str, run: Any, help: str, *options: Callable[[argparse.ArgumentParser], None]
+) -> argparse.ArgumentParser:
+    """A command, with the options that it shares with others."""
     verb: argparse.ArgumentParser = verbs.add_parser(name, help=help, description=help)
     verb.set_defaults(run=run)
+    for add in options:
+        add(verb)
     return verb
 
 
-def _add_appliance(verb: argparse.ArgumentParser) -> None:
+def _appliance(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "appliance",
         nargs="?",
@@ -113,22 +126,22 @@ def _add_appliance(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_sites(verb: argparse.ArgumentParser) -> None:
+def _on_sites(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--cloud", action="append", metavar="CLOUD", help="the sites of this cloud; commas or again"
     )
     verb.add_argument("--site", action="append", metavar="SITE", help="this site; commas or again")
 
 
-def _add_build(verb: argparse.ArgumentParser) -> None:
+def _of_build(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--of", default="latest", metavar="BUILD", help="the build (latest)")
 
 
-def _add_verbose(verb: argparse.ArgumentParser) -> None:
+def _verbose(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("-v", "--verbose", action="store_true", help="show what programs print")
 
 
-def _add_json(verb: argparse.ArgumentParser) -> None:
+def _json(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -243,7 +256,11 @@ def _retire(options: argparse.Namespace) -> int:
         for site, value in found["phantom"]["cloud_params"].items()
         if site in {each["site"] for each in left}
     }
-    changed = {**found, "publications": left, "phantom": {**found["phantom"], "cloud_params": params}}
+    changed = {
+        **found,
+        "publications": left,
+        "phantom": {**found["phantom"], "cloud_params": params},
+    }
     manifest.write_manifest(workspace.folder(appliance.name), changed)
     if options.json:
         print(json.dumps([vars(each) for each in retired], indent=2))
@@ -280,7 +297,8 @@ def _list(options: argparse.Namespace) -> int:
                         "appliance": found["appliance"]["name"],
                         "version": found["appliance"]["version"],
                         "build": found["appliance"]["build"],
-                        "latest": latest.is_symlink() and latest.readlink() == Path(path.parent.name),
+                        "latest": latest.is_symlink()
+                        and latest.readlink() == Path(path.parent.name),
                         "sites": [each["site"] for each in found["publications"]],
                     }
                 )
@@ -302,7 +320,9 @@ def _show(options: argparse.Namespace) -> int:
     appliance = found["appliance"]
     print(f"{appliance['name']} {appliance['version']}, build {appliance['build']}")
     print(f"  {appliance['summary']}")
-    print(f"  {len(found['inputs']['packages'])} packages, root {found['root_filesystem']['sha256']}")
+    print(
+        f"  {len(found['inputs']['packages'])} packages, root {found['root_filesystem']['sha256']}"
+    )
     for image in found["images"]:
         boot = image["boot_check"]
         booted = f"booted in {boot['boot_seconds']:.0f} s" if boot else "not booted"
@@ -310,7 +330,9 @@ def _show(options: argparse.Namespace) -> int:
         print(f"    sha256 {image['sha256']}")
     for each in found["publications"]:
         sandbox = " (sandbox)" if each["sandbox"] else ""
-        print(f"  published at {each['site']}{sandbox} as {each['image_id']}, {each['published_at']}")
+        print(
+            f"  published at {each['site']}{sandbox} as {each['image_id']}, {each['published_at']}"
+        )
     return 0
 
 
@@ -418,7 +440,9 @@ def _summary(produced: Produced) -> dict[str, Any]:
 def _print_summary(produced: Produced, seconds: float) -> None:
     from pipeline.model import format_size
 
-    print(f"{produced.appliance} {produced.manifest['appliance']['version']}, build {produced.build}")
+    print(
+        f"{produced.appliance} {produced.manifest['appliance']['version']}, build {produced.build}"
+    )
     for title, reused, took in produced.stages:
         print(f"  {title:28} {'reused' if reused else f'{took:.1f} s'}")
     for image in produced.manifest["images"]:
@@ -437,14 +461,20 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
         print("nothing to list")
         return
     texts = [
-        [", ".join(v) if isinstance(v, list) else ("*" if v is True else "" if v is False else str(v))
-         for v in row.values()]
+        [
+            ", ".join(v)
+            if isinstance(v, list)
+            else ("*" if v is True else "" if v is False else str(v))
+            for v in row.values()
+        ]
         for row in rows
     ]
     table = [list(rows[0]), *texts]
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     for line in table:
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+        print(
+            "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+        )
 
 
 def _relative(path: Path) -> str:

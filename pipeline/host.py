@@ -293,8 +293,8 @@ def _check_namespaces(_store: Path) -> Finding:
         found = (error.output.strip() or error.what).splitlines()[-1]
         if found.startswith("sudo:"):
             found, mend = "not tried without root's rights", "sudo -v   # then run this again"
-        else:
-            mend = "in a container: run it privileged; else boot a kernel with namespaces and tmpfs"
+            return Finding(name=name, ok=None, found=found, meaning=meaning, mend=mend)
+        mend = "in a container: run it privileged; else boot a kernel with namespaces and tmpfs"
         return Finding(name=name, ok=False, found=found, meaning=meaning, mend=mend)
     return Finding(name=name, ok=True, found="mount and process namespaces", meaning=meaning)
 
@@ -308,7 +308,7 @@ _MEMORY_NEEDED, _MEMORY_WANTED = 768 * MIB, 5 * GIB
 
 def _check_space(store: Path) -> Finding:
     folder = store.absolute()
-    while not folder.exists():
+    while not os.path.exists(folder):  # nor where this user may not even look
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     writable = os.access(folder, os.W_OK | os.X_OK)
@@ -371,9 +371,9 @@ _GUEST = bytes.fromhex("b010 e6f4 f4 ebfd").ljust(510, b"\0") + b"\x55\xaa"
 _GUEST_STATUS = 2 * 0x10 + 1
 
 TCG_SECONDS = 10.0  # a hundred times what it takes: 0.06 to 0.1 s
-# KVM that works is about as fast as TCG with a guest so small. Where another hypervisor imitates it,
-# it may never answer, or take fifty times as long as TCG (3.4 s), and a whole machine then takes
-# hours. On a host under load everything takes longer, TCG too.
+# KVM that works is about as fast as TCG with a guest so small. Where another hypervisor imitates
+# it, it may never answer, or take fifty times as long as TCG (3.4 s), and a whole machine then
+# takes hours. On a host under load everything takes longer, TCG too.
 KVM_SECONDS = 1.0
 KVM_TIMES_TCG = 3
 
@@ -382,8 +382,8 @@ def find_accelerator(folder: Path | None = None) -> Accelerator:
     """What guests run under here: `kvm` where one really does, else `tcg`.
 
     The answer is kept for this process and, in `folder` if it is there, until the host boots again,
-    so that a KVM that does not answer is waited for once. Raises HostError, ToolError where no guest
-    runs at all.
+    so that a KVM that does not answer is waited for once. Raises HostError, ToolError where no
+    guest runs at all.
     """
     if not os.access(KVM, os.R_OK | os.W_OK):
         return "tcg"  # not kept: the rights to the device may change at any time

@@ -1,4 +1,4 @@
-"""A site's machine for a person: the same hardware as the boot check's, with its console attached."""
+"""A site's machine for a person: the boot check's hardware, with its console attached."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.plan import make_plan
 from pipeline.production import Workspace, check_host
 from pipeline.stages.boot import edit_as_node
 from pipeline.stages.image import unpack_image
-from pipeline.tools import qemu
+from pipeline.tools import qemu, run
 
 
 @contextmanager
@@ -38,28 +38,31 @@ def run_machine(
     try:
         disk = folder / "disk.raw"
         unpack_image(built.artifact, disk)
-        edit_as_node(machine, disk, _public_keys(), f"http://{machine.metadata_address}")
+        key = folder / "key"
+        run.capture(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "boot", "-f", str(key)])
+        public_keys = _public_keys(key.with_suffix(".pub"))
+        edit_as_node(machine, disk, public_keys, f"http://{machine.metadata_address}")
         script = appliance.phantom.user_data
         service = SERVICES[machine.metadata](None if script is None else script.read_bytes())
         with MetadataServer(service) as server:
             network = qemu.Network(metadata_port=server.port, ssh_port=_free_port(), outside=True)
-            accelerator = host.find_accelerator(workspace.store.path("work").parent)
-            yield qemu.command(machine, disk, network, accelerator), _notes(network)
+            accelerator = host.find_accelerator(workspace.store.folder)
+            yield qemu.command(machine, disk, network, accelerator), _notes(network, key)
     finally:
         shutil.rmtree(folder)
 
 
-def _notes(network: qemu.Network) -> list[str]:
+def _notes(network: qemu.Network, key: Path) -> list[str]:
     return [
         "the machine's console follows; control-a x ends it, and its disk is thrown away",
-        f"root with your SSH key: ssh -p {network.ssh_port} -o UserKnownHostsFile=/dev/null "
+        f"to log in as root: ssh -p {network.ssh_port} -i {key} -o UserKnownHostsFile=/dev/null "
         "-o StrictHostKeyChecking=no root@127.0.0.1",
     ]
 
 
-def _public_keys() -> str:
-    """The user's public SSH keys, as a node would write a launching user's."""
-    files = sorted(Path("~/.ssh").expanduser().glob("*.pub"))
+def _public_keys(own: Path) -> str:
+    """The user's public SSH keys, as a node would write a launching user's, and the machine's."""
+    files = [own, *sorted(Path("~/.ssh").expanduser().glob("*.pub"))]
     return "".join(file.read_text() for file in files).rstrip("\n")
 
 

@@ -148,7 +148,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> Path:
     """Writes `FOLDER/<build>/manifest.json` and points `FOLDER/latest` at its folder, each in one
     step. A manifest that says the same already is left alone. Returns the manifest's path."""
     build = manifest["appliance"]["build"]
-    path = folder / build / FILE
+    path: Path = folder / build / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     if not path.is_file() or path.read_text() != text:

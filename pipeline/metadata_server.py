@@ -158,7 +158,8 @@ class NimbusMetadata:
 class Ec2Metadata:
     """EC2's metadata service, version 2, as its documentation describes it.
 
-    - `PUT /latest/api/token` needs `X-aws-ec2-metadata-token-ttl-seconds` from 1 to 21,600, else 400.
+    - `PUT /latest/api/token` needs `X-aws-ec2-metadata-token-ttl-seconds` from 1 to
+      21,600, else 400.
     - Every GET needs a token that lives, else 401. With `tokens_required` false, one without any
       token is answered as in version 1; a wrong token is a 401 all the same.
     - Without user-data, `/latest/user-data` is a 404.

@@ -39,7 +39,7 @@ def parse_size(text: str) -> int:
 def format_size(size: int) -> str:
     """A size for people, with three digits that matter: `1.95 GiB`."""
     value, unit = float(size), "B"
-    for unit in _UNITS:  # noqa: B007 - the last unit is used after the loop
+    for unit in _UNITS:
         if value < 1024 or unit == "TiB":
             break
         value /= 1024

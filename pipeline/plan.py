@@ -245,7 +245,8 @@ def _reasons(stage: Stage, before: Mapping[str, Any] | None) -> Iterator[str]:
     for each in stage.inputs:
         old = before["inputs"].get(each.title)
         if old != each.key:
-            yield f"its input {each.title} changed: {old[:12] if old else 'none'} -> {each.key[:12]}"
+            was = old[:12] if old else "none"
+            yield f"its input {each.title} changed: {was} -> {each.key[:12]}"
 
 
 def _differences(old: Any, new: Any, where: str) -> Iterator[str]:
@@ -271,7 +272,7 @@ def _by_name(value: Any) -> Any:
     if not isinstance(value, list) or not value:
         return value
     if all(isinstance(each, str) for each in value):
-        return {each: "" for each in value}
+        return dict.fromkeys(value, "")
     if all(isinstance(each, Mapping) and "name" in each for each in value):
         return {each["name"]: _named(each) for each in value}
     if all(isinstance(each, Mapping) and "target" in each for each in value):

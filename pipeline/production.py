@@ -18,6 +18,7 @@ from pipeline.model import (
     Appliance,
     BootedImage,
     BootReport,
+    ContentKey,
     Image,
     Progress,
     Publication,
@@ -81,8 +82,10 @@ def produce(
     images = [_image(target, built) for target in plan.targets]
     root_sha256 = Sha256(built[plan.targets[0].image.key].artifact.facts["root_sha256"])
     build = manifest.build_name(appliance, root_sha256)
-    entries = [_entry(target, image, built, build, plan) for target, image in
-               zip(plan.targets, images, strict=True)]
+    entries = [
+        _entry(target, image, built, build, plan)
+        for target, image in zip(plan.targets, images, strict=True)
+    ]
     folder = workspace.folder(appliance.name)
     for entry in entries:
         _link(entry.image.file, folder / build / entry.name)
@@ -141,17 +144,17 @@ def read_stages(workspace: Workspace, appliance: str) -> dict[str, Any]:
     return read if isinstance(read, dict) else {}
 
 
-def _build(plan: Plan, workspace: Workspace) -> dict[str, Built]:
+def _build(plan: Plan, workspace: Workspace) -> Mapping[ContentKey, Built]:
     """What the targets need, by key; with the stages before it that had to run."""
     builder = Builder(workspace.store, workspace.progress)
     leaves = [
         stage for target in plan.targets for stage in (target.image, target.hash, target.boot)
     ]
     builder.build(leaves)
-    return dict(builder.results())
+    return builder.results()
 
 
-def _image(target: Target, built: Mapping[str, Built]) -> Image:
+def _image(target: Target, built: Mapping[ContentKey, Built]) -> Image:
     made = built[target.image.key].artifact
     return Image(
         site=target.site.name,
@@ -167,7 +170,7 @@ def _image(target: Target, built: Mapping[str, Built]) -> Image:
 
 
 def _entry(
-    target: Target, image: Image, built: Mapping[str, Built], build: str, plan: Plan
+    target: Target, image: Image, built: Mapping[ContentKey, Built], build: str, plan: Plan
 ) -> ManifestImage:
     return ManifestImage(
         name=target.cloud.image_name(plan.appliance, build),

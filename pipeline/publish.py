@@ -13,7 +13,7 @@ from pipeline.store import Store
 
 
 def check_site(cloud: Cloud, sandbox: Path) -> None:
-    """Proves, before a long build, that the site will take its result. Raises what the site does."""
+    """Proves, before a long build, that the site will take its result. Raises what it raises."""
     if cloud.site.sandbox:
         return  # a server of our own, with credentials that it makes itself
     with cloud.open(sandbox):

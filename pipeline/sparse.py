@@ -1,4 +1,4 @@
-"""Sparse files: where their data lies, how to copy them, and a digest that costs no more than that."""
+"""Sparse files: where their data lies, how to copy them, and a digest that skips the holes."""
 
 from __future__ import annotations
 

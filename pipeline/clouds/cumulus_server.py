@@ -26,7 +26,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -390,10 +390,8 @@ class _Handler(BaseHTTPRequestHandler):
         raise _CutBody
 
     def finish(self) -> None:
-        try:
+        with suppress(OSError):
             super().finish()
-        except OSError:
-            pass
 
     # ---- who asks
 
@@ -558,7 +556,8 @@ class _Handler(BaseHTTPRequestHandler):
             if "x-amz-acl" not in self.headers:
                 raise _S3Error("InvalidArgument")  # grants as XML: nobody here needs them
             self.store.set_public(key, self.headers["x-amz-acl"] in _READABLE_BY_OTHERS)
-            return self._send(200, b"", {})
+            self._send(200, b"", {})
+            return
         if self.command != "GET":
             raise _S3Error("InvalidArgument")
         name = escape(user.s3id)

@@ -106,7 +106,7 @@ class Nimbus:
 
     @property
     def disk(self) -> Disk:
-        """A whole disk with one partition. Gzipped raw is what every node takes; qcow2 only some."""
+        """A whole disk with one partition. Every node takes gzipped raw; only some take qcow2."""
         return Disk(layout="mbr", format="raw", compression="gzip")
 
     @property

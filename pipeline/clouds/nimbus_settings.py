@@ -319,7 +319,8 @@ class _Resolver:
             raise CredentialsError(
                 "the canonical id is none: letters, digits and `-` make one, and `common` is taken",
                 where=f"site {self.site.name}",
-                todo=f"copy it from the account's cloud.properties to {self._variable('CANONICAL_ID')}",
+                todo="copy it from the account's cloud.properties to "
+                f"{self._variable('CANONICAL_ID')}",
             )
         return Credentials(
             s3id=values[0], secret=values[1], canonical_id=canonical_id, source=account.source

@@ -106,7 +106,7 @@ class ScratchRoot(Stage):
         return self._facts(context)
 
     def _write_appliance(self, folder: Path) -> None:
-        """Lays out the definition's files and scripts as the element `phantom-appliance` reads them."""
+        """Lays out the definition's files and scripts for the element `phantom-appliance`."""
         (folder / "scripts").mkdir()
         for number, script in enumerate(self.scripts):
             copy = folder / "scripts" / f"{number:02}-{script.path.name}"

@@ -37,6 +37,8 @@ class Context:
     """An empty folder for what is not kept."""
     log: Path
     """Where the output of programs goes."""
+    store: Path
+    """Where what was found out about this host is kept."""
     progress: Progress
 
 

@@ -10,7 +10,6 @@ import base64
 import os
 import re
 import secrets
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,7 +67,7 @@ class BootCheck(Stage):
 
     def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
         (image,) = inputs
-        accelerator = host.find_accelerator(context.work)
+        accelerator = host.find_accelerator(context.store)
         limit = self.seconds or BOOT_SECONDS[accelerator]
         nonce = secrets.token_hex(16)
         disk = context.work / "disk.raw"
@@ -133,7 +132,7 @@ def parse_report(report: bytes) -> dict[str, list[str]]:
 class _Guest:
     """A running machine, heard on its serial port."""
 
-    def __init__(self, process: subprocess.Popen[str], log: Path, progress: Progress) -> None:
+    def __init__(self, process: run.Process, log: Path, progress: Progress) -> None:
         self._process = process
         self._log = log
         self._progress = progress
@@ -168,7 +167,9 @@ class _Guest:
                     self._progress.output(line)
 
     def _error(self, server: MetadataServer, what: str) -> PhantomError:
-        end = "\n".join([line for line in self._text.splitlines() if line.strip()][-_CONSOLE_LINES:])
+        end = "\n".join(
+            [line for line in self._text.splitlines() if line.strip()][-_CONSOLE_LINES:]
+        )
         got = any(
             request.path == USER_DATA_PATH and request.status == 200 for request in server.requests
         )
@@ -276,9 +277,7 @@ def _output(facts: Mapping[str, list[str]], part: str) -> str:
 
 def _check_no_host_keys(root: ext4.FileSystem) -> None:
     """Keys in the image would be those of every machine. Raises GuestCheckError."""
-    keys = [
-        name for name in root.names(PurePosixPath("/etc/ssh")) if name.startswith("ssh_host_")
-    ]
+    keys = [name for name in root.names(PurePosixPath("/etc/ssh")) if name.startswith("ssh_host_")]
     if keys:
         raise GuestCheckError(
             f"the image holds SSH host keys, which all its machines would share: {', '.join(keys)}",
@@ -298,5 +297,3 @@ def _plain(text: str) -> str:
 
 def _ignore(report: bytes) -> None:
     """Reports are waited for, not handed on."""
-
-

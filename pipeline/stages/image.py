@@ -154,7 +154,7 @@ def unpack_image(image: Artifact, disk: Path) -> None:
     """
     from isal import isal_zlib
 
-    facts, zeros = image.facts, _deflate(bytes(CHUNK))
+    facts = image.facts
     digest = hashlib.sha256()
     with image.file(IMAGE).open("rb") as packed, disk.open("wb") as unpacked:
         unpacked.truncate(facts["disk_bytes"])

@@ -155,9 +155,7 @@ class Archive:
                 self._download(missing, resolution, folder)
         return folder
 
-    def _download(
-        self, missing: Sequence[Package], resolution: Resolution, folder: Path
-    ) -> None:
+    def _download(self, missing: Sequence[Package], resolution: Resolution, folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="packages-", dir=self._store.path("work")) as new:
             words = []
             for package in missing:
@@ -175,7 +173,9 @@ class Archive:
             words += [f"{uri}/dists/{suite}/InRelease", f"{folder}/{number}.InRelease", ""]
         self._apt(folder, [_HELPER, "download-file", *words])
         return {
-            f"{uri} {suite}": hashlib.sha256((folder / f"{number}.InRelease").read_bytes()).hexdigest()
+            f"{uri} {suite}": hashlib.sha256(
+                (folder / f"{number}.InRelease").read_bytes()
+            ).hexdigest()
             for number, (uri, suite) in enumerate(suites)
         }
 
@@ -185,7 +185,8 @@ class Archive:
         every = f"?narrow(?architecture({self._architecture}),?or(?essential,?priority(required)))"
         try:
             printed = self._apt(
-                folder, ["apt-get", "install", "-qq", "-y", "--print-uris", every, "apt", *requested]
+                folder,
+                ["apt-get", "install", "-qq", "-y", "--print-uris", every, "apt", *requested],
             )
         except run.ToolError as error:
             raise _unsolvable(error, self._mirrors) from error
@@ -198,7 +199,7 @@ class Archive:
         return "apt-" + hashlib.sha256(lines.encode()).hexdigest()[:16]
 
     def _apt(self, folder: Path, argv: Sequence[str]) -> str:
-        """Runs one of apt's programs on the lists in `folder`, with the host's way to the network."""
+        """Runs one of apt's programs on the lists in `folder`, by the host's way to the network."""
         for each in ("lists/partial", "cache/archives/partial"):
             (folder / each).mkdir(parents=True, exist_ok=True)
         (folder / "status").touch()
@@ -257,7 +258,9 @@ class _Printed:
         )
         return _Printed(
             uri=uri.strip("'"),
-            name=f"{name}={version}" if architecture == "all" else f"{name}:{architecture}={version}",
+            name=f"{name}={version}"
+            if architecture == "all"
+            else f"{name}:{architecture}={version}",
             package=Package(
                 name=name,
                 version=version,

@@ -14,7 +14,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline.errors import UnknownElementError
+from pipeline.errors import HostError, UnknownElementError
 from pipeline.tools import run
 
 OURS = Path(__file__).resolve().parents[2] / "elements"
@@ -24,13 +24,15 @@ OURS = Path(__file__).resolve().parents[2] / "elements"
 def _home() -> Path:
     spec = find_spec("diskimage_builder")
     if spec is None or spec.origin is None:
-        raise run.HostError("diskimage-builder is not installed", todo="`make setup` installs it")
+        raise HostError("diskimage-builder is not installed", todo="`make setup` installs it")
     return Path(spec.origin).parent
 
 
 def elements_path() -> list[Path]:
     """Where elements are looked for: the user's `ELEMENTS_PATH`, ours, diskimage-builder's own."""
-    users = [Path(each).resolve() for each in os.environ.get("ELEMENTS_PATH", "").split(":") if each]
+    users = [
+        Path(each).resolve() for each in os.environ.get("ELEMENTS_PATH", "").split(":") if each
+    ]
     return [*users, OURS, _home() / "elements"]
 
 
@@ -90,16 +92,14 @@ def _words(file: Path) -> list[str]:
 
 
 def packages(elements: Mapping[str, Path], environment: Mapping[str, str]) -> dict[str, str]:
-    """The packages that elements ask for in `package-installs.yaml`, each with the element that asks.
+    """The packages that elements ask for in `package-installs.yaml`, each with who asks for it.
 
     diskimage-builder's own reader reads them, after the elements' `environment.d`, so conditions
     and name maps hold as they do in a build.
     """
     with tempfile.TemporaryDirectory(prefix="phantom-elements-") as folder:
         answer = Path(folder, "packages.json")
-        run.capture(
-            ["bash", "-c", _squash_script(elements, answer)], env=dict(environment)
-        )
+        run.capture(["bash", "-c", _squash_script(elements, answer)], env=dict(environment))
         phases = json.loads(answer.read_text())
     asked: dict[str, str] = {}
     for phase in phases.values():

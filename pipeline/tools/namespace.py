@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.errors import SudoError
+from pipeline.errors import HostError, SudoError
 from pipeline.model import Progress
 from pipeline.tools import run
 
@@ -21,7 +21,7 @@ def check_root() -> None:
     todo = "run as root, or have an administrator give this user sudo rights"
     try:
         run.capture(["sudo", "-n", "true"])
-    except run.HostError as error:
+    except HostError as error:
         raise SudoError("sudo is not installed, and this is not root", todo=todo) from error
     except run.ToolError as error:
         if sys.stdin.isatty() and run.attach(["sudo", "-v"]) == 0:

@@ -24,6 +24,11 @@ from pipeline.model import NoProgress, Progress
 LAST_LINES = 12
 _READ_LOG = "read the log; its first line is the command, to run it by hand"
 _NO_SPACE = "No space left on device"
+Process = subprocess.Popen[str]
+"""A running program."""
+
+# Where Debian keeps programs for administrators, which the PATH of other users lacks.
+_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
@@ -113,7 +118,7 @@ def start(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     lifeline: bool = False,
-) -> Iterator[subprocess.Popen[str]]:
+) -> Iterator[Process]:
     """A running program, its output on one pipe; ended when the block is left. Raises HostError."""
     try:
         process = subprocess.Popen(
@@ -142,7 +147,7 @@ def attach(argv: Sequence[str]) -> int:
         raise _cannot_start(argv, error) from error
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: Process) -> None:
     """Ends what is still running. The lifeline goes first: it reaches what a signal may not."""
     if process.stdin is not None:
         process.stdin.close()
@@ -156,7 +161,7 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.stdout.close()
 
 
-def _stream(process: subprocess.Popen[str], log: IO[str], progress: Progress) -> deque[str]:
+def _stream(process: Process, log: IO[str], progress: Progress) -> deque[str]:
     tail: deque[str] = deque(maxlen=200)
     assert process.stdout is not None
     for line in process.stdout:
@@ -180,13 +185,17 @@ def _failure(argv: Sequence[str], status: int, output: str, log: Path | None) ->
 
 
 def _check_started(argv: Sequence[str], status: int) -> None:
-    if status == 127 and shutil.which(argv[0]) is None:
+    if status == 127 and shutil.which(argv[0], path=_environment(None)["PATH"]) is None:
         raise _cannot_start(argv, FileNotFoundError())
 
 
 def _cannot_start(argv: Sequence[str], error: OSError) -> HostError:
     program = Path(_program(argv)).name
-    reason = "is not installed" if isinstance(error, FileNotFoundError) else f"does not start: {error.strerror}"
+    reason = (
+        "is not installed"
+        if isinstance(error, FileNotFoundError)
+        else f"does not start: {error.strerror}"
+    )
     return HostError(f"{program} {reason}", todo="`make setup` installs what is missing")
 
 
@@ -207,7 +216,8 @@ def _shown(argv: Sequence[str]) -> list[str]:
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
     """Messages in English, since some are read by this program; the rest as the user has it."""
-    return {**os.environ, "LC_ALL": "C.UTF-8", **(extra or {})}
+    path = f"{os.environ.get('PATH', os.defpath)}:{_SBIN}"
+    return {**os.environ, "PATH": path, "LC_ALL": "C.UTF-8", **(extra or {})}
 
 
 def _signal(status: int) -> str:

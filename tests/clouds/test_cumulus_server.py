@@ -167,7 +167,7 @@ def test_signature_of_odd_names(service: Service, name: str) -> None:
 
 
 def test_expect_continue(service: Service) -> None:
-    """`Expect: 100-continue`: 100 at once even for bad credentials; the 403 after the whole body."""
+    """`Expect: 100-continue`: 100 at once even for bad credentials; the 403 after the body."""
     with socket.create_connection(("127.0.0.1", service.server.port), timeout=10) as wire:
         wire.sendall(
             f"PUT /Repo/{KEY} HTTP/1.1\r\nHost: x\r\nAuthorization: AWS nobody:AAAA\r\n"

@@ -489,8 +489,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_mistake(write: Write) ->
 
 def test_aliases_that_multiply_are_refused(load: Load) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    for level in range(1, 9):
-        lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]")
+    lines.extend(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9))
     with pytest.raises(DefinitionError) as caught:
         load("\n".join(lines))
     assert caught.value.what == "more than 20,000 values, aliases counted each time"
