@@ -20,6 +20,7 @@ from pipeline.errors import PhantomError
 from pipeline.model import ContentKey, Progress
 from pipeline.stages.base import Context, Stage
 from pipeline.store import Artifact, Store
+from pipeline.tools import run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,10 @@ class Builder:
             ):
                 raise error
             return [future.result() for future in futures]
+        except KeyboardInterrupt:
+            self._failed.set()
+            run.stop_all()
+            raise
         finally:
             self._failed.set()
             self._pool.shutdown(wait=True, cancel_futures=True)
@@ -99,14 +104,14 @@ class Builder:
                 future: Future[Built] = Future()
                 future.set_result(Built(artifact=found, reused=True, seconds=0.0))
             else:
-                inputs = [self._submit(each) for each in stage.inputs]
-                future = self._pool.submit(self._make, stage, inputs)
+                before = [self._submit(each) for each in (*stage.after, *stage.inputs)]
+                future = self._pool.submit(self._make, stage, before)
             self._futures[stage.key] = future
         return self._futures[stage.key]
 
-    def _make(self, stage: Stage, inputs: Sequence[Future[Built]]) -> Built:
+    def _make(self, stage: Stage, before: Sequence[Future[Built]]) -> Built:
         try:
-            built = [future.result() for future in inputs]
+            built = [future.result() for future in before]
             with self._cores.taken(stage.cores):
                 if self._failed.is_set():
                     raise _Abandoned(stage)

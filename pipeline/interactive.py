@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,8 +32,7 @@ def run_machine(
     check_host(plan, workspace)
     (built,) = Builder(workspace.store, workspace.progress).build([target.image])
     machine = target.cloud.machine
-    folder = Path(tempfile.mkdtemp(prefix="machine-", dir=workspace.store.path("work")))
-    try:
+    with workspace.store.temporary("machine") as folder:
         disk = folder / "disk.raw"
         unpack_image(built.artifact, disk)
         key = folder / "key"
@@ -48,8 +45,6 @@ def run_machine(
             network = qemu.Network(metadata_port=server.port, ssh_port=_free_port(), outside=True)
             accelerator = host.find_accelerator(workspace.store.folder)
             yield qemu.command(machine, disk, network, accelerator), _notes(network, key)
-    finally:
-        shutil.rmtree(folder)
 
 
 def _notes(network: qemu.Network, key: Path) -> list[str]:

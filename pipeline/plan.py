@@ -195,7 +195,7 @@ def _plan_target(appliance: Appliance, cloud: Cloud, root: Stage) -> Target:
         check=_optional(appliance.boot_check.script),
         seconds=appliance.boot_check.seconds,
     )
-    hashed = HashDisk(inputs=(disk,), label=wanted.layout)
+    hashed = HashDisk(inputs=(disk,), after=(image,), label=wanted.layout)
     return Target(cloud=cloud, image=image, hash=hashed, boot=boot)
 
 

@@ -73,6 +73,7 @@ def produce(
     A site that fails does not keep the others from being published: the manifest tells of those,
     and then the first error is raised. Raises PhantomError of every kind.
     """
+    workspace.store.sweep()
     plan = make_plan(appliance, sites, workspace.store)
     if publish:
         for target in plan.targets:

@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -103,19 +104,37 @@ class Store:
         )
 
     @contextmanager
-    def lock(self, name: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    def lock(
+        self, name: str, waiting: Callable[[], None] | None = None, *, shared: bool = False
+    ) -> Iterator[None]:
         """Holds the lock of that name; the kernel lets go of it if this process dies.
 
-        `waiting` is called once if another process holds it.
+        `waiting` is called once if another process holds it. Many may hold a `shared` lock at once.
         """
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         with self.errors(), (self.path("locks") / name).open("a") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 if waiting is not None:
                     waiting()
-                fcntl.flock(file, fcntl.LOCK_EX)
+                fcntl.flock(file, kind)
             yield
+
+    @contextmanager
+    def temporary(self, purpose: str) -> Iterator[Path]:
+        """An empty folder of the store for as long as the block lasts."""
+        name = f"{purpose}-{os.getpid()}-{threading.get_ident()}"
+        folder = self.path("work") / name
+        with self.lock(name):
+            self._discard(folder)
+            with self.errors():
+                folder.mkdir()
+            try:
+                yield folder
+            finally:
+                self._discard(folder)
+                (self.path("locks") / name).unlink(missing_ok=True)
 
     @contextmanager
     def making(self, stage: str, key: ContentKey) -> Iterator[Path]:
@@ -165,23 +184,27 @@ class Store:
         """Removes an artifact."""
         self._discard(artifact.folder)
 
-    def evict(self, limit: int, wanted: Callable[[str], bool] = lambda _: False) -> tuple[int, int]:
-        """Removes debris, then what was used longest ago, until `limit` bytes are left.
+    def sweep(self) -> tuple[int, int]:
+        """Removes what killed runs left. Returns how many entries and bytes that were."""
+        debris = [(_disk_usage(path), path) for path in self.path("work").iterdir()]
+        removed = [size for size, path in debris if self._remove_unlocked(path, path.name)]
+        return len(removed), sum(removed)
 
-        Entries whose name is `wanted` go last of all only if nothing else is left; what another
-        process is making stays. Returns how many entries were removed and the bytes they took.
+    def evict(self, limit: int) -> tuple[int, int]:
+        """Sweeps, and then removes what was used longest ago until `limit` bytes are left.
+
+        What a running command uses stays. Returns how many entries and bytes were removed.
         """
-        entries = self._debris()
-        removed = [size for _, size, path in entries if self._remove_unlocked(path)]
-        kept = sorted(self._entries(), key=lambda entry: (wanted(entry[2].name), entry[0]))
-        total = sum(size for _, size, _ in kept)
-        for _, size, path in kept:
+        count, freed = self.sweep()
+        entries = sorted(self._entries())
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in entries:
             if total <= limit:
                 break
-            if self._remove_unlocked(path):
-                removed.append(size)
-                total -= size
-        return len(removed), sum(removed)
+            lock = path.parent.name if path.parent.name == "packages" else path.name
+            if self._remove_unlocked(path, lock):
+                count, freed, total = count + 1, freed + size, total - size
+        return count, freed
 
     def _entries(self) -> list[tuple[float, int, Path]]:
         """Time of last use, bytes and path of all that can be evicted."""
@@ -193,12 +216,9 @@ class Store:
                 found.append((used, _disk_usage(path), path))
         return found
 
-    def _debris(self) -> list[tuple[float, int, Path]]:
-        return [(0.0, _disk_usage(path), path) for path in self.path("work").iterdir()]
-
-    def _remove_unlocked(self, path: Path) -> bool:
+    def _remove_unlocked(self, path: Path, lock: str) -> bool:
         """Removes an entry unless somebody holds its lock."""
-        with self.errors(), (self.path("locks") / path.name).open("a") as file:
+        with self.errors(), (self.path("locks") / lock).open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -79,6 +79,11 @@ class ScratchRoot(Stage):
 
     def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
         self.store.check_space(2 * self.resolution.installed_bytes)
+        with self.store.lock("packages", shared=True):
+            self._build(context)
+        return self._facts(context)
+
+    def _build(self, context: Context) -> None:
         packages = self.archive.download(self.resolution, context.progress)
         repository, inside, build = (
             Path(context.work, name) for name in ("repository", "appliance", "build")
@@ -103,7 +108,6 @@ class ScratchRoot(Stage):
             )
         except run.ToolError as error:
             raise dib.explain_failure(error) from error
-        return self._facts(context)
 
     def _write_appliance(self, folder: Path) -> None:
         """Lays out the definition's files and scripts for the element `phantom-appliance`."""

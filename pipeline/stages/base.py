@@ -53,6 +53,8 @@ class Stage(ABC):
     """How many of the host's cores it keeps busy."""
 
     inputs: tuple[Stage, ...] = ()
+    after: tuple[Stage, ...] = field(default=(), metadata=HERE_ONLY)
+    """Stages that go first, since more waits for them; they decide nothing of the output."""
     label: str = field(default="", metadata=HERE_ONLY)
     """Tells stages of one plan apart for people, where their name does not: a site, a layout."""
 

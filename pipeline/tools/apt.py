@@ -145,23 +145,23 @@ class Archive:
     def download(self, resolution: Resolution, progress: Progress) -> Path:
         """Fetches the packages that the store lacks and checks all against their digests.
 
-        Returns the folder that holds each as `<sha256>.deb`. Raises MirrorError, NoSpaceError.
+        Returns the folder that holds each as `<sha256>.deb`. The caller shares the store's lock
+        `packages` until it has used them. Raises MirrorError, NoSpaceError.
         """
         folder = self._store.path("packages")
-        with self._store.lock("packages"):
-            missing = [p for p in resolution.packages if not (folder / f"{p.sha256}.deb").is_file()]
-            if missing:
-                progress.step(f"downloading {len(missing)} of {len(resolution.packages)} packages")
-                self._download(missing, resolution, folder)
+        missing = [p for p in resolution.packages if not (folder / f"{p.sha256}.deb").is_file()]
+        if missing:
+            progress.step(f"downloading {len(missing)} of {len(resolution.packages)} packages")
+            self._download(missing, resolution, folder)
         return folder
 
     def _download(self, missing: Sequence[Package], resolution: Resolution, folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="packages-", dir=self._store.path("work")) as new:
+        with self._store.temporary("download") as new:
             words = []
             for package in missing:
                 words += [resolution.uris[package.sha256], f"{new}/{package.sha256}.deb"]
                 words += [f"SHA256:{package.sha256}"]
-            self._apt(Path(new), [_HELPER, "download-file", *words])
+            self._apt(new, [_HELPER, "download-file", *words])
             for package in missing:
                 os.replace(f"{new}/{package.sha256}.deb", folder / f"{package.sha256}.deb")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,5 +66,9 @@ def run_isolated(
 
 def remove_tree(folder: Path) -> None:
     """Removes a folder that root may have written to."""
-    if folder.exists():
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass  # somebody else was quicker
+    except PermissionError:
         run.capture(as_root(["rm", "-rf", "--one-file-system", str(folder)]))

@@ -27,6 +27,8 @@ _NO_SPACE = "No space left on device"
 Process = subprocess.Popen[str]
 """A running program."""
 
+_running: set[Process] = set()
+
 # Where Debian keeps programs for administrators, which the PATH of other users lacks.
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
@@ -133,10 +135,21 @@ def start(
         )
     except OSError as error:
         raise _cannot_start(argv, error) from error
+    _running.add(process)
     try:
         yield process
     finally:
+        _running.discard(process)
         _end(process)
+
+
+def stop_all() -> None:
+    """Ends every program that runs; whoever waits for one sees it fail."""
+    for process in tuple(_running):
+        if process.stdin is not None:
+            process.stdin.close()  # the lifeline: it reaches what a signal may not
+        else:
+            process.kill()
 
 
 def attach(argv: Sequence[str]) -> int:
