@@ -101,6 +101,7 @@ class Builder:
         if stage.key not in self._futures:
             found = self._store.find(stage.name, stage.key)
             if found is not None:
+                self._store.touch(found)
                 future: Future[Built] = Future()
                 future.set_result(Built(artifact=found, reused=True, seconds=0.0))
             else:

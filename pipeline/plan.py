@@ -14,12 +14,17 @@ from typing import Any
 
 from pipeline import definition
 from pipeline.clouds import Cloud, clouds
-from pipeline.errors import DiskTooSmallError, UnknownElementError, UnknownPackageError
+from pipeline.errors import (
+    DiskTooSmallError,
+    ImageNameError,
+    UnknownElementError,
+    UnknownPackageError,
+)
 from pipeline.layouts import LAYOUTS
 from pipeline.model import Appliance, Site, format_size
 from pipeline.sources.scratch import CopiedFile, ElementTree, ScratchRoot
 from pipeline.stages.base import LocalFile, Stage, digest_of_file, digest_of_tree, key_of
-from pipeline.stages.boot import BootCheck
+from pipeline.stages.boot import REPORT, BootCheck
 from pipeline.stages.disk import AssembleDisk
 from pipeline.stages.image import CompressImage, HashDisk
 from pipeline.store import Store
@@ -87,7 +92,7 @@ def make_plan(
     kinds = clouds()
     made = [kinds[site.cloud](site) for site in sites]
     for cloud in made:
-        cloud.image_name(appliance, "0" * 12)
+        _check_image_name(appliance, cloud)
     root = _plan_root(appliance, store, keep=keep)
     for cloud in made:
         _check_disk_size(appliance, cloud, root.resolution.installed_bytes)
@@ -152,6 +157,15 @@ def _plan_root(appliance: Appliance, store: Store, *, keep: bool) -> ScratchRoot
     )
 
 
+def _check_image_name(appliance: Appliance, cloud: Cloud) -> None:
+    try:
+        cloud.image_name(appliance, "0" * 12)
+    except ImageNameError as error:
+        kind = cloud.site.cloud
+        error.where = definition.locate(appliance.definition, "clouds", kind, "image_name")
+        raise
+
+
 def _check_disk_size(appliance: Appliance, cloud: Cloud, installed: int) -> None:
     """Finds a disk that is much too small before a build; the last word has the stage `disk`.
 
@@ -191,6 +205,7 @@ def _plan_target(appliance: Appliance, cloud: Cloud, root: Stage) -> Target:
         inputs=(image,),
         label=cloud.site.name,
         machine=cloud.machine,
+        report=_local(REPORT),
         user_data=_optional(appliance.phantom.user_data),
         check=_optional(appliance.boot_check.script),
         seconds=appliance.boot_check.seconds,
@@ -311,7 +326,7 @@ def _expand(appliance: Appliance) -> dict[str, Path]:
             if f"{name!r}," in error.what:
                 where = definition.locate(appliance.definition, "elements", name)
                 raise error.located(where) from error
-        raise error.located(str(appliance.definition)) from error
+        raise error.located(definition.locate(appliance.definition)) from error
 
 
 def _asker(appliance: Appliance, asked: Mapping[str, str], what: str) -> str:

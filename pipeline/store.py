@@ -93,8 +93,6 @@ class Store:
                     return None
         except (OSError, ValueError, KeyError):
             return None
-        with suppress(OSError):
-            os.utime(folder / _RECORD)  # the time of last use, for eviction
         return Artifact(
             stage=stage,
             key=key,
@@ -179,6 +177,11 @@ class Store:
                 todo="see what else writes to this folder, then run the same command again",
             )
         return artifact
+
+    def touch(self, artifact: Artifact) -> None:
+        """Notes that an artifact was used: what was used longest ago is evicted first."""
+        with suppress(OSError):  # somebody else's, in a store that several users share
+            os.utime(artifact.folder / _RECORD)
 
     def remove(self, artifact: Artifact) -> None:
         """Removes an artifact."""

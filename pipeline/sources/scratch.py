@@ -94,6 +94,10 @@ class ScratchRoot(Stage):
         self._write_appliance(inside)
         (context.work / "requested").write_text("".join(f"{each}\n" for each in self.requested))
         (context.work / "sources.list").write_text(self.apt_sources)
+        environment = context.work / "environment"
+        namespace.write_environment(
+            environment, self._environment(context, repository, inside, build)
+        )
         context.progress.step("building the root file system")
         try:
             namespace.run_isolated(
@@ -102,7 +106,7 @@ class ScratchRoot(Stage):
                 ),
                 work=build,
                 tmpfs_mib=self._tmpfs_mib(),
-                env=self._environment(context, repository, inside, build),
+                environment=environment,
                 log=context.log,
                 progress=context.progress,
             )
@@ -134,18 +138,17 @@ class ScratchRoot(Stage):
     def _environment(
         self, context: Context, repository: Path, inside: Path, build: Path
     ) -> dict[str, str]:
-        paths = [*(str(each) for each in dib.elements_path()[:-1])]
-        programs = Path(dib.build_command([], "", Path())[0]).parent
+        *ours, _ = dib.elements_path()  # diskimage-builder adds its own
         return {
             **_network_environment(),
             **self.given,
             "DIB_NO_TIMESTAMP": "1",
             "DIB_NO_TMPFS": "1",
             "DIB_RELEASE": self.release,
-            "ELEMENTS_PATH": ":".join(paths),
+            "ELEMENTS_PATH": ":".join(str(each) for each in ours),
             "HOME": str(build),
             "LC_ALL": "C.UTF-8",
-            "PATH": f"{programs}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PATH": f"{dib.PROGRAMS}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "PHANTOM_APPLIANCE": str(inside),
             "PHANTOM_KERNEL": self.kernel,
             "PHANTOM_OUTPUT": str(context.out),

@@ -27,7 +27,7 @@ from pipeline.errors import (
     PhantomError,
     StageFailedError,
 )
-from pipeline.metadata_server import SERVICES, USER_DATA_PATH, MetadataServer
+from pipeline.metadata_server import SERVICES, USER_DATA_PATH, MetadataServer, MetadataService
 from pipeline.model import Machine, Progress
 from pipeline.stages.base import Context, LocalFile, Stage
 from pipeline.stages.image import unpack_image
@@ -36,7 +36,7 @@ from pipeline.tools import ext4, qemu, run, sfdisk
 
 # From power-on to report. Eight times the slowest boot measured without KVM (30 s), and with it.
 BOOT_SECONDS = {"tcg": 240, "kvm": 60}
-_REPORT = Path(__file__).with_name("boot_report.sh")
+REPORT = Path(__file__).with_name("boot_report.sh")
 _CONSOLE_LINES = 25
 
 # What a console says when waiting longer is of no use.
@@ -58,6 +58,8 @@ class BootCheck(Stage):
     name: ClassVar[str] = "boot"
 
     machine: Machine
+    report: LocalFile
+    """What makes the guest report: `boot_report.sh`."""
     user_data: LocalFile | None
     """The appliance's default user-data, which the guest runs."""
     check: LocalFile | None
@@ -75,7 +77,7 @@ class BootCheck(Stage):
         unpack_image(image, disk)
         root = edit_as_node(self.machine, disk, _public_key(nonce), self.metadata_url())
         _check_no_host_keys(root)
-        metadata = SERVICES[self.machine.metadata](self._report_script(nonce))
+        metadata = self._metadata(nonce)
         context.progress.step(f"booting ({accelerator}, at most {limit} s)")
         with MetadataServer(metadata, on_report=_ignore) as server:
             network = qemu.Network(metadata_port=server.port)
@@ -96,8 +98,18 @@ class BootCheck(Stage):
             if script is not None:
                 packed = base64.b64encode(script.path.read_bytes()).decode()
                 head.append(f"{name}={packed}")
-        shebang, _, body = _REPORT.read_text().partition("\n")
+        shebang, _, body = self.report.path.read_text().partition("\n")
         return "\n".join([shebang, *head, body]).encode("ascii")
+
+    def _metadata(self, nonce: str) -> MetadataService:
+        try:
+            return SERVICES[self.machine.metadata](self._report_script(nonce))
+        except ValueError as error:
+            raise GuestCheckError(
+                f"the check script is too long to be handed to the guest: {error}",
+                todo="keep the check script and the default user-data shorter, or copy what the "
+                "check needs into the image",
+            ) from error
 
 
 def edit_as_node(

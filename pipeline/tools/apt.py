@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import MirrorError, PhantomError, UnknownPackageError
-from pipeline.model import Package, Progress, Sha256
+from pipeline.model import MIB, Package, Progress, Sha256
 from pipeline.store import Store, write_atomically
 from pipeline.tools import run
 
@@ -27,6 +27,8 @@ _HELPER = "/usr/lib/apt/apt-helper"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 MIRROR = "PHANTOM_DEBIAN_MIRROR"
 SECURITY_MIRROR = "PHANTOM_DEBIAN_SECURITY_MIRROR"
+# Twice what apt's lists of a release and its caches take: 90 MB. Without space apt waits for ever.
+_LISTS_BYTES = 192 * MIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,11 +137,12 @@ class Archive:
             if not keep:
                 return _resolution(self._resolve_in(Path(temporary), requested))
             folder = self._store.path("archives") / self._name()
-            folder.mkdir(exist_ok=True)
+            self._store.check_space(_LISTS_BYTES)
             with self._store.lock(folder.name):
+                folder.mkdir(exist_ok=True)
                 answer = self._resolve_in(folder, requested)
-            self._store.path("resolutions")
-            write_atomically(stored, json.dumps(answer))
+                self._store.path("resolutions")
+                write_atomically(stored, json.dumps(answer))
             return _resolution(answer)
 
     def download(self, resolution: Resolution, progress: Progress) -> Path:
@@ -355,7 +358,7 @@ def _unsolvable(error: run.ToolError, mirrors: Mirrors) -> PhantomError:
             todo="correct the name, or take out the package, in the definition or in the element "
             "that asks for it",
         )
-    unmet = [line.strip() for line in error.output.splitlines() if re.search(r"Depends:", line)]
+    unmet = re.findall(r"^ +(\S+ : (?:\S*Depends|Conflicts|Breaks): .*\S)", error.output, re.M)
     return UnknownPackageError(
         f"the packages cannot be installed together: {'; '.join(unmet[:3]) or error.detail}",
         todo="take out one of them",

@@ -17,6 +17,7 @@ from pathlib import Path
 from pipeline.errors import HostError, UnknownElementError
 from pipeline.tools import run
 
+PROGRAMS = Path(sys.executable).parent
 OURS = Path(__file__).resolve().parents[2] / "elements"
 
 
@@ -69,7 +70,8 @@ def _all_elements() -> dict[str, Path]:
     for folder in elements_path():
         if not folder.is_dir():
             raise UnknownElementError(
-                f"ELEMENTS_PATH names {folder}, which is no folder",
+                f"there is no folder {folder}",
+                where="ELEMENTS_PATH",
                 todo="correct ELEMENTS_PATH; its folders are separated by colons",
             )
         for element in sorted(folder.iterdir()):
@@ -146,5 +148,14 @@ def explain_failure(error: run.ToolError) -> run.ToolError:
 
 def build_command(elements: Sequence[str], architecture: str, output: Path) -> list[str]:
     """The command that builds these elements; hooks, and not the command, write the result."""
-    program = Path(sys.executable).with_name("disk-image-create")
-    return [str(program), "-n", "-a", architecture, "-t", "raw", "-o", str(output), *elements]
+    return [
+        str(PROGRAMS / "disk-image-create"),
+        "-n",
+        "-a",
+        architecture,
+        "-t",
+        "raw",
+        "-o",
+        str(output),
+        *elements,
+    ]

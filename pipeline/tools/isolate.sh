@@ -2,15 +2,18 @@
 #
 # Runs a command as the first process's child in new mount and process namespaces.
 #
-#   unshare --mount --pid --fork ... isolate.sh WORK TMPFS_MIB COMMAND...
+#   unshare --mount --pid --fork ... isolate.sh WORK TMPFS_MIB ENVIRONMENT COMMAND...
+#
+# WORK is an empty folder, TMPFS_MIB how large a file system in memory may be mounted on it (0: none),
+# and ENVIRONMENT a file of `export` lines, which is all that the command sees of an environment.
 #
 # Whatever the command mounts or starts ends with this process, and this process ends when its
 # standard input does: when whoever asked for it is gone, however it went.
 
 set -eu
 
-work=$1 tmpfs=$2
-shift 2
+work=$1 tmpfs=$2 environment=$3
+shift 3
 
 exec 3<&0 </dev/null
 if [ "$tmpfs" -gt 0 ]; then
@@ -18,7 +21,8 @@ if [ "$tmpfs" -gt 0 ]; then
 fi
 
 trap 'exit 143' TERM
-"$@" 3<&- &
+# shellcheck disable=SC2016  # the inner shell expands these
+env -i sh -c '. "$1"; shift; exec "$@"' sh "$environment" "$@" 3<&- &
 command=$!
 {
     cat <&3 >/dev/null

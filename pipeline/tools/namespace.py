@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,27 +41,35 @@ def run_isolated(
     *,
     work: Path,
     tmpfs_mib: int,
-    env: Mapping[str, str],
+    environment: Path,
     log: Path,
     progress: Progress,
 ) -> None:
     """Runs a program as root in mount and process namespaces that die with it, and it with us.
 
-    `work` is an empty folder, in memory if `tmpfs_mib` is more than 0. The program sees `env` and
-    nothing else of this process's environment. Raises ToolError, NoSpaceError, HostError.
+    `work` is an empty folder, in memory if `tmpfs_mib` is more than 0. The program sees what the
+    file `environment` (see `write_environment`) says, and nothing else of this process's
+    environment. Raises ToolError, NoSpaceError, HostError.
     """
     run.run(
         as_root(
             [
                 *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
-                *("sh", str(_ISOLATE), str(work), str(tmpfs_mib)),
-                *("env", "-i", *(f"{name}={value}" for name, value in sorted(env.items()))),
+                *("sh", str(_ISOLATE), str(work), str(tmpfs_mib), str(environment)),
                 *argv,
             ]
         ),
         log=log,
         progress=progress,
         lifeline=True,
+    )
+
+
+def write_environment(file: Path, environment: Mapping[str, str]) -> None:
+    """Writes an environment to a file that only this user reads: on a command line, all could."""
+    file.touch(mode=0o600)
+    file.write_text(
+        "".join(f"export {name}={shlex.quote(environment[name])}\n" for name in sorted(environment))
     )
 
 
