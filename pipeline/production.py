@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import host, manifest
 from pipeline.build import Builder, Built
-from pipeline.errors import PhantomError
+from pipeline.errors import NoSpaceError, PhantomError, StoreError
 from pipeline.manifest import ManifestImage
 from pipeline.model import (
     Appliance,
@@ -88,8 +90,9 @@ def produce(
         for target, image in zip(plan.targets, images, strict=True)
     ]
     folder = workspace.folder(appliance.name)
-    for entry in entries:
-        _link(entry.image.file, folder / build / entry.name)
+    with _errors(workspace.build):
+        for entry in entries:
+            _link(entry.image.file, folder / build / entry.name)
     before = manifest.read_manifest(folder, build)
     known = manifest.publications_of(before) if before is not None else []
     published, errors = known, list[PhantomError]()
@@ -107,8 +110,9 @@ def produce(
     )
     if before is not None:
         written = manifest.keep_other_sites(written, before)
-    path = manifest.write_manifest(folder, written)
-    write_atomically(folder / _STAGES, json.dumps(describe(plan)) + "\n")
+    with _errors(workspace.build):
+        path = manifest.write_manifest(folder, written)
+        write_atomically(folder / _STAGES, json.dumps(describe(plan)) + "\n")
     for error in errors:
         raise error
     return Produced(
@@ -220,5 +224,29 @@ def _link(stored: Path, named: Path) -> None:
     try:
         os.link(stored, temporary)
     except OSError:  # the store is on another file system
-        shutil.copyfile(stored, temporary)
+        try:
+            shutil.copyfile(stored, temporary)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     temporary.rename(named)
+
+
+@contextmanager
+def _errors(folder: Path) -> Iterator[None]:
+    """Turns what the file system says of the folder of builds into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(
+                "no space for images and manifests",
+                where=str(folder),
+                todo="free some space there, or name a folder with more by --build, then run the "
+                "same command again: what is built is kept",
+            ) from error
+        raise StoreError(
+            f"the folder of builds cannot be written to: {error.strerror}",
+            where=str(error.filename or folder),
+            todo="let --build name a folder that this user may write to",
+        ) from error

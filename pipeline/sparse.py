@@ -71,10 +71,11 @@ def copy_into(source: Path, descriptor: int, at: int) -> None:
     with source.open("rb") as opened:
         size = os.fstat(opened.fileno()).st_size
         for offset, chunk in data_chunks(opened.fileno(), size):
-            _write(descriptor, chunk, at + offset)
+            write_at(descriptor, chunk, at + offset)
 
 
-def _write(descriptor: int, chunk: bytes, at: int) -> None:
+def write_at(descriptor: int, chunk: bytes, at: int) -> None:
+    """Writes all of a chunk at an offset."""
     view = memoryview(chunk)
     while view:
         written = os.pwrite(descriptor, view, at)

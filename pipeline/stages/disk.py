@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +48,8 @@ class AssembleDisk(Stage):
         )
         with disk.open("r+b") as file:
             descriptor = file.fileno()
-            os.pwrite(descriptor, code, 0)
-            os.pwrite(descriptor, core, SECTOR)
+            sparse.write_at(descriptor, code, 0)
+            sparse.write_at(descriptor, core, SECTOR)
             sparse.copy_into(root, descriptor, self.layout.root_start)
         return {"bytes": self.size, "root_sha256": source.facts["sha256"]}
 

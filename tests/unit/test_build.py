@@ -1,0 +1,207 @@
+"""The builder and the store: each stage at most once, whatever happens in between."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from pipeline.build import Builder, Cores
+from pipeline.errors import NoSpaceError, StageFailedError, StoreError
+from pipeline.model import NoProgress
+from pipeline.stages.base import HERE_ONLY, Context, Stage, to_json
+from pipeline.store import Artifact, Store, write_atomically
+
+RUNS: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_runs() -> None:
+    RUNS.clear()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(Stage):
+    """Writes its text behind those of its inputs."""
+
+    name: ClassVar[str] = "text"
+
+    text: str
+    fails: bool = field(default=False, metadata=HERE_ONLY)
+    seconds: float = field(default=0.0, metadata=HERE_ONLY)
+
+    def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
+        RUNS.append(self.text)
+        time.sleep(self.seconds)
+        (context.out / "half").write_text("half")
+        if self.fails:
+            raise StageFailedError("it failed")
+        (context.out / "half").unlink()
+        before = "".join(each.file("text").read_text() for each in inputs)
+        (context.out / "text").write_text(before + self.text)
+        return {"length": len(before + self.text)}
+
+
+def build(store: Store, *stages: Stage) -> list[str]:
+    built = Builder(store, lambda _: NoProgress()).build(stages)
+    return [each.artifact.file("text").read_text() for each in built]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def test_a_stage_runs_once_for_all_that_need_it(store: Store) -> None:
+    root = Text(text="a", seconds=0.1)
+    left, right = Text(text="b", inputs=(root,)), Text(text="c", inputs=(root,))
+    assert build(store, left, right) == ["ab", "ac"]
+    assert sorted(RUNS) == ["a", "b", "c"]
+    assert build(store, left, right) == ["ab", "ac"]
+    assert len(RUNS) == 3
+
+
+def test_inputs_that_nobody_needs_are_not_made(store: Store) -> None:
+    leaf = Text(text="b", inputs=(Text(text="a"),))
+    build(store, leaf)
+    found = store.find("text", leaf.inputs[0].key)
+    assert found is not None
+    store.remove(found)
+    assert build(store, leaf) == ["ab"]
+    assert RUNS == ["a", "b"]
+
+
+def test_the_key_is_made_of_fields_and_inputs_and_of_nothing_else() -> None:
+    base = Text(text="a")
+    assert Text(text="a", label="elsewhere", seconds=1.0).key == base.key
+    assert Text(text="b").key != base.key
+    assert Text(text="a", inputs=(base,)).key != base.key
+    assert Text(text="a", after=(base,)).key == base.key
+    assert base.fields() == {"text": "a"}
+
+
+def test_a_host_path_does_not_belong_in_a_key() -> None:
+    with pytest.raises(TypeError, match="does not belong in a stage's key"):
+        to_json({"path": Path("/somewhere")})
+
+
+def test_a_failed_stage_leaves_nothing_and_the_others_stay(store: Store) -> None:
+    root = Text(text="a")
+    with pytest.raises(StageFailedError) as caught:
+        build(store, Text(text="b", inputs=(root,), fails=True, label="of a site"))
+    assert str(caught.value) == "stage text of a site: it failed"
+    assert list(store.path("work").iterdir()) == []
+    assert build(store, Text(text="b", inputs=(root,))) == ["ab"]
+    assert RUNS == ["a", "b", "b"]
+
+
+def test_the_error_is_the_one_that_came_first(store: Store) -> None:
+    slow = Text(text="slow", seconds=0.2)
+    later = Text(text="later", inputs=(slow,))
+    with pytest.raises(StageFailedError, match="it failed"):
+        build(store, later, Text(text="b", fails=True))
+    assert "later" not in RUNS
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_damaged_artifact_is_made_anew(store: Store, hidden: bool) -> None:
+    """Damage that shows in the time of a file, and damage that only its bytes tell of."""
+    root = Text(text="a")
+    build(store, root)
+    found = store.find("text", root.key)
+    assert found is not None
+    file = found.file("text")
+    before = file.stat()
+    file.chmod(0o644)
+    file.write_text("x")
+    if hidden:
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert build(store, Text(text="b", inputs=(root,))) == ["ab"]
+    assert RUNS == ["a", "a", "b"]
+
+
+def test_two_builders_share_the_work(store: Store) -> None:
+    root = Text(text="a", seconds=0.5)
+    results: list[list[str]] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(build(store, root))) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [["a"], ["a"]]
+    assert RUNS == ["a"]
+
+
+def test_debris_of_a_killed_run_goes_and_what_runs_stays(store: Store) -> None:
+    root = Text(text="a")
+    (store.path("work") / f"text-{root.key}" / "out").mkdir(parents=True)
+    (store.path("work") / f"text-{root.key}" / "out" / "half").write_text("half")
+    with store.temporary("machine") as folder:
+        assert store.sweep()[0] == 1
+        assert folder.is_dir()
+    assert build(store, root) == ["a"]
+    assert list(store.path("work").iterdir()) == []
+
+
+def test_eviction_takes_what_was_used_longest_ago(store: Store) -> None:
+    old, new = Text(text="old"), Text(text="new")
+    build(store, old)
+    build(store, new)
+    found = store.find("text", old.key)
+    assert found is not None
+    os.utime(found.folder / "artifact.json", (1, 1))
+    total = sum(size for _, size, _ in store._entries())
+    assert store.evict(total - 1)[0] == 1
+    assert store.find("text", old.key) is None
+    assert store.find("text", new.key) is not None
+    store.evict(0)
+    assert store.find("text", new.key) is None
+
+
+def test_a_store_that_is_a_file_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("")
+    with pytest.raises(StoreError) as caught:
+        Store(tmp_path / "store").path("work")
+    assert "set PHANTOM_STORE to a folder that this user may write to" in str(caught.value)
+
+
+def test_too_little_space_is_found_before_work_starts(store: Store) -> None:
+    with pytest.raises(NoSpaceError, match="are free, and about"):
+        store.check_space(1 << 60)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", "first")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(tmp_path / "file", "\udcff")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "first"
+
+
+def test_cores_are_never_handed_out_twice() -> None:
+    cores, running, most = Cores(2), [0], [0]
+    lock = threading.Lock()
+
+    def work(count: int) -> None:
+        with cores.taken(count):
+            with lock:
+                running[0] += min(count, 2)
+                most[0] = max(most[0], running[0])
+            time.sleep(0.02)
+            with lock:
+                running[0] -= min(count, 2)
+
+    threads = [threading.Thread(target=work, args=(number % 3 + 1,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert most[0] == 2
