@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,18 +28,25 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; its exit status. 0: done; the statuses of `errors.py`; 2: wrong words."""
     options = _parser().parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     try:
         status: int = options.run(options)
         sys.stdout.flush()
         return status
     except PhantomError as error:
         return _report(error, options)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted; the same command goes on where it can", file=sys.stderr)
-        return _INTERRUPTED
+        return interrupt.args[0] if interrupt.args else _INTERRUPTED
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _end(number: int, _: object) -> None:
+    """A polite request to end, from a build server or a closed terminal: as by control-c."""
+    raise KeyboardInterrupt(128 + number)
 
 
 def _report(error: PhantomError, options: argparse.Namespace) -> int:
@@ -236,37 +244,18 @@ def _boot(options: argparse.Namespace) -> int:
 
 
 def _retire(options: argparse.Namespace) -> int:
-    from pipeline import manifest
-    from pipeline.clouds import clouds
+    from pipeline.production import retire
 
     appliance, sites = _load(options)
     workspace = _workspace(options, None)
     found = _read_manifest(workspace, appliance.name, options.of)
-    retired = []
-    for site in sites:
-        cloud = clouds()[site.cloud](site)
-        for publication in manifest.publications_of(found):
-            if publication.site == site.name:
-                with cloud.open(workspace.sandbox(site.name)):
-                    cloud.retire(publication)
-                retired.append(publication)
-    left = [each for each in found["publications"] if each["site"] not in {r.site for r in retired}]
-    params = {
-        site: value
-        for site, value in found["phantom"]["cloud_params"].items()
-        if site in {each["site"] for each in left}
-    }
-    changed = {
-        **found,
-        "publications": left,
-        "phantom": {**found["phantom"], "cloud_params": params},
-    }
-    manifest.write_manifest(workspace.folder(appliance.name), changed)
+    retired = retire(found, sites, workspace)
     if options.json:
         print(json.dumps([vars(each) for each in retired], indent=2))
-    for each in retired if not options.json else ():
+        return 0
+    for each in retired:
         print(f"retired {each.image_id} at {each.site}")
-    if not retired and not options.json:
+    if not retired:
         print("nothing to retire: this build is published at none of these sites")
     return 0
 

@@ -229,6 +229,13 @@ def require(stages: Iterable[str]) -> None:
             )
 
 
+def require_namespaces() -> None:
+    """Sees that root may make namespaces and mount in them. Raises HostError."""
+    finding = _check_namespaces(Path())
+    if not finding.ok:
+        raise HostError(f"{finding.name}: {finding.found}", todo=finding.mend)
+
+
 def _search_path() -> str:
     """The PATH, and the folders of system programs, which a user's PATH often lacks."""
     return os.pathsep.join(

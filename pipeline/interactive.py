@@ -30,9 +30,10 @@ def run_machine(
     plan = make_plan(appliance, [site], workspace.store)
     (target,) = plan.targets
     check_host(plan, workspace)
+    host.require([target.boot.name])
     (built,) = Builder(workspace.store, workspace.progress).build([target.image])
     machine = target.cloud.machine
-    with workspace.store.temporary("machine") as folder:
+    with workspace.store.used(), workspace.store.temporary("machine") as folder:
         disk = folder / "disk.raw"
         unpack_image(built.artifact, disk)
         key = folder / "key"

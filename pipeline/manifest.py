@@ -30,8 +30,11 @@ class ManifestImage:
     report: BootReport | None
 
 
-def build_name(appliance: Appliance, root_sha256: Sha256) -> str:
-    """What this build is called: twelve hexadecimal digits that come from its content alone."""
+def build_name(appliance: Appliance, root_sha256: Sha256, makers: Mapping[str, object]) -> str:
+    """What this build is called: twelve hexadecimal digits that come from its content alone.
+
+    `makers` tells, by stage, of what makes images of the root file system: revisions and tools.
+    """
     phantom = appliance.phantom
     user_data = phantom.user_data
     return key_of(
@@ -49,6 +52,7 @@ def build_name(appliance: Appliance, root_sha256: Sha256) -> str:
                 "user_data": None if user_data is None else user_data.read_text(),
             },
             "root_filesystem": root_sha256,
+            "makers": makers,
         }
     )[:12]
 
@@ -144,21 +148,30 @@ def keep_other_sites(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str
     return {**new, "images": sorted(images, key=lambda image: image["site"]), "phantom": launch}
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> Path:
-    """Writes `FOLDER/<build>/manifest.json` and points `FOLDER/latest` at its folder, each in one
-    step. A manifest that says the same already is left alone. Returns the manifest's path."""
+def without_site(manifest: Mapping[str, Any], site: str) -> dict[str, Any]:
+    """A manifest whose publication at a site has been retired."""
+    launch = dict(manifest["phantom"])
+    params = {name: each for name, each in launch["cloud_params"].items() if name != site}
+    left = [each for each in manifest["publications"] if each["site"] != site]
+    return {**manifest, "publications": left, "phantom": {**launch, "cloud_params": params}}
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any], *, latest: bool = True) -> Path:
+    """Writes `FOLDER/<build>/manifest.json` and, if this is the `latest`, points `FOLDER/latest` at
+    its folder, each in one step. A manifest that says the same already is left alone. Returns the
+    manifest's path."""
     build = manifest["appliance"]["build"]
     path: Path = folder / build / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     if not path.is_file() or path.read_text() != text:
         write_atomically(path, text)
-    latest = folder / "latest"
-    if not latest.is_symlink() or str(latest.readlink()) != build:
+    link = folder / "latest"
+    if latest and (not link.is_symlink() or str(link.readlink()) != build):
         temporary = folder / f".latest.{os.getpid()}.new"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(build)
-        temporary.rename(latest)
+        temporary.rename(link)
     return path
 
 
@@ -169,7 +182,8 @@ def read_manifest(folder: Path, build: str = "latest") -> dict[str, Any] | None:
         manifest = json.loads((folder / build / FILE).read_text())
     except (OSError, ValueError):
         return None
-    return manifest if manifest.get("schema") == SCHEMA else None
+    is_ours = isinstance(manifest, dict) and manifest.get("schema") == SCHEMA
+    return manifest if is_ours else None
 
 
 def publications_of(manifest: Mapping[str, Any]) -> list[Publication]:

@@ -148,14 +148,6 @@ class Package:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Element:
-    """A diskimage-builder element and the digest of all its files."""
-
-    name: str
-    digest: Sha256
-
-
-@dataclass(frozen=True, kw_only=True)
 class Disk:
     """The file that a site boots."""
 

@@ -19,6 +19,7 @@ from pipeline.errors import (
     ImageNameError,
     UnknownElementError,
     UnknownPackageError,
+    UsageError,
 )
 from pipeline.layouts import LAYOUTS
 from pipeline.model import Appliance, Site, format_size
@@ -34,6 +35,7 @@ EPOCH = 1_704_067_200
 """2024-01-01: no file of an image is younger, unless SOURCE_DATE_EPOCH says another time. A build's
 own time would make two builds of the same inputs differ."""
 
+_LATEST = (1 << 32) - 1  # what fits into an inode's time
 _APPLIANCE_ELEMENT = "phantom-appliance"
 _KEPT_OUT = ("DIB_NO_TMPFS", "DIB_RELEASE")  # decided here, whatever the user's environment says
 
@@ -137,7 +139,7 @@ def _plan_root(appliance: Appliance, store: Store, *, keep: bool) -> ScratchRoot
         ),
         requested=tuple(requested),
         packages=resolution.packages,
-        apt_sources=mirrors.sources(),
+        apt_sources=mirrors.image_sources(),
         files=tuple(
             CopiedFile(target=file.target, mode=file.mode, content=_local(file.source))
             for file in appliance.files
@@ -149,7 +151,7 @@ def _plan_root(appliance: Appliance, store: Store, *, keep: bool) -> ScratchRoot
             "mmdebstrap": run.capture(["mmdebstrap", "--version"]).split()[-1],
             "e2fsprogs": _e2fsprogs(),
         },
-        epoch=int(os.environ.get("SOURCE_DATE_EPOCH", EPOCH)),
+        epoch=_epoch(),
         resolution=resolution,
         archive=archive,
         store=store,
@@ -186,6 +188,15 @@ def _disk_size(appliance: Appliance, cloud: Cloud) -> int:
     return (override and override.disk_size) or appliance.disk_size
 
 
+def _epoch() -> int:
+    text = os.environ.get("SOURCE_DATE_EPOCH") or str(EPOCH)
+    if not text.isdecimal() or int(text) > _LATEST:
+        raise UsageError(
+            f"SOURCE_DATE_EPOCH is {text!r}", todo="set it to seconds since 1970, or unset it"
+        )
+    return int(text)
+
+
 def _plan_target(appliance: Appliance, cloud: Cloud, root: Stage) -> Target:
     wanted = cloud.disk
     disk = AssembleDisk(
@@ -198,7 +209,6 @@ def _plan_target(appliance: Appliance, cloud: Cloud, root: Stage) -> Target:
     image = CompressImage(
         inputs=(disk,),
         label=f"{wanted.layout} {wanted.format} {wanted.compression}",
-        compression=str(wanted.compression),
         tools={"isal": version_of("isal")},
     )
     boot = BootCheck(
@@ -305,10 +315,10 @@ def _named(each: Mapping[str, Any]) -> Any:
 
 
 def _singular(where: str) -> str:
-    for plural in ("packages", "elements", "files", "scripts", "tools"):
-        if where.startswith(f"{plural} "):
-            return f"{plural[:-1]} {where.removeprefix(plural).strip()}"
-    return where.replace("_", " ")
+    field, _, rest = where.partition(" ")
+    if rest and field in ("packages", "elements", "files", "scripts", "tools"):
+        field = field[:-1]
+    return f"{field.replace('_', ' ')} {rest}".rstrip()
 
 
 def _shown(value: Any) -> str:

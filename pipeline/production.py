@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline import host, manifest
 from pipeline.build import Builder, Built
+from pipeline.clouds import clouds
 from pipeline.errors import NoSpaceError, PhantomError, StoreError
 from pipeline.manifest import ManifestImage
 from pipeline.model import (
@@ -31,7 +32,7 @@ from pipeline.plan import Plan, Target, describe, explain, make_plan
 from pipeline.publish import check_site, publish_image
 from pipeline.stages.image import IMAGE
 from pipeline.store import Store, write_atomically
-from pipeline.tools import namespace
+from pipeline.tools import dib, namespace
 
 _STAGES = "stages.json"
 
@@ -73,48 +74,35 @@ def produce(
     manifest.
 
     A site that fails does not keep the others from being published: the manifest tells of those,
-    and then the first error is raised. Raises PhantomError of every kind.
+    and then the first error is raised, with the others in it. Raises PhantomError of every kind.
     """
     workspace.store.sweep()
-    plan = make_plan(appliance, sites, workspace.store)
-    if publish:
-        for target in plan.targets:
-            check_site(target.cloud, workspace.sandbox(target.site.name))
-    check_host(plan, workspace)
-    built = _build(plan, workspace)
-    images = [_image(target, built) for target in plan.targets]
-    root_sha256 = Sha256(built[plan.targets[0].image.key].artifact.facts["root_sha256"])
-    build = manifest.build_name(appliance, root_sha256)
-    entries = [
-        _entry(target, image, built, build, plan)
-        for target, image in zip(plan.targets, images, strict=True)
-    ]
-    folder = workspace.folder(appliance.name)
-    with _errors(workspace.build):
+    with workspace.store.used():
+        plan = make_plan(appliance, sites, workspace.store)
+        if publish:
+            for target in plan.targets:
+                check_site(target.cloud, workspace.sandbox(target.site.name))
+        check_host(plan, workspace)
+        built = _build(plan, workspace)
+        folder = workspace.folder(appliance.name)
+        build = _build_name(plan, built)
+        before = manifest.read_manifest(folder, build)
+        known = manifest.publications_of(before) if before is not None else []
+        if publish and _remove_damaged(plan, built, known, workspace):
+            built = {**built, **_build(plan, workspace)}
+        entries = [_entry(target, built, build, plan) for target in plan.targets]
         for entry in entries:
             _link(entry.image.file, folder / build / entry.name)
-    before = manifest.read_manifest(folder, build)
-    known = manifest.publications_of(before) if before is not None else []
-    published, errors = known, list[PhantomError]()
-    if publish:
-        published, errors = _publish(plan, entries, known, workspace)
-    written = manifest.make_manifest(
-        appliance=appliance,
-        build=build,
-        packages=plan.root.packages,
-        elements={each.name: each.tree.digest for each in plan.root.elements},
-        root_sha256=root_sha256,
-        images=entries,
-        publications=published,
-        launch={target.site.name: _launch(appliance, target) for target in plan.targets},
-    )
-    if before is not None:
-        written = manifest.keep_other_sites(written, before)
-    with _errors(workspace.build):
+        published, errors = known, list[PhantomError]()
+        if publish:
+            published, errors = _publish(plan, entries, known, workspace)
+        written = _make_manifest(plan, built, build, entries, published)
+        if before is not None:
+            written = manifest.keep_other_sites(written, before)
         path = manifest.write_manifest(folder, written)
         write_atomically(folder / _STAGES, json.dumps(describe(plan)) + "\n")
-    for error in errors:
-        raise error
+    if errors:
+        raise _all_of(errors)
     return Produced(
         appliance=appliance.name,
         build=build,
@@ -128,6 +116,66 @@ def produce(
     )
 
 
+def _build_name(plan: Plan, built: Mapping[ContentKey, Built]) -> str:
+    makers = {
+        stage.name: [stage.revision, stage.fields()["tools"]]
+        for stage in plan.stages
+        if "tools" in stage.fields()
+    }
+    return manifest.build_name(plan.appliance, _root_sha256(plan, built), makers)
+
+
+def _root_sha256(plan: Plan, built: Mapping[ContentKey, Built]) -> Sha256:
+    return Sha256(built[plan.targets[0].image.key].artifact.facts["root_sha256"])
+
+
+def _remove_damaged(
+    plan: Plan,
+    built: Mapping[ContentKey, Built],
+    known: Sequence[Publication],
+    workspace: Workspace,
+) -> bool:
+    """Removes images of earlier runs that are to be sent now and are not as they were stored;
+    whether there was one."""
+    sent = {(each.site, each.sha256) for each in known}
+    damaged = False
+    for target in plan.targets:
+        image = built[target.image.key]
+        if not image.reused or (target.site.name, image.artifact.facts["sha256"]) in sent:
+            continue
+        if not image.artifact.check():
+            workspace.store.remove(image.artifact)
+            damaged = True
+    return damaged
+
+
+def _make_manifest(
+    plan: Plan,
+    built: Mapping[ContentKey, Built],
+    build: str,
+    entries: Sequence[ManifestImage],
+    published: Sequence[Publication],
+) -> dict[str, Any]:
+    return manifest.make_manifest(
+        appliance=plan.appliance,
+        build=build,
+        packages=plan.root.packages,
+        elements={each.name: each.tree.digest for each in plan.root.elements},
+        root_sha256=_root_sha256(plan, built),
+        images=entries,
+        publications=published,
+        launch={target.site.name: _launch(plan.appliance, target) for target in plan.targets},
+    )
+
+
+def _all_of(errors: Sequence[PhantomError]) -> PhantomError:
+    """The first error, with what the others say."""
+    first, *others = errors
+    if others:
+        first.detail = "\n".join([*filter(None, [first.detail]), *(f"also: {e}" for e in others)])
+    return first
+
+
 def check_host(plan: Plan, workspace: Workspace) -> None:
     """Looks, before anything is built, for what the stages to be run need of the host.
 
@@ -138,6 +186,33 @@ def check_host(plan: Plan, workspace: Workspace) -> None:
     host.require(sorted(building))
     if plan.root.name in building:
         namespace.check_root()
+        host.require_namespaces()
+        dib.check_folders([workspace.store.folder])
+
+
+def retire(
+    found: Mapping[str, Any], sites: Sequence[Site], workspace: Workspace
+) -> list[Publication]:
+    """Removes a build's images from these sites, and writes each removal into its manifest.
+
+    Raises what the sites raise.
+    """
+    retired = []
+    for site in sites:
+        cloud = clouds()[site.cloud](site)
+        for publication in manifest.publications_of(found):
+            if publication.site != site.name:
+                continue
+            with (
+                workspace.store.lock(f"site-{site.name}"),
+                cloud.open(workspace.sandbox(site.name)),
+            ):
+                cloud.retire(publication)
+            found = manifest.without_site(found, site.name)
+            folder = workspace.folder(found["appliance"]["name"])
+            manifest.write_manifest(folder, found, latest=False)
+            retired.append(publication)
+    return retired
 
 
 def read_stages(workspace: Workspace, appliance: str) -> dict[str, Any]:
@@ -175,11 +250,11 @@ def _image(target: Target, built: Mapping[ContentKey, Built]) -> Image:
 
 
 def _entry(
-    target: Target, image: Image, built: Mapping[ContentKey, Built], build: str, plan: Plan
+    target: Target, built: Mapping[ContentKey, Built], build: str, plan: Plan
 ) -> ManifestImage:
     return ManifestImage(
         name=target.cloud.image_name(plan.appliance, build),
-        image=image,
+        image=_image(target, built),
         report=BootReport(passed=True, facts=built[target.boot.key].artifact.facts),
     )
 
@@ -217,7 +292,7 @@ def _launch(appliance: Appliance, target: Target) -> dict[str, object]:
 def _link(stored: Path, named: Path) -> None:
     """Gives a stored file its name in the build's folder, without a second copy where it can be."""
     named.parent.mkdir(parents=True, exist_ok=True)
-    if named.exists() and named.samefile(stored):
+    if named.exists() and (named.samefile(stored) or _is_copy(named, stored)):
         return
     temporary = named.with_name(f".{named.name}.{os.getpid()}.new")
     temporary.unlink(missing_ok=True)
@@ -225,7 +300,7 @@ def _link(stored: Path, named: Path) -> None:
         os.link(stored, temporary)
     except OSError:  # the store is on another file system
         try:
-            shutil.copyfile(stored, temporary)
+            shutil.copy2(stored, temporary)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -250,3 +325,8 @@ def _errors(folder: Path) -> Iterator[None]:
             where=str(error.filename or folder),
             todo="let --build name a folder that this user may write to",
         ) from error
+
+
+def _is_copy(named: Path, stored: Path) -> bool:
+    one, other = named.stat(), stored.stat()
+    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)

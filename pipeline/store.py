@@ -19,18 +19,20 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline import sparse
 from pipeline.errors import NoSpaceError, StoreError
 from pipeline.model import ContentKey, Sha256, format_size
 
 _RECORD = "artifact.json"
+_IN_USE = "in-use"
 _FORMAT = 1
 
 
@@ -109,8 +111,8 @@ class Store:
 
         `waiting` is called once if another process holds it. Many may hold a `shared` lock at once.
         """
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        with self.errors(), (self.path("locks") / name).open("a") as file:
+        with self._lock_file(name) as file:
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             try:
                 fcntl.flock(file, kind | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -118,6 +120,16 @@ class Store:
                     waiting()
                 fcntl.flock(file, kind)
             yield
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Keeps everything from being evicted while the block lasts; many may use a store."""
+        with self.lock(_IN_USE, shared=True):
+            yield
+
+    def _lock_file(self, name: str) -> IO[str]:
+        with self.errors():
+            return (self.path("locks") / name).open("a")
 
     @contextmanager
     def temporary(self, purpose: str) -> Iterator[Path]:
@@ -156,7 +168,7 @@ class Store:
             files = {}
             for path in sorted(folder.iterdir()):
                 path.chmod(0o444)
-                _sync(path)
+                sync(path)
                 status = path.stat()
                 files[path.name] = {
                     "bytes": status.st_size,
@@ -168,7 +180,7 @@ class Store:
             if final.exists():  # found damaged, or it would have been reused
                 self._discard(final)
             folder.rename(final)
-            _sync(final.parent)
+            sync(final.parent)
         artifact = self.find(stage, key)
         if artifact is None:
             raise StoreError(
@@ -189,25 +201,48 @@ class Store:
 
     def sweep(self) -> tuple[int, int]:
         """Removes what killed runs left. Returns how many entries and bytes that were."""
-        debris = [(_disk_usage(path), path) for path in self.path("work").iterdir()]
-        removed = [size for size, path in debris if self._remove_unlocked(path, path.name)]
+        removed = [
+            size
+            for path in self.path("work").iterdir()
+            if (size := self._remove_debris(path)) is not None
+        ]
         return len(removed), sum(removed)
+
+    def _remove_debris(self, path: Path) -> int | None:
+        """Removes a folder of `work/` whose lock nobody holds; the bytes, or None if it stays."""
+        with self._lock_file(path.name) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return None
+            size = _disk_usage(path)
+            self._discard(path)
+            return size
 
     def evict(self, limit: int) -> tuple[int, int]:
         """Sweeps, and then removes what was used longest ago until `limit` bytes are left.
 
-        What a running command uses stays. Returns how many entries and bytes were removed.
+        Returns how many entries and bytes were removed. Raises StoreError while a command uses the
+        store: what it needs must not go.
         """
-        count, freed = self.sweep()
-        entries = sorted(self._entries())
-        total = sum(size for _, size, _ in entries)
-        for _, size, path in entries:
-            if total <= limit:
-                break
-            lock = path.parent.name if path.parent.name == "packages" else path.name
-            if self._remove_unlocked(path, lock):
+        with self._lock_file(_IN_USE) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StoreError(
+                    "another command is using the store, so nothing is evicted",
+                    where=str(self.folder),
+                    todo="run this again when that one has ended",
+                ) from error
+            count, freed = self.sweep()
+            entries = sorted(self._entries())
+            total = sum(size for _, size, _ in entries)
+            for _, size, path in entries:
+                if total <= limit:
+                    break
+                self._discard(path)
                 count, freed, total = count + 1, freed + size, total - size
-        return count, freed
+            return count, freed
 
     def _entries(self) -> list[tuple[float, int, Path]]:
         """Time of last use, bytes and path of all that can be evicted."""
@@ -218,16 +253,6 @@ class Store:
                 used = (record if record.exists() else path).stat().st_mtime
                 found.append((used, _disk_usage(path), path))
         return found
-
-    def _remove_unlocked(self, path: Path, lock: str) -> bool:
-        """Removes an entry unless somebody holds its lock."""
-        with self.errors(), (self.path("locks") / lock).open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            self._discard(path)
-            return True
 
     def _discard(self, path: Path) -> None:
         """Removes a file or folder. An artifact is first moved aside, so that no half of it is
@@ -291,10 +316,11 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -304,5 +330,11 @@ def _sync(path: Path) -> None:
 
 def _disk_usage(path: Path) -> int:
     """Bytes that removing a path frees: blocks of files that no other name holds."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_blocks * 512 for file in files if file.stat().st_nlink == 1)
+    files = [path] if path.is_file() else path.rglob("*")
+    total = 0
+    for file in files:
+        with suppress(FileNotFoundError, PermissionError):
+            status = file.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                total += status.st_blocks * 512
+    return total

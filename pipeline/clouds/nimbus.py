@@ -12,9 +12,10 @@ import io
 import os
 import re
 import secrets
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -36,6 +37,7 @@ from pipeline.errors import (
     PhantomError,
     QuotaError,
     SiteUnreachableError,
+    StoreError,
     UploadError,
     UsageError,
 )
@@ -191,10 +193,17 @@ class Nimbus:
         canonical_id = make_sandbox_settings(self.site, 0, s3id, secret).credentials.canonical_id
         user = CumulusUser(s3id=s3id, secret=secret, canonical_id=canonical_id)
         bucket = str(self.site.options.get("bucket", "Repo"))
-        with (
-            CumulusServer(folder, [user], bucket=bucket) as server,
-            self._using(make_sandbox_settings(self.site, server.port, s3id, secret)),
-        ):
+        with ExitStack() as stack:
+            try:
+                server = stack.enter_context(CumulusServer(folder, [user], bucket=bucket))
+            except (OSError, sqlite3.Error) as error:
+                raise StoreError(
+                    f"the sandbox's folder cannot be used: {error}",
+                    where=f"site {self.site.name}",
+                    todo=f"see who owns {folder}, or remove it: it holds only copies",
+                ) from error
+            settings = make_sandbox_settings(self.site, server.port, s3id, secret)
+            stack.enter_context(self._using(settings))
             yield
 
     @contextmanager

@@ -16,8 +16,6 @@ class Layout:
     """Offset of the root file system, in bytes."""
     table: str
     """`sfdisk`'s script of the partition table; `{start}` and `{size}` of root are in sectors."""
-    boot_loader: str
-    """GRUB's platform."""
     boot_prefix: str
     """Where GRUB finds its configuration: a partition of the disk that it was read from."""
     boot_modules: tuple[str, ...]

@@ -13,7 +13,6 @@ LAYOUT = Layout(
     name="mbr",
     root_start=MIB,
     table="label: dos\nlabel-id: 0x{identifier}\nstart={start}, size={size}, type=83, bootable\n",
-    boot_loader="i386-pc",
     boot_prefix="(,msdos1)/boot/grub",
     boot_modules=("biosdisk", "part_msdos", "ext2", "normal", "linux", "echo", "test", "ls", "cat")
     + ("search", "search_label", "halt", "reboot", "gzio"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 from pipeline import sparse
 from pipeline.errors import StageFailedError
 from pipeline.model import GIB, MIB, Package
-from pipeline.stages.base import HERE_ONLY, Context, LocalFile, Stage
+from pipeline.stages.base import HERE_ONLY, Context, LocalFile, Stage, digest_of_file
 from pipeline.store import Artifact, Store
 from pipeline.tools import apt, dib, namespace, run
 
@@ -78,9 +79,8 @@ class ScratchRoot(Stage):
     """The user's `DIB_` variables themselves."""
 
     def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
-        self.store.check_space(2 * self.resolution.installed_bytes)
-        with self.store.lock("packages", shared=True):
-            self._build(context)
+        self.store.check_space(2 * self._tree_bytes())
+        self._build(context)
         return self._facts(context)
 
     def _build(self, context: Context) -> None:
@@ -118,21 +118,26 @@ class ScratchRoot(Stage):
         (folder / "scripts").mkdir()
         for number, script in enumerate(self.scripts):
             copy = folder / "scripts" / f"{number:02}-{script.path.name}"
-            copy.write_bytes(script.path.read_bytes())
+            _copy(script, copy)
             copy.chmod(0o755)
         for file in self.files:
             copy = folder / "files" / file.target.relative_to("/")
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(file.content.path.read_bytes())
+            _copy(file.content, copy)
             copy.chmod(file.mode)
         (folder / "files").mkdir(exist_ok=True)
         (folder / "user-data-frequency").write_text(f"{self.user_data_frequency}\n")
+
+    def _tree_bytes(self) -> int:
+        """What packages and files take; scripts and hooks may add to it."""
+        copied = sum(file.content.path.stat().st_size for file in self.files)
+        return self.resolution.installed_bytes + 2 * copied  # as handed over, and in place
 
     def _tmpfs_mib(self) -> int:
         """How large a file system in memory may grow that the tree is built in; 0 where memory is
         too short for it. The tree is as large as its packages say, and a half more for what hooks
         add; as much again stays free for everything else."""
-        tree = self.resolution.installed_bytes * 3 // 2 + 512 * MIB
+        tree = self._tree_bytes() * 3 // 2 + 512 * MIB
         return 2 * tree // MIB if _available_memory() > 3 * tree + GIB else 0
 
     def _environment(
@@ -190,6 +195,15 @@ class ScratchRoot(Stage):
                 "instead of installing or removing them in a hook",
                 log=context.log,
             )
+
+
+def _copy(file: LocalFile, copy: Path) -> None:
+    """Copies a file of the definition. Raises StageFailedError if it is not what was planned."""
+    shutil.copy(file.path, copy)
+    if digest_of_file(copy) != file.digest:
+        raise StageFailedError(
+            f"{file.path} was changed after the plan was made", todo="run the same command again"
+        )
 
 
 def _available_memory() -> int:

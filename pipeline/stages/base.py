@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
-from pipeline.model import ContentKey, Progress, Sha256
+from pipeline.model import MIB, ContentKey, Progress, Sha256
 from pipeline.store import Artifact
 
 HERE_ONLY = {"key": False}
@@ -115,16 +116,22 @@ def to_json(value: object) -> Any:
 
 def digest_of_file(path: Path) -> Sha256:
     """The SHA-256 of a file's content and its executable bit."""
-    executable = b"x" if path.stat().st_mode & 0o100 else b"-"
-    return Sha256(hashlib.sha256(executable + path.read_bytes()).hexdigest())
+    hashed = hashlib.sha256(b"x" if path.stat().st_mode & 0o100 else b"-")
+    with path.open("rb") as file:
+        while block := file.read(MIB):
+            hashed.update(block)
+    return Sha256(hashed.hexdigest())
 
 
 def digest_of_tree(folder: Path) -> Sha256:
-    """The SHA-256 of the names, contents, executable bits and links below a folder."""
+    """The SHA-256 of the names, contents and executable bits below a folder.
+
+    Links count as what they lead to, as diskimage-builder follows them.
+    """
     hashed = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if "__pycache__" in path.parts or path.is_dir():
-            continue
-        content = f"-> {path.readlink()}" if path.is_symlink() else digest_of_file(path)
-        hashed.update(f"{path.relative_to(folder)}\0{content}\0".encode())
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if name != "__pycache__")
+        for path in (Path(root, name) for name in sorted(files)):
+            content = digest_of_file(path) if path.exists() else f"-> {path.readlink()}"
+            hashed.update(f"{path.relative_to(folder)}\0{content}\0".encode())
     return Sha256(hashed.hexdigest())

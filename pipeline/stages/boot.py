@@ -169,19 +169,21 @@ class _Guest:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
+        # A serial port brings a few bytes at a time, and escape sequences in parts.
+        ended, line = "", ""
         with self._log.open("ab") as log:
             while data := os.read(self._process.stdout.fileno(), 1 << 16):
                 log.write(data)
                 log.flush()
-                text = _plain(data.decode("utf-8", "replace"))
-                self._text = (self._text + text)[-100_000:]
-                for line in text.splitlines():
-                    self._progress.output(line)
+                *lines, line = (line + data.decode("utf-8", "replace")).split("\n")
+                for each in map(_plain, lines):
+                    ended = f"{ended[-100_000:]}{each}\n"
+                    self._progress.output(each)
+                self._text = ended + _plain(line)
 
     def _error(self, server: MetadataServer, what: str) -> PhantomError:
-        end = "\n".join(
-            [line for line in self._text.splitlines() if line.strip()][-_CONSOLE_LINES:]
-        )
+        lines = [line.rstrip() for line in self._text.splitlines() if line.strip()]
+        end = "\n".join(lines[-_CONSOLE_LINES:])
         got = any(
             request.path == USER_DATA_PATH and request.status == 200 for request in server.requests
         )
@@ -304,7 +306,8 @@ def _public_key(nonce: str) -> str:
 
 def _plain(text: str) -> str:
     """Console text without colours and cursor movements."""
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|[\x00-\x08\x0b-\x1f]", "", text)
+    sequences = r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[a-z]"
+    return re.sub(rf"{sequences}|[\x00-\x08\x0b-\x1f]", "", text)
 
 
 def _ignore(report: bytes) -> None:

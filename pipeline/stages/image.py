@@ -41,7 +41,6 @@ class CompressImage(Stage):
     revision: ClassVar[int] = 2
     cores: ClassVar[int] = _THREADS
 
-    compression: str
     tools: Mapping[str, str]
     """Versions of the libraries whose output is the result."""
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline.errors import MirrorError, PhantomError, UnknownPackageError
 from pipeline.model import MIB, Package, Progress, Sha256
-from pipeline.store import Store, write_atomically
+from pipeline.store import Store, sync, write_atomically
 from pipeline.tools import run
 
 _HELPER = "/usr/lib/apt/apt-helper"
@@ -50,6 +50,11 @@ class Mirrors:
                 suites.append((self.security, f"{self.release}-security"))
         return suites
 
+    def image_sources(self) -> str:
+        """The image's own `sources.list`: empty where only this host reaches the mirrors."""
+        reachable = all(uri.startswith(("http:", "https:")) for uri, _ in self.suites())
+        return self.sources() if reachable else ""
+
     def sources(self, options: str = "") -> str:
         """The lines of a `sources.list`."""
         components = " ".join(self.components)
@@ -73,17 +78,18 @@ def find_mirrors(release: str) -> Mirrors:
     """The mirrors of the settings (`PHANTOM_DEBIAN_MIRROR`, `PHANTOM_DEBIAN_SECURITY_MIRROR`), or
     else of the host's apt configuration. Raises MirrorError where neither names one."""
     main, security = os.environ.get(MIRROR), os.environ.get(SECURITY_MIRROR)
-    if main is None:
-        main, security = _host_mirrors(security)
-    if main is None:
+    if not main or not security:
+        of_host = _host_mirrors()
+        main, security = main or of_host[0], security or of_host[1]
+    if not main:
         raise MirrorError(
             "the host's apt configuration names no mirror of Debian",
             todo=f"set {MIRROR} (and {SECURITY_MIRROR}) to the URIs of mirrors",
         )
     for uri in filter(None, (main, security)):
-        if urllib.parse.urlsplit(uri).password is not None:
+        if urllib.parse.urlsplit(uri).username is not None:
             raise MirrorError(
-                "a mirror's URI holds a password, which would end up in the image",
+                "a mirror's URI holds a name or password, which would end up in the image",
                 todo="put it into apt's auth.conf, and the URI without it into the sources",
             )
     return Mirrors(
@@ -91,9 +97,9 @@ def find_mirrors(release: str) -> Mirrors:
     )
 
 
-def _host_mirrors(security: str | None) -> tuple[str | None, str | None]:
+def _host_mirrors() -> tuple[str | None, str | None]:
     """Debian's archive and its security archive, as the host's own apt finds them."""
-    main = None
+    main = security = None
     listed = run.capture(
         ["apt-get", "indextargets", "--format", "$(REPO_URI)|$(RELEASE)|$(LABEL)|$(COMPONENT)"]
         + ["Created-By: Packages"]
@@ -103,10 +109,23 @@ def _host_mirrors(security: str | None) -> tuple[str | None, str | None]:
         if component != "main" or label not in ("Debian", "Debian-Security", "$(LABEL)", ""):
             continue
         if suite.endswith("-security"):
-            security = security or uri
+            security = security or _one_mirror(uri)
         elif "-" not in suite and label != "Debian-Security":
-            main = main or uri
+            main = main or _one_mirror(uri)
     return main, security
+
+
+def _one_mirror(uri: str) -> str:
+    """The first mirror of a list of mirrors on this host, as Debian's cloud images have it: an
+    image of ours has no such list. Anything else is the mirror itself."""
+    scheme, _, path = uri.partition(":")
+    if scheme != "mirror+file":
+        return uri
+    with suppress(OSError):
+        for line in Path(urllib.parse.urlsplit(path).path.rstrip("/")).read_text().splitlines():
+            if line.startswith(("http:", "https:")):
+                return line.split()[0]
+    return uri
 
 
 class Archive:
@@ -132,7 +151,8 @@ class Archive:
             stored = self._store.folder / "resolutions" / f"{key}.json"
             if stored.is_file():
                 with suppress(OSError):
-                    os.utime(stored)
+                    if keep:
+                        os.utime(stored)
                 return _resolution(json.loads(stored.read_text()))
             if not keep:
                 return _resolution(self._resolve_in(Path(temporary), requested))
@@ -148,11 +168,14 @@ class Archive:
     def download(self, resolution: Resolution, progress: Progress) -> Path:
         """Fetches the packages that the store lacks and checks all against their digests.
 
-        Returns the folder that holds each as `<sha256>.deb`. The caller shares the store's lock
-        `packages` until it has used them. Raises MirrorError, NoSpaceError.
+        Returns the folder that holds each as `<sha256>.deb`. Raises MirrorError, NoSpaceError.
         """
         folder = self._store.path("packages")
-        missing = [p for p in resolution.packages if not (folder / f"{p.sha256}.deb").is_file()]
+        missing = [
+            package
+            for package in resolution.packages
+            if not _is_sound(folder / f"{package.sha256}.deb", package.sha256)
+        ]
         if missing:
             progress.step(f"downloading {len(missing)} of {len(resolution.packages)} packages")
             self._download(missing, resolution, folder)
@@ -166,6 +189,7 @@ class Archive:
                 words += [f"SHA256:{package.sha256}"]
             self._apt(new, [_HELPER, "download-file", *words])
             for package in missing:
+                sync(new / f"{package.sha256}.deb")
                 os.replace(f"{new}/{package.sha256}.deb", folder / f"{package.sha256}.deb")
 
     def _fetch_index(self, folder: Path) -> dict[str, str]:
@@ -189,7 +213,7 @@ class Archive:
         try:
             printed = self._apt(
                 folder,
-                ["apt-get", "install", "-qq", "-y", "--print-uris", every, "apt", *requested],
+                ["apt-get", "install", "-q", "-y", "--print-uris", every, "apt", *requested],
             )
         except run.ToolError as error:
             raise _unsolvable(error, self._mirrors) from error
@@ -210,6 +234,7 @@ class Archive:
             self._mirrors.sources(f"[arch={self._architecture} signed-by={_KEYRING}] ")
         )
         configuration = folder / "apt.conf"
+        configuration.touch(mode=0o600)  # a proxy's URI may hold a password
         configuration.write_text(
             run.capture(["apt-config", "dump", "Acquire"])
             + _CONFIGURATION.format(folder=folder, architecture=self._architecture)
@@ -218,6 +243,15 @@ class Archive:
             return run.capture(argv, env={"APT_CONFIG": str(configuration)})
         except run.ToolError as error:
             raise _unreachable(error, self._mirrors) or error from error
+
+
+def _is_sound(file: Path, digest: str) -> bool:
+    """Whether a kept package is whole: a power cut or a failing disk may have seen to it."""
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest() == digest
+    except OSError:
+        return False
 
 
 _CONFIGURATION = """

@@ -140,10 +140,23 @@ _AFTERMATH = re.compile(r"^Unmount |State already cleaned|^\s*$|diskimage_builde
 
 
 def explain_failure(error: run.ToolError) -> run.ToolError:
-    """The same error, ending with what failed instead of with how diskimage-builder cleaned up."""
+    """The same error, of diskimage-builder and not of what isolates it, and ending with what failed
+    instead of with how that was cleaned up."""
+    error.what = error.what.replace("isolate.sh", "diskimage-builder", 1)
     lines = [line for line in error.output.splitlines() if not _AFTERMATH.search(line)]
     error.detail = "\n".join(lines[-run.LAST_LINES :])
     return error
+
+
+def check_folders(folders: Iterable[Path]) -> None:
+    """Raises HostError for folders that diskimage-builder, which quotes little, cannot work in."""
+    for folder in (*folders, *elements_path(), PROGRAMS):
+        if any(letter.isspace() for letter in str(folder)):
+            raise HostError(
+                f"diskimage-builder cannot work with a blank in a folder's name: {folder}",
+                todo="move the checkout or the elements, or set PHANTOM_STORE, to a folder "
+                "without blanks",
+            )
 
 
 def build_command(elements: Sequence[str], architecture: str, output: Path) -> list[str]:

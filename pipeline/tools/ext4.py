@@ -29,7 +29,7 @@ class FileSystem:
             commands = [f"mkdir {path.parent}", f"set_inode_field {path.parent} mode 040700"]
             if self.names(path.parent):
                 commands = [f"rm {path}"] if path.name in self.names(path.parent) else []
-            commands += [f"write {local.name} {path}"]
+            commands += [f'write "{local.name}" {path}']
             commands += [f"set_inode_field {path} mode 0100{mode:03o}"]
             self._debugfs(*commands, write=True)
         if self.read(path) != text:

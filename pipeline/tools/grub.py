@@ -9,7 +9,6 @@ from pipeline.errors import HostError
 from pipeline.tools import run
 
 _LIBRARY = Path("/usr/lib/grub")
-_SECTOR = 512
 
 
 def version() -> str:
@@ -31,8 +30,3 @@ def make_bios_loader(
     run.run(["grub-mkimage", "-O", "i386-pc", "-p", prefix, "-o", str(core), *modules], log=log)
     # boot.img reads its successor from sector 1, and that the rest from sector 2, as they are made.
     return (folder / "boot.img").read_bytes()[:440], core.read_bytes()
-
-
-def sectors(image: bytes) -> int:
-    """How many sectors an image takes."""
-    return -(-len(image) // _SECTOR)

@@ -15,6 +15,7 @@ set -eu
 work=$1 tmpfs=$2 environment=$3
 shift 3
 
+umask 022 # the caller's must not decide what lies in the image
 exec 3<&0 </dev/null
 if [ "$tmpfs" -gt 0 ]; then
     mount -t tmpfs -o "size=${tmpfs}m,mode=0755" phantom "$work"

@@ -80,4 +80,5 @@ def remove_tree(folder: Path) -> None:
     except FileNotFoundError:
         pass  # somebody else was quicker
     except PermissionError:
+        check_root()
         run.capture(as_root(["rm", "-rf", "--one-file-system", str(folder)]))

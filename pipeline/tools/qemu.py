@@ -28,10 +28,12 @@ class Network:
 def command(machine: Machine, disk: Path, network: Network, accelerator: str) -> list[str]:
     """The command that runs a machine from a raw disk, its serial port on standard input and
     output. It ends when the machine powers off or wants to start again."""
+    # Without graphics the BIOS writes to the serial port too what it and GRUB write to the screen.
+    board = f"{machine.board},graphics=off" if machine.serial else machine.board
     return [
         "qemu-system-x86_64",
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-machine", machine.board, "-accel", accelerator),
+        *("-machine", board, "-accel", accelerator),
         *("-m", str(machine.memory // MIB), "-smp", str(machine.cpus), "-vga", "std"),
         # The disk is thrown away, so nothing of it need ever reach the host's disk.
         *("-drive", f"id=root,if=none,format=raw,cache=unsafe,file={_escape(disk)}"),

@@ -27,7 +27,8 @@ _NO_SPACE = "No space left on device"
 Process = subprocess.Popen[str]
 """A running program."""
 
-_running: set[Process] = set()
+_running: dict[Process, bool] = {}
+"""What runs, and whether it has a lifeline."""
 
 # Where Debian keeps programs for administrators, which the PATH of other users lacks.
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -62,26 +63,29 @@ def capture(
     Raises ToolError, HostError.
     """
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [*_DIE_WITH_PARENT, *argv],
             env=_environment(env),
-            input=input,
-            stdin=subprocess.DEVNULL if input is None else None,
-            capture_output=True,
+            stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            check=False,
-            timeout=timeout,
         )
     except OSError as error:
         raise _cannot_start(argv, error) from error
-    except subprocess.TimeoutExpired as error:
-        late = f"it had not ended after {error.timeout:.3g} s"
-        raise ToolError(argv, -signal.SIGKILL, late, None) from error
-    _check_started(argv, done.returncode)
-    if done.returncode != 0:
-        raise _failure(argv, done.returncode, done.stderr + done.stdout, None)
-    return done.stdout
+    with process, _listed(process, lifeline=False):
+        try:
+            printed, complaints = process.communicate(input, timeout)
+        except subprocess.TimeoutExpired as error:
+            late = f"it had not ended after {error.timeout:.3g} s"
+            raise ToolError(argv, -signal.SIGKILL, late, None) from error
+        finally:
+            process.kill()
+    _check_started(argv, process.returncode)
+    if process.returncode != 0:
+        raise _failure(argv, process.returncode, complaints + printed, None)
+    return printed
 
 
 def run(
@@ -135,21 +139,30 @@ def start(
         )
     except OSError as error:
         raise _cannot_start(argv, error) from error
-    _running.add(process)
-    try:
-        yield process
-    finally:
-        _running.discard(process)
-        _end(process)
+    with _listed(process, lifeline=lifeline):
+        try:
+            yield process
+        finally:
+            _end(process)
 
 
 def stop_all() -> None:
     """Ends every program that runs; whoever waits for one sees it fail."""
-    for process in tuple(_running):
-        if process.stdin is not None:
-            process.stdin.close()  # the lifeline: it reaches what a signal may not
+    for process, lifeline in tuple(_running.items()):
+        if lifeline and process.stdin is not None:
+            process.stdin.close()  # it reaches what a signal may not
         else:
             process.kill()
+
+
+@contextmanager
+def _listed(process: Process, *, lifeline: bool) -> Iterator[None]:
+    """Keeps a program where `stop_all` finds it."""
+    _running[process] = lifeline
+    try:
+        yield
+    finally:
+        del _running[process]
 
 
 def attach(argv: Sequence[str]) -> int:

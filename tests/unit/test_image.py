@@ -35,7 +35,7 @@ def compress(folder: Path, size: int, data: list[tuple[int, bytes, int]]) -> Com
         stage="disk", key=ContentKey("k"), folder=folder, facts={"root_sha256": "0" * 64}
     )
     context = make_context(folder)
-    facts: Any = CompressImage(compression="gzip", tools={}).run([made], context)
+    facts: Any = CompressImage(tools={}).run([made], context)
     image = Artifact(stage="image", key=ContentKey("k"), folder=context.out, facts=facts)
     return Compressed(disk=disk, image=image)
 
