@@ -91,16 +91,18 @@ def produce(
         if publish and _remove_damaged(plan, built, known, workspace):
             built = {**built, **_build(plan, workspace)}
         entries = [_entry(target, built, build, plan) for target in plan.targets]
-        for entry in entries:
-            _link(entry.image.file, folder / build / entry.name)
+        with _errors(workspace.build):
+            for entry in entries:
+                _link(entry.image.file, folder / build / entry.name)
         published, errors = known, list[PhantomError]()
         if publish:
             published, errors = _publish(plan, entries, known, workspace)
         written = _make_manifest(plan, built, build, entries, published)
         if before is not None:
             written = manifest.keep_other_sites(written, before)
-        path = manifest.write_manifest(folder, written)
-        write_atomically(folder / _STAGES, json.dumps(describe(plan)) + "\n")
+        with _errors(workspace.build):
+            path = manifest.write_manifest(folder, written)
+            write_atomically(folder / _STAGES, json.dumps(describe(plan)) + "\n")
     if errors:
         raise _all_of(errors)
     return Produced(
