@@ -1,0 +1,118 @@
+"""Machines that tests boot: a site's virtual hardware, a metadata service, and a listener."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline import host
+from pipeline.clouds.nimbus import Nimbus
+from pipeline.metadata_server import MetadataServer, MetadataService
+from pipeline.model import Machine, Site
+from pipeline.stages.boot import edit_as_node, parse_report
+from pipeline.tools import qemu
+
+# Ten times what a boot takes without KVM on two cores that do nothing else.
+BOOT_SECONDS = 400.0
+
+REPORT = """#!/bin/sh
+# User-data of tests: counts how often it ran on this disk, and reports to the metadata service.
+echo run >>/var/tmp/runs
+{
+    echo "tries $PHANTOM_USER_DATA_TRIES"
+    echo "runs $(grep -c run /var/tmp/runs)"
+    echo "kernel $(uname -r)"
+    echo "machine_id $(cat /etc/machine-id)"
+    for key in /etc/ssh/ssh_host_*_key.pub; do echo "host_key $(cat "$key")"; done
+    while read -r line; do echo "authorized_key $line"; done </root/.ssh/authorized_keys
+    systemctl list-units --failed --no-legend --plain | while read -r unit _; do
+        echo "failed_unit $unit"
+    done
+} >/tmp/report
+curl -s --data-binary @/tmp/report "$PHANTOM_METADATA_URL/report"
+"""
+
+
+def nimbus_machine(*, serial: bool = True) -> Machine:
+    """What a Nimbus site on KVM gives, and a serial port to hear it by."""
+    site = Site(name="site", cloud="nimbus", where="the test")
+    return dataclasses.replace(Nimbus(site).machine, serial=serial)
+
+
+def copy_disk(stored: Path, folder: Path) -> Path:
+    """A fresh disk with an image, as each new machine of it gets."""
+    disk = folder / "disk.raw"
+    words = ["cp", "--sparse=always", "--no-preserve=mode", str(stored), str(disk)]
+    subprocess.run(words, check=True)
+    return disk
+
+
+class Guest:
+    """A running machine."""
+
+    def __init__(self, process: subprocess.Popen[bytes], server: MetadataServer) -> None:
+        self.server = server
+        self.console = ""
+        self.process = process
+        self._reader = threading.Thread(target=self._listen, daemon=True)
+        self._reader.start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        # Not by lines: a prompt does not end one.
+        while data := os.read(self.process.stdout.fileno(), 1 << 16):
+            self.console += data.decode(errors="replace")
+
+    def wait_for(self, text: str, seconds: float = BOOT_SECONDS) -> None:
+        """Waits until the console says so."""
+        self._wait(lambda: text in self.console, repr(text), seconds)
+
+    def wait_for_report(self, seconds: float = BOOT_SECONDS) -> dict[str, list[str]]:
+        """The first report of the guest."""
+        self._wait(lambda: self.server.wait_for_report(0.05) is not None, "a report", seconds)
+        report = self.server.wait_for_report(0)
+        assert report is not None
+        return parse_report(report)
+
+    def wait_until_off(self, seconds: float = BOOT_SECONDS) -> None:
+        """Waits until the machine powers off or starts again, which ends QEMU."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running:\n{self.console[-4000:]}") from None
+
+    def _wait(self, ready: Callable[[], bool], what: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not ready():
+            assert self.process.poll() is None, f"off before {what}:\n{self.console[-4000:]}"
+            assert time.monotonic() < deadline, f"no {what}:\n{self.console[-4000:]}"
+            time.sleep(0.05)
+
+
+@contextmanager
+def booted(
+    disk: Path, service: MetadataService, machine: Machine, public_key: str = "ssh-ed25519 AAAA me"
+) -> Iterator[Guest]:
+    """A machine that boots from a disk, after its node's edits; killed when the block is left."""
+    edit_as_node(machine, disk, public_key, f"http://{machine.metadata_address}")
+    with MetadataServer(service, on_report=lambda _: None) as server:
+        network = qemu.Network(metadata_port=server.port)
+        command = qemu.command(machine, disk, network, host.find_accelerator())
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        guest = Guest(process, server)
+        try:
+            yield guest
+        finally:
+            process.kill()
+            process.wait()
+            guest._reader.join(10)
+            assert process.stdout is not None
+            process.stdout.close()

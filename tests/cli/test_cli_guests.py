@@ -1,0 +1,93 @@
+"""Guests that fail the boot check: each says on its console or in its report what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+from cli_runs import Project, assert_clean
+
+pytestmark = [pytest.mark.boot, pytest.mark.slow]
+
+
+def fail(project: Project, appliance: str, status: int) -> str:
+    """Builds an appliance whose boot check must fail; the message."""
+    done = project.run("image", appliance)
+    assert done.status == status, done.err
+    assert_clean(project)
+    assert not (project.build / appliance).exists(), "a manifest of an image that does not work"
+    assert "publish" not in done.err
+    return project.masked(done.error)
+
+
+def check_console(lines: list[str]) -> None:
+    """The end of a console, without what only a terminal understands."""
+    assert 0 < len(lines) <= 25
+    assert all(line.startswith("  | ") for line in lines)
+    assert not any("\x1b" in line or line != line.rstrip() for line in lines)
+
+
+def test_guest_that_does_not_boot(shared: Project) -> None:
+    """GRUB says on the console that the kernel is not there."""
+    shared.define("silent", "files: [{from: grub.cfg, to: /boot/grub/grub.cfg}]\n")
+    shared.write("images/silent/grub.cfg", "linux /no-kernel\nboot\n")
+    first, *console, todo, log = fail(shared, "silent", 20).splitlines()
+    assert first == (
+        "error: stage boot nimbus-sandbox: the guest did not boot: the machine said on its console "
+        "that it failed"
+    )
+    assert any("error: file `/no-kernel' not found." in line for line in console)
+    check_console(console)
+    assert todo == (
+        "  do: look at the end of the console; `phantom-image boot` starts the same machine"
+    )
+    assert log == "  log: STORE/logs/boot-HEX.log"
+
+
+def test_guest_without_network(shared: Project) -> None:
+    """The cloud kernel has no driver of Nimbus's network card."""
+    shared.define("deaf", "kernel: cloud\nboot_check: {seconds: 60}\n")
+    message = fail(shared, "deaf", 21)
+    first, *console, todo, log = message.splitlines()
+    assert first == (
+        "error: stage boot nimbus-sandbox: the guest booted without reaching the metadata service: "
+        "the machine did not report within 60 s"
+    )
+    assert any("login:" in line for line in console)
+    check_console(console)
+    assert todo == (
+        "  do: see that the image has a driver for the site's network card, asks for an address by "
+        "DHCP, and has the user-data fetcher (element phantom-user-data)"
+    )
+    assert log == "  log: STORE/logs/boot-HEX.log"
+
+
+def test_guest_whose_user_data_fails(shared: Project) -> None:
+    shared.define("failing", "phantom: {user_data: fail.sh}\n")
+    shared.write("images/failing/fail.sh", "#!/bin/sh\necho there is no database\nexit 3\n")
+    assert fail(shared, "failing", 22) == (
+        "error: stage boot nimbus-sandbox: the default user-data ended with status 3 in the guest\n"
+        "  | there is no database\n"
+        "  do: correct the definition's phantom.user_data\n"
+        "  log: STORE/logs/boot-HEX.log\n"
+    )
+
+
+def test_guest_whose_check_fails(shared: Project) -> None:
+    shared.define("unfit", "boot_check: {script: check.sh}\n")
+    shared.write("images/unfit/check.sh", "#!/bin/sh\necho no web server >&2\nexit 1\n", 0o755)
+    assert fail(shared, "unfit", 23) == (
+        "error: stage boot nimbus-sandbox: the guest is not as it should be: its check script "
+        "ended with status 1\n"
+        "  | no web server\n"
+        "  do: `phantom-image boot` starts the same machine to look at\n"
+        "  log: STORE/logs/boot-HEX.log\n"
+    )
+    # The same command goes on from the last finished stage, and ends the same way at the boot.
+    plan = shared.succeed("plan", "unfit", "--json").json
+    actions = {stage["stage"]: stage["action"] for stage in plan["stages"]}
+    assert actions == {
+        "root": "reuse",
+        "disk mbr": "reuse",
+        "image mbr raw gzip": "reuse",
+        "hash mbr": "reuse",
+        "boot nimbus-sandbox": "build",
+    }
