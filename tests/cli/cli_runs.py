@@ -116,7 +116,9 @@ class Project:
 
     def start(self, *words: str, **env: str) -> Running:
         """Starts a command in a process group of its own."""
-        return Running(self, self.command(*words), self.env(**env))
+        # A shell's background jobs ignore interrupts, and so would what they start.
+        heeding = ["env", "--default-signal=INT"]
+        return Running(self, [*heeding, *self.command(*words)], self.env(**env))
 
     def define(self, name: str, text: str = "", *, extends: str | None = "hello-phantom") -> Path:
         """Writes the definition of an appliance; by default one that only differs from
