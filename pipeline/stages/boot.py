@@ -7,6 +7,7 @@ booted. The user-data that the guest's fetcher gets from the metadata service ma
 from __future__ import annotations
 
 import base64
+import codecs
 import os
 import re
 import secrets
@@ -170,12 +171,13 @@ class _Guest:
     def _listen(self) -> None:
         assert self._process.stdout is not None
         # A serial port brings a few bytes at a time, and escape sequences in parts.
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         ended, line = "", ""
         with self._log.open("ab") as log:
             while data := os.read(self._process.stdout.fileno(), 1 << 16):
                 log.write(data)
                 log.flush()
-                *lines, line = (line + data.decode("utf-8", "replace")).split("\n")
+                *lines, line = (line + decoder.decode(data)).split("\n")
                 for each in map(_plain, lines):
                     ended = f"{ended[-100_000:]}{each}\n"
                     self._progress.output(each)

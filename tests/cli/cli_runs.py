@@ -116,9 +116,7 @@ class Project:
 
     def start(self, *words: str, **env: str) -> Running:
         """Starts a command in a process group of its own."""
-        # A shell's background jobs ignore interrupts, and so would what they start.
-        heeding = ["env", "--default-signal=INT"]
-        return Running(self, [*heeding, *self.command(*words)], self.env(**env))
+        return Running(self, self.command(*words), self.env(**env))
 
     def define(self, name: str, text: str = "", *, extends: str | None = "hello-phantom") -> Path:
         """Writes the definition of an appliance; by default one that only differs from
@@ -165,8 +163,9 @@ class Running:
     def __init__(self, project: Project, argv: list[str], env: Mapping[str, str]) -> None:
         self.project = project
         self._started = time.monotonic()
+        # Where tests run in the background, SIGINT is ignored, and would be by what they start.
         self.process = subprocess.Popen(
-            argv,
+            ["env", "--default-signal=INT", *argv],
             cwd=project.folder,
             env=dict(env),
             stdin=subprocess.DEVNULL,

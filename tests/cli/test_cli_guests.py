@@ -61,7 +61,8 @@ def test_guest_without_network(shared: Project) -> None:
 
 
 def test_guest_whose_user_data_fails(shared: Project) -> None:
-    shared.define("failing", "phantom: {user_data: fail.sh}\n")
+    shared.define("failing", "phantom: {user_data: fail.sh}\nboot_check: {script: check.sh}\n")
+    shared.write("images/failing/check.sh", "#!/bin/sh\n", 0o755)
     shared.write("images/failing/fail.sh", "#!/bin/sh\necho there is no database\nexit 3\n")
     assert fail(shared, "failing", 22) == (
         "error: stage boot nimbus-sandbox: the default user-data ended with status 3 in the guest\n"

@@ -258,7 +258,7 @@ def test_plan_for_people(variant: Project) -> None:
     assert done.err == ""
 
 
-# ---- list, show, schema, doctor
+# ---- list, show, schema
 
 
 def test_list_and_show(hello: Hello) -> None:
@@ -295,12 +295,3 @@ def test_schema(project: Project) -> None:
     sites = project.succeed("schema", "--sites").json
     jsonschema.Draft202012Validator.check_schema(sites)
     jsonschema.validate(yaml.safe_load((REPOSITORY / "sites.example.yaml").read_text()), sites)
-
-
-def test_doctor(project: Project) -> None:
-    done = project.run("doctor", "--json")
-    assert done.status in (0, 14)
-    findings = done.json
-    assert all({"name", "ok", "found", "meaning", "mend"} == set(each) for each in findings)
-    assert done.status == (14 if any(each["ok"] is False for each in findings) else 0)
-    assert all(each["mend"] for each in findings if each["ok"] is False)
