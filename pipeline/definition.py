@@ -33,6 +33,7 @@ from pipeline.model import (
 from pipeline.schema import (
     DEFAULT_SOURCE,
     make_appliance_schema,
+    make_cloudless_check,
     make_site_schema,
     make_sites_check,
     make_sites_schema,
@@ -580,6 +581,10 @@ def _make_sites(file: YamlFile, clouds: Mapping[str, type[Cloud]]) -> list[Site]
     sites = []
     for name, said in (data if isinstance(data, dict) else {}).items():
         keys: Keys = ("sites", name)
+        if isinstance(said, dict) and "cloud" not in said:
+            check_schema(
+                file, said, make_cloudless_check(each.site_schema for each in clouds.values()), keys
+            )
         cloud = said.get("cloud") if isinstance(said, dict) else None
         if not isinstance(cloud, str) or (*keys, "cloud") in bad:
             continue

@@ -177,7 +177,6 @@ def make_sites_check(clouds: Iterable[str]) -> Schema:
                 },
                 "additionalProperties": {
                     "type": "object",
-                    "required": ["cloud"],
                     "properties": {
                         "cloud": {"type": "string", "enum": sorted(clouds)},
                         "sandbox": {"type": "boolean"},
@@ -188,6 +187,17 @@ def make_sites_check(clouds: Iterable[str]) -> Schema:
     }
 
 
+def make_cloudless_check(clouds: Iterable[Mapping[str, Any]]) -> Schema:
+    """What is wrong with a site that names no cloud: that, and keys that no cloud knows."""
+    known: Schema = {name: {} for options in clouds for name in options.get("properties", {})}
+    return {
+        "type": "object",
+        "required": ["cloud"],
+        "additionalProperties": False,
+        "properties": {**known, "cloud": {}, "sandbox": {}},
+    }
+
+
 def make_sites_schema(clouds: Mapping[str, Mapping[str, Any]]) -> Schema:
     """The schema of `sites.yaml`, from the options of each cloud."""
     schema = make_sites_check(clouds)
@@ -195,6 +205,7 @@ def make_sites_schema(clouds: Mapping[str, Mapping[str, Any]]) -> Schema:
     site = sites["additionalProperties"]
     is_sandbox = {"properties": {"sandbox": {"const": True}}, "required": ["sandbox"]}
     site["description"] = "A place to publish to."
+    site["required"] = ["cloud"]
     site["properties"] = {
         "cloud": _choice("The type of the site's cloud.", sorted(clouds)),
         "sandbox": _sandbox_schema(),

@@ -2,7 +2,7 @@
 
     STORE/artifacts/<stage>-<key>/   the files of one artifact and `artifact.json`, its record
     STORE/locks/                     a lock per key, held while its artifact is made
-    STORE/work/                      what is being made; a folder without a live owner is debris
+    STORE/work                       what is being made; a folder without a live owner is debris
     STORE/packages/                  Debian packages by their SHA-256
     STORE/archives/                  apt's lists, per set of mirrors
     STORE/resolutions/               resolved package sets

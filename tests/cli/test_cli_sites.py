@@ -77,7 +77,7 @@ def test_broken_sites(project: Project) -> None:
     done = project.run("image")
     assert done.status == 10
     assert done.error == (
-        "error: sites.yaml:2:10: 'cloud' is missing in 'sites.hotel'\n"
+        "error: sites.yaml:2:11: unknown key 'clod' in 'sites.hotel'; did you mean 'cloud'?\n"
         "  do: correct it; sites.example.yaml shows what the file can say\n"
     )
 

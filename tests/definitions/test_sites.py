@@ -96,7 +96,10 @@ def test_the_built_in_site_can_be_redefined(write: Write) -> None:
         ("sites:\n", ["1:1: 'sites' has no value; it must be a mapping"]),
         ("sits: {}\n", ["1:1: unknown key 'sits'; did you mean 'sites'?"]),
         ("sites: {a: {}}\n", ["1:12: 'cloud' is missing in 'sites.a'"]),
-        ("sites: {a: {clod: nimbus}}\n", ["1:12: 'cloud' is missing in 'sites.a'"]),
+        (
+            "sites: {a: {clod: nimbus}}\n",
+            ["1:13: unknown key 'clod' in 'sites.a'; did you mean 'cloud'?"],
+        ),
         ("sites: {a: {cloud: nimbus}}\n", ["1:12: 'host' is missing in 'sites.a'"]),
         (
             "sites: {a: {cloud: nimbsu}, b@c: {cloud: ec2}, c: ec2, 1: {cloud: ec2}}\n",
