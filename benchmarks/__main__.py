@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measure import ROOT, Figure, make_project, phantom, seconds_of
+from benchmarks.measure import ROOT, Figure, Run, make_project, phantom, seconds_of
+from benchmarks.uploads import measure_uploads
 
 MIB = 1 << 20
 LARGE = """
@@ -22,6 +25,14 @@ version: "1.0"
 summary: hello-phantom on a disk of {size}
 disk_size: {size}
 """
+REBUILT = """
+extends: hello-phantom
+name: rebuilt
+version: "1.0"
+summary: hello-phantom with one small package more
+packages: [tree]
+"""
+BLOCK = 512 * 1024  # of an EBS snapshot
 
 
 def measure(folder: Path) -> Iterator[Figure]:
@@ -30,8 +41,9 @@ def measure(folder: Path) -> Iterator[Figure]:
         folder,
         small=LARGE.format(name="small", size="2049MiB"),
         large=LARGE.format(name="large", size="20GiB"),
+        rebuilt=REBUILT,
     )
-    cold = phantom(project, "image")
+    cold = phantom(project, "image", "--cloud", "nimbus")
     to_disk = cold.time_of(r"^disk .*: done")
     plain = _plain_mmdebstrap(project)
     yield Figure(
@@ -64,6 +76,9 @@ def measure(folder: Path) -> Iterator[Figure]:
     )
     yield from _compression(project, cold.answer)
     yield from _disk_size(project, cold.seconds)
+    yield from _second_cloud(project, cold)
+    yield from _rebuild(project)
+    yield from measure_uploads()
 
 
 def _plain_mmdebstrap(project: Path) -> float:
@@ -122,6 +137,62 @@ def _disk_size(project: Path, cold: float) -> Iterator[Figure]:
         unit=" MB",
         at_most=200,
     )
+
+
+def _second_cloud(project: Path, nimbus: Run) -> Iterator[Figure]:
+    """What EC2 costs a build that has been made for Nimbus, both without their boot checks and both
+    published to sandboxes. Stages that run beside a boot check count in full."""
+    ec2 = phantom(project, "image", "--cloud", "ec2")
+    yield Figure(
+        name="image for Nimbus and EC2 / for Nimbus, without boot checks",
+        value=1 + _without_boots(ec2) / _without_boots(nimbus),
+        unit=" x",
+        at_most=1.25,
+    )
+    yield Figure(
+        name="peak memory of our own process, EC2 sandbox",
+        value=ec2.peak_bytes / MIB,
+        unit=" MB",
+        at_most=250,
+    )
+
+
+def _without_boots(run: Run) -> float:
+    """The time of a run, less the time in which nothing but boot checks went on: from the first
+    that started to the last that ended."""
+    started = run.time_of(r"^boot .*: (unpacking|copying|booting)")
+    ended = max(when for when, line in run.lines if re.match(r"boot .*: done", line))
+    stages = run.answer["stages"]
+    assert isinstance(stages, list)
+    beside = sum(float(each["seconds"]) for each in stages if each["stage"].startswith("hash"))
+    return run.seconds - (ended - started) + beside
+
+
+def _rebuild(project: Path) -> Iterator[Figure]:
+    """What the next build sends to EC2 when one small package more is asked for."""
+    phantom(project, "image", "rebuilt", "--cloud", "ec2")
+    before, after = (
+        _blocks(project / "build" / name / "latest") for name in ("hello-phantom", "rebuilt")
+    )
+    changed = sum(before.get(each) != after.get(each) for each in before.keys() | after.keys())
+    yield Figure(
+        name="blocks that a rebuild with one small package more sends",
+        value=100 * changed / len(after),
+        unit=" %",
+        at_most=10,
+    )
+
+
+def _blocks(build: Path) -> dict[int, bytes]:
+    """The digest of each block of an image for EC2 that is not all zeros."""
+    (image,) = build.glob("*.raw")
+    found, zeros = {}, bytes(BLOCK)
+    with image.open("rb") as file:
+        for index in range(image.stat().st_size // BLOCK):
+            block = file.read(BLOCK)
+            if block != zeros:
+                found[index] = hashlib.sha256(block).digest()
+    return found
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
 """Walks a plan: a stored key is reused, else the stage runs and its output is stored.
 
-Stages are run on threads, each as soon as its inputs are there and the host has the cores that it
-asks for. What holds a stage's place is a lock in the store, so that two commands at once share the
-work.
+Stages are run on threads, each as soon as its inputs are there and the host has the cores and the
+memory that it asks for. What holds a stage's place is a lock in the store, so that two commands at
+once share the work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+from pipeline import host
 from pipeline.errors import PhantomError
 from pipeline.model import ContentKey, Progress
 from pipeline.stages.base import Context, Stage
@@ -32,69 +34,84 @@ class Built:
     seconds: float
 
 
-class Cores:
-    """The host's cores, handed out to stages; one that asks for more than there are gets all."""
+class Resources:
+    """The host's cores and memory, handed out to stages; one that asks for more than there is gets
+    all of it, and runs alone."""
 
-    def __init__(self, count: int | None = None) -> None:
-        self._all = self._free = count or os.cpu_count() or 1
+    def __init__(self, cores: int | None = None, memory: int | None = None) -> None:
+        self._all = self._free = (
+            cores or os.cpu_count() or 1,
+            host.available_memory() if memory is None else memory,
+        )
         self._changed = threading.Condition()
 
     @contextmanager
-    def taken(self, count: int) -> Iterator[None]:
-        """Holds that many cores, waiting until they are free."""
-        count = min(count, self._all)
+    def taken(self, cores: int, memory: int = 0) -> Iterator[None]:
+        """Holds that many cores and bytes of memory, waiting until they are free."""
+        cores, memory = min(cores, self._all[0]), min(memory, self._all[1])
         with self._changed:
-            self._changed.wait_for(lambda: self._free >= count)
-            self._free -= count
+            self._changed.wait_for(lambda: self._free[0] >= cores and self._free[1] >= memory)
+            self._change(-cores, -memory)
         try:
             yield
         finally:
             with self._changed:
-                self._free += count
+                self._change(cores, memory)
                 self._changed.notify_all()
+
+    def _change(self, cores: int, memory: int) -> None:
+        self._free = (self._free[0] + cores, self._free[1] + memory)
 
 
 class Builder:
     """Builds stages, each at most once, however many others need it.
 
-    `progress` makes the progress of a stage from its title.
+    A stage that fails takes only those with it that need its output. `progress` makes the progress
+    of a stage from its title. Used as a context, it waits at the end for all that was begun.
     """
 
     def __init__(self, store: Store, progress: Callable[[str], Progress]) -> None:
         self._store = store
         self._progress = progress
-        self._cores = Cores()
+        self._resources = Resources()
         self._pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="stage")
         self._futures: dict[ContentKey, Future[Built]] = {}
-        self._failed = threading.Event()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._stopping.set()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            run.stop_all()
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def build(self, stages: Sequence[Stage]) -> list[Built]:
         """The artifacts of these stages. Inputs that nobody needs are not made.
 
         Raises the first error that a stage raised, after the stages that run have ended.
         """
-        futures = [self._submit(stage) for stage in stages]
-        try:
+        with self:
+            futures = self.submit(stages)
             errors = [future.exception() for future in futures]
-            for error in sorted(
-                filter(None, errors), key=lambda each: isinstance(each, _Abandoned)
-            ):
-                raise error
-            return [future.result() for future in futures]
-        except KeyboardInterrupt:
-            self._failed.set()
-            run.stop_all()
-            raise
-        finally:
-            self._failed.set()
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        for error in filter(None, errors):
+            raise error
+        return [future.result() for future in futures]
+
+    def submit(self, stages: Sequence[Stage]) -> list[Future[Built]]:
+        """Begins with these stages; may be called from several threads."""
+        with self._lock:
+            return [self._submit(stage) for stage in stages]
 
     def results(self) -> dict[ContentKey, Built]:
         """What has been built or found, inputs too, by key."""
         return {
             key: future.result()
-            for key, future in self._futures.items()
-            if future.done() and future.exception() is None
+            for key, future in list(self._futures.items())
+            if future.done() and not future.cancelled() and future.exception() is None
         }
 
     def _submit(self, stage: Stage) -> Future[Built]:
@@ -111,20 +128,16 @@ class Builder:
         return self._futures[stage.key]
 
     def _make(self, stage: Stage, before: Sequence[Future[Built]]) -> Built:
-        try:
-            built = [future.result() for future in before]
-            with self._cores.taken(stage.cores):
-                if self._failed.is_set():
-                    raise _Abandoned(stage)
+        built = [future.result() for future in before]
+        with self._resources.taken(stage.cores, getattr(stage, "memory", 0)):
+            if self._stopping.is_set():
+                raise PhantomError(f"{stage.title} was not started")
+            try:
                 return self._make_locked(
                     stage, [each.artifact for each in built if not each.reused]
                 )
-        except PhantomError as error:
-            self._failed.set()
-            raise error.located(f"stage {stage.title}") from error
-        except BaseException:
-            self._failed.set()
-            raise
+            except PhantomError as error:
+                raise error.located(f"stage {stage.title}") from error
 
     def _make_locked(self, stage: Stage, fresh: Sequence[Artifact]) -> Built:
         """Makes a stage's artifact, unless somebody else just did. `fresh` are the inputs that
@@ -166,10 +179,3 @@ class Builder:
                 Context(out=out, work=work, log=log, store=self._store.folder, progress=progress),
             )
             return self._store.add(stage.name, stage.key, out, facts)
-
-
-class _Abandoned(PhantomError):
-    """A stage that did not start because another one failed."""
-
-    def __init__(self, stage: Stage) -> None:
-        super().__init__(f"{stage.title} was not started")

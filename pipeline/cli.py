@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,13 @@ from pipeline.errors import PhantomError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.model import Appliance, Site
-    from pipeline.production import Produced, Workspace
+    from pipeline.production import Produced
+    from pipeline.workspace import Workspace
 
 DEFAULT_APPLIANCE = "hello-phantom"
 STORE = "PHANTOM_STORE"
 _INTERRUPTED = 130
+_CLEAN_HOURS = 2.0  # an upload that sends nothing for an hour is given up by the site itself
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,9 +89,10 @@ def _parser() -> argparse.ArgumentParser:
         *(_appliance, _on_sites, _json),
     )
     _verb(verbs, "build", _build, "build and boot, without publishing", *on_sites, _json)
-    _verb(
+    verb = _verb(
         verbs, "boot", _boot, "start a site's machine, with its console on this terminal", *on_sites
     )
+    verb.add_argument("--machine", metavar="NAME", help="of a site's machines this one (the first)")
     _verb(verbs, "publish", _publish, "publish what is built and booted", *on_sites, _json)
     _verb(
         verbs,
@@ -102,6 +105,20 @@ def _parser() -> argparse.ArgumentParser:
         verbs, "list", _list, "list builds, or with --site the images that a site has", _json
     )
     verb.add_argument("--site", action="append", metavar="SITE", help="list this site's images")
+    verb = _verb(
+        verbs, "clean", _clean, "tell what crashes left at a site; with --remove, remove it", _json
+    )
+    verb.add_argument(
+        "--site", action="append", metavar="SITE", required=True, help="this site; commas or again"
+    )
+    verb.add_argument("--remove", action="store_true", help="remove what is found")
+    verb.add_argument(
+        "--older-than",
+        type=float,
+        default=_CLEAN_HOURS,
+        metavar="HOURS",
+        help=f"leave alone what is younger: it may be at work ({_CLEAN_HOURS})",
+    )
     _verb(verbs, "show", _show, "show a build's manifest", _appliance, _of_build, _json)
     doctor = "look at this host: what is missing, and what mends it"
     _verb(verbs, "doctor", _doctor, doctor, _json)
@@ -236,7 +253,9 @@ def _boot(options: argparse.Namespace) -> int:
         raise UsageError(f"one machine boots at a time; name one of {names} with --site")
     with ExitStack() as stack:
         with Reporter(sys.stderr, verbose=options.verbose).shown() as reporter:
-            machine = run_machine(appliance, sites[0], _workspace(options, reporter))
+            machine = run_machine(
+                appliance, sites[0], _workspace(options, reporter), options.machine
+            )
             command, notes = stack.enter_context(machine)
         for note in notes:
             print(note, file=sys.stderr)
@@ -254,7 +273,7 @@ def _retire(options: argparse.Namespace) -> int:
         print(json.dumps([vars(each) for each in retired], indent=2))
         return 0
     for each in retired:
-        print(f"retired {each.image_id} at {each.site}")
+        print(f"retired {each.image_id} at {_place(vars(each))}")
     if not retired:
         print("nothing to retire: this build is published at none of these sites")
     return 0
@@ -263,13 +282,14 @@ def _retire(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace) -> int:
     from pipeline import manifest
     from pipeline.clouds import clouds
+    from pipeline.production import opened
 
     workspace = _workspace(options, None)
     rows: list[dict[str, Any]] = []
     if options.site:
         for site in _sites(options):
             cloud = clouds()[site.cloud](site)
-            with cloud.open(workspace.sandbox(site.name)):
+            with opened(cloud, workspace):
                 rows += [
                     {"site": each.site, "image_id": each.image_id, "location": each.location}
                     for each in cloud.list()
@@ -288,13 +308,37 @@ def _list(options: argparse.Namespace) -> int:
                         "build": found["appliance"]["build"],
                         "latest": latest.is_symlink()
                         and latest.readlink() == Path(path.parent.name),
-                        "sites": [each["site"] for each in found["publications"]],
+                        "sites": sorted({each["site"] for each in found["publications"]}),
                     }
                 )
     if options.json:
         print(json.dumps(rows, indent=2))
     else:
         _print_table(rows)
+    return 0
+
+
+def _clean(options: argparse.Namespace) -> int:
+    from pipeline.production import clean
+
+    found = clean(
+        _sites(options),
+        _workspace(options, None),
+        hours=options.older_than,
+        remove=options.remove,
+    )
+    if options.json:
+        print(json.dumps([{**vars(each), "removed": removed} for each, removed in found], indent=2))
+        return 0
+    for each, removed in found:
+        verb = "removed" if removed else "left"
+        place = _place(vars(each))
+        print(f"{verb:8} {place}  {each.kind}  {each.id}  since {each.since}: {each.reason}")
+    kept = sum(not removed for _, removed in found)
+    if not found:
+        print("nothing was left behind")
+    elif kept and not options.remove:
+        print(f"{kept} found; --remove removes what is older than {options.older_than:g} h")
     return 0
 
 
@@ -313,14 +357,16 @@ def _show(options: argparse.Namespace) -> int:
         f"  {len(found['inputs']['packages'])} packages, root {found['root_filesystem']['sha256']}"
     )
     for image in found["images"]:
-        boot = image["boot_check"]
-        booted = f"booted in {boot['boot_seconds']:.0f} s" if boot else "not booted"
+        booted = ", ".join(
+            f"booted by {each['machine']} in {each['boot_seconds']:.0f} s"
+            for each in image["boot_checks"]
+        )
         print(f"  image {image['file']}: {format_size(image['bytes'])}, {booted}")
         print(f"    sha256 {image['sha256']}")
     for each in found["publications"]:
         sandbox = " (sandbox)" if each["sandbox"] else ""
         print(
-            f"  published at {each['site']}{sandbox} as {each['image_id']}, {each['published_at']}"
+            f"  published at {_place(each)}{sandbox} as {each['image_id']}, {each['published_at']}"
         )
     return 0
 
@@ -389,9 +435,9 @@ def _store_folder(options: argparse.Namespace) -> Path:
 
 def _workspace(options: argparse.Namespace, reporter: Any) -> Workspace:
     from pipeline.model import NoProgress
-    from pipeline.production import Workspace
     from pipeline.store import Store
     from pipeline.tools.namespace import remove_tree
+    from pipeline.workspace import Workspace
 
     return Workspace(
         build=options.build.resolve(),
@@ -437,10 +483,12 @@ def _print_summary(produced: Produced, seconds: float) -> None:
     for image in produced.manifest["images"]:
         print(f"  {image['file']}")
         print(f"    {format_size(image['bytes'])}, sha256 {image['sha256']}")
-        print(f"    unpacked {format_size(image['disk_bytes'])}, sha256 {image['disk_sha256']}")
+        if image["compression"] is not None:
+            unpacked = format_size(image["disk_bytes"])
+            print(f"    unpacked {unpacked}, sha256 {image['disk_sha256']}")
     for each in produced.manifest["publications"]:
         sandbox = " (a sandbox: a local server that has ended)" if each["sandbox"] else ""
-        print(f"  published at {each['site']} as {each['image_id']}{sandbox}")
+        print(f"  published at {_place(each)} as {each['image_id']}{sandbox}")
     print(f"  manifest {_relative(produced.manifest_path)}")
     print(f"done in {seconds:.1f} s")
 
@@ -464,6 +512,11 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
         print(
             "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
         )
+
+
+def _place(publication: Mapping[str, Any]) -> str:
+    region = publication["region"]
+    return f"{publication['site']} ({region})" if region else str(publication["site"])
 
 
 def _relative(path: Path) -> str:

@@ -45,6 +45,12 @@ if TYPE_CHECKING:
 
 FILE_NAME = "appliance.yaml"
 BUILT_IN_SITE = Site(name="nimbus-sandbox", cloud="nimbus", sandbox=True, where="built in")
+"""The one that is meant where nothing is named."""
+
+BUILT_IN_SITES = (
+    BUILT_IN_SITE,
+    Site(name="ec2-sandbox", cloud="ec2", sandbox=True, where="built in"),
+)
 
 MAX_DISK = parse_size("2TiB")  # an MBR counts 512-byte sectors in 32 bits
 MAX_USER_DATA = 1024  # the database column of Phantom's web application (facts: R)
@@ -89,18 +95,18 @@ def load_appliance(
 
 
 def load_sites(path: Path | None, clouds: Mapping[str, type[Cloud]]) -> tuple[Site, ...]:
-    """The sites of `sites.yaml` in its order, then the built-in one unless the file redefines it.
+    """The sites of `sites.yaml` in its order, then the built-in ones that it does not redefine.
 
-    Without a file the built-in site is the only one. Raises DefinitionError with every mistake.
+    Without a file there are only those. Raises DefinitionError with every mistake.
     """
+    built_in = tuple(one for one in BUILT_IN_SITES if one.cloud in clouds)
     if path is None or not os.path.exists(path):
-        return (BUILT_IN_SITE,)
+        return built_in
     file = read_yaml(path)
     sites = [] if file.broken else _make_sites(file, clouds)
     _raise_mistakes([file], _SITES_TODO)
-    if BUILT_IN_SITE.name not in [site.name for site in sites]:
-        sites.append(BUILT_IN_SITE)
-    return tuple(sites)
+    names = [site.name for site in sites]
+    return (*sites, *(one for one in built_in if one.name not in names))
 
 
 def select_sites(
@@ -108,8 +114,9 @@ def select_sites(
 ) -> tuple[Site, ...]:
     """The sites that the command line asks for, in the order of `sites`.
 
-    `site` names sites. Without it all sites of the clouds in `cloud` are meant, or of every cloud,
-    and the built-in site only where it is the only one of its cloud. Both together must agree.
+    `site` names sites. Without it all sites of the clouds in `cloud` are meant, and a built-in one
+    where a cloud has no other; without that too, all that are configured, or `BUILT_IN_SITE` where
+    none is. Both together must agree.
     Raises UsageError for a name that no site has, and for a site that is on none of the clouds.
     """
     _check_words("site", site or (), [one.name for one in sites])
@@ -124,12 +131,14 @@ def select_sites(
                     todo="name the site alone, or the cloud alone",
                 )
         return chosen
-    configured = {one.cloud for one in sites if one != BUILT_IN_SITE}
+    configured = tuple(one for one in sites if one not in BUILT_IN_SITES)
+    if not cloud:
+        return configured or (BUILT_IN_SITE,)
+    covered = {one.cloud for one in configured}
     return tuple(
         one
         for one in sites
-        if (not cloud or one.cloud in cloud)
-        and not (one == BUILT_IN_SITE and one.cloud in configured)
+        if one.cloud in cloud and (one in configured or one.cloud not in covered)
     )
 
 

@@ -142,6 +142,12 @@ class UsageError(PhantomError):
     exit_code = 24
 
 
+class KernelError(PhantomError):
+    """The image's kernel, or its initramfs, lacks a driver that a site's machines need."""
+
+    exit_code = 25
+
+
 class CredentialsError(PhantomError):
     """A site's credentials are missing, incomplete or refused."""
 
@@ -170,3 +176,51 @@ class QuotaError(PhantomError):
     """A site has no room left for this account."""
 
     exit_code = 34
+
+
+class CredentialsExpiredError(PhantomError):
+    """A site's credentials were valid once, and have expired."""
+
+    exit_code = 35
+
+
+class RightsError(PhantomError):
+    """The account lacks a right; the message names the action."""
+
+    exit_code = 36
+
+
+class RegionError(PhantomError):
+    """A region does not exist, or is not enabled for the account."""
+
+    exit_code = 37
+
+
+class NameTakenError(PhantomError):
+    """Another image, which is not ours or has other content, has the name already."""
+
+    exit_code = 38
+
+
+class SharingBlockedError(PhantomError):
+    """The account or region forbids to share images as the site's options ask."""
+
+    exit_code = 39
+
+
+class ImportRoleError(PhantomError):
+    """The role that a site's import service works under is missing or may not read the image."""
+
+    exit_code = 40
+
+
+class VolumeTooSmallError(PhantomError):
+    """The image is larger than the volume that a site's options ask for."""
+
+    exit_code = 41
+
+
+class InUseError(PhantomError):
+    """What should be removed is in use by something else."""
+
+    exit_code = 42

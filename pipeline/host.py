@@ -24,7 +24,7 @@ from typing import Literal
 from pipeline.errors import HostError, MirrorError, PhantomError, SudoError
 from pipeline.model import GIB, MIB, format_size
 from pipeline.store import write_atomically
-from pipeline.tools import apt, dib, namespace, run
+from pipeline.tools import apt, dib, grub, namespace, qemu, run
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -75,7 +75,7 @@ def checks() -> list[Check]:
     return [
         *(program.check for program in PROGRAMS),
         _check_diskimage_builder,
-        _check_grub_modules,
+        *(files.check for files in FILES),
         _check_rights,
         _check_namespaces,
         _check_mirror,
@@ -185,6 +185,20 @@ PROGRAMS = (
     Program(name="fdisk", package="fdisk", purpose="finds partitions as Nimbus's nodes do"),
     Program(name="grub-mkimage", package="grub-common", purpose="makes the boot loader"),
     Program(
+        name="mformat",
+        package="mtools",
+        purpose="makes EFI system partitions",
+        tested=(4, 0, 32),
+    ),
+    Program(
+        name="lsinitramfs",
+        package="initramfs-tools-core",
+        purpose="lists the drivers that an image boots with",
+        version=("--help",),
+    ),
+    Program(name="cpio", package="cpio", purpose="unpacks initramfs"),
+    Program(name="zstd", package="zstd", purpose="unpacks initramfs"),
+    Program(
         name="qemu-system-x86_64",
         package="qemu-system-x86",
         purpose="boots images as their sites would",
@@ -198,24 +212,84 @@ PROGRAMS = (
     ),
 )
 
-# What the stages of each name run; the cheap checks of `require`.
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Files of the host that stages use."""
+
+    name: str
+    package: str
+    """The Debian package that has them."""
+    purpose: str
+    find: Callable[[], Path | None]
+    """Where they are."""
+
+    def check(self, _store: Path) -> Finding:
+        """Whether the files are there."""
+        found = self.find()
+        return Finding(
+            name=self.name,
+            ok=found is not None,
+            found="not installed" if found is None else str(found),
+            meaning=self.purpose,
+            mend=None
+            if found is not None
+            else f"{_SETUP}   # or: sudo apt-get install {self.package}",
+        )
+
+
+def _find_grub(platform: str) -> Path | None:
+    folder = grub.LIBRARY / platform
+    return folder if (folder / "kernel.img").is_file() else None
+
+
+def _find_firmware() -> Path | None:
+    found = qemu.find_firmware()
+    return None if found is None else found[0]
+
+
+FILES = (
+    Files(
+        name="GRUB for BIOS",
+        package="grub-pc-bin",
+        purpose="the boot loader's code, which lands in the image",
+        find=lambda: _find_grub(grub.BIOS),
+    ),
+    Files(
+        name="GRUB for UEFI",
+        package="grub-efi-amd64-bin",
+        purpose="the boot loader's code, which lands in images that UEFI boots too",
+        find=lambda: _find_grub(grub.EFI),
+    ),
+    Files(
+        name="OVMF",
+        package="ovmf",
+        purpose="the firmware with which images boot by UEFI",
+        find=_find_firmware,
+    ),
+)
+
+# What the stages need, by the names in their `requires`; the cheap checks of `require`.
 _NEEDS = {
     "root": ("sudo", "apt-get", "mmdebstrap", "mke2fs", "debugfs", "unshare", "setpriv"),
-    "disk": ("sfdisk", "grub-mkimage", "grub-modules"),
-    "boot": ("fdisk", "debugfs", "qemu-system-x86_64", "socat"),
+    "disk": ("sfdisk", "grub-mkimage", "GRUB for BIOS"),
+    "disk for UEFI": ("mformat", "GRUB for UEFI"),
+    "drivers": ("debugfs", "lsinitramfs", "cpio", "zstd"),
+    "boot": ("fdisk", "sfdisk", "debugfs", "qemu-system-x86_64", "socat"),
+    "boot by UEFI": ("OVMF",),
 }
-_GRUB_MODULES = Path("/usr/lib/grub/i386-pc")
 
 
-def require(stages: Iterable[str]) -> None:
-    """Sees that programs are there which stages of these names run; takes a few milliseconds.
+def require(needs: Iterable[str]) -> None:
+    """Sees that all is there that stages need, by their `requires`; takes a few milliseconds.
 
     Raises HostError, or SudoError for a sudo that a user needs, with what mends it.
     """
     programs = {program.name: program for program in PROGRAMS}
-    for name in dict.fromkeys(name for stage in stages for name in _NEEDS.get(stage, ())):
-        if name == "grub-modules":
-            finding = _check_grub_modules(Path())
+    files = {each.name: each for each in FILES}
+    for name in dict.fromkeys(name for need in needs for name in _NEEDS.get(need, ())):
+        if name in files:
+            finding = files[name].check(Path())
             if finding.ok is False:
                 raise HostError(f"{finding.name}: {finding.found}", todo=finding.mend)
             continue
@@ -255,17 +329,6 @@ def _check_diskimage_builder(_store: Path) -> Finding:
         )
     return Finding(
         name="diskimage-builder", ok=True, found=dib.version(), meaning="runs the elements' hooks"
-    )
-
-
-def _check_grub_modules(_store: Path) -> Finding:
-    found = (_GRUB_MODULES / "boot.img").is_file()
-    return Finding(
-        name="GRUB for BIOS",
-        ok=found,
-        found=str(_GRUB_MODULES) if found else "not installed",
-        meaning="the boot loader's code, which lands in the image",
-        mend=None if found else f"{_SETUP}   # or: sudo apt-get install grub-pc-bin",
     )
 
 
@@ -332,10 +395,7 @@ def _check_space(store: Path) -> Finding:
 
 
 def _check_memory(_store: Path) -> Finding:
-    available = 0
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
+    available = available_memory()
     return Finding(
         name="memory",
         ok=_rank(available, _MEMORY_NEEDED, _MEMORY_WANTED),
@@ -383,6 +443,14 @@ TCG_SECONDS = 10.0  # a hundred times what it takes: 0.06 to 0.1 s
 # takes hours. On a host under load everything takes longer, TCG too.
 KVM_SECONDS = 1.0
 KVM_TIMES_TCG = 3
+
+
+def available_memory() -> int:
+    """Bytes that the kernel could give without swapping; 0 where it does not tell."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def find_accelerator(folder: Path | None = None) -> Accelerator:

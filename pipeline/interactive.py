@@ -9,43 +9,65 @@ from pathlib import Path
 
 from pipeline import host
 from pipeline.build import Builder
+from pipeline.errors import UsageError
 from pipeline.metadata_server import SERVICES, MetadataServer
 from pipeline.model import Appliance, Site
-from pipeline.plan import make_plan
-from pipeline.production import Workspace, check_host
-from pipeline.stages.boot import edit_as_node
+from pipeline.plan import Target, make_plan
+from pipeline.production import check_host
+from pipeline.stages.boot import AUTHORIZED_KEYS, BootCheck, edit_as_node, find_root
 from pipeline.stages.image import unpack_image
 from pipeline.tools import qemu, run
+from pipeline.workspace import Workspace
 
 
 @contextmanager
 def run_machine(
-    appliance: Appliance, site: Site, workspace: Workspace
+    appliance: Appliance, site: Site, workspace: Workspace, name: str | None = None
 ) -> Iterator[tuple[Sequence[str], Sequence[str]]]:
     """Builds the image if need be and readies a machine for it.
 
-    Gives the command that runs it on this terminal, and notes for the person. The disk is thrown
-    away at the end. Raises what building raises.
+    `name` is that of one of the site's machines; the first is taken where none is given. Gives the
+    command that runs it on this terminal, and notes for the person. The disk is thrown away at the
+    end. Raises UsageError for a machine that the site has not got, and what building raises.
     """
     plan = make_plan(appliance, [site], workspace.store)
     (target,) = plan.targets
     check_host(plan, workspace)
-    host.require([target.boot.name])
+    boot = _choose_boot(target, name)
+    host.require(boot.requires)
     (built,) = Builder(workspace.store, workspace.progress).build([target.image])
-    machine = target.cloud.machine
+    machine = boot.machine
     with workspace.store.used(), workspace.store.temporary("machine") as folder:
         disk = folder / "disk.raw"
         unpack_image(built.artifact, disk)
         key = folder / "key"
         run.capture(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "boot", "-f", str(key)])
         public_keys = _public_keys(key.with_suffix(".pub"))
-        edit_as_node(machine, disk, public_keys, f"http://{machine.metadata_address}")
+        edit_as_node(machine, disk, public_keys, boot.metadata_url())
+        if not boot.writes_key:  # nor does the image fetch one: this is for the person alone
+            find_root(disk).write(AUTHORIZED_KEYS, f"{public_keys}\n", 0o600)
+        qemu.ready_disk(machine, disk)
         script = appliance.phantom.user_data
-        service = SERVICES[machine.metadata](None if script is None else script.read_bytes())
+        service = SERVICES[machine.metadata](
+            user_data=None if script is None else script.read_bytes()
+        )
         with MetadataServer(service) as server:
             network = qemu.Network(metadata_port=server.port, ssh_port=_free_port(), outside=True)
             accelerator = host.find_accelerator(workspace.store.folder)
             yield qemu.command(machine, disk, network, accelerator), _notes(network, key)
+
+
+def _choose_boot(target: Target, name: str | None) -> BootCheck:
+    """The boot check of the machine of that name; of the site's first one where none is given."""
+    known = {boot.machine.name: boot for boot in target.boots}
+    if name is None:
+        return target.boots[0]
+    if name not in known:
+        raise UsageError(
+            f"site {target.site.name} has no machine {name!r}",
+            todo=f"choose one of: {', '.join(known)}",
+        )
+    return known[name]
 
 
 def _notes(network: qemu.Network, key: Path) -> list[str]:

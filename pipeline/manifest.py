@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,32 @@ from pipeline.model import Appliance, BootReport, Image, Package, Publication, S
 from pipeline.stages.base import key_of
 from pipeline.store import write_atomically
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestImage:
-    """An image, what it is called at its site and in the build's folder, and its boot check."""
+    """An image, what its file is called in the build's folder, and its boot checks."""
 
-    name: str
+    file: str
     image: Image
-    report: BootReport | None
+    root_sha256: Sha256
+    reports: Sequence[BootReport]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchTemplate:
+    """What starts the image of one publication by its cloud's own means, without Phantom."""
+
+    site: str
+    region: str | None
+    data: Mapping[str, object]
+    """In the words of the cloud."""
+
+
+def _sorted_templates(templates: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(templates, key=lambda each: (each["site"], each["region"] or ""))
 
 
 def build_name(appliance: Appliance, root_sha256: Sha256, makers: Mapping[str, object]) -> str:
@@ -67,6 +82,7 @@ def make_manifest(
     images: Sequence[ManifestImage],
     publications: Sequence[Publication],
     launch: Mapping[str, Mapping[str, object]],
+    templates: Sequence[LaunchTemplate],
 ) -> dict[str, Any]:
     """The manifest's content. `launch` has, by site, what Phantom needs besides the image's id:
     `instance_type` and `common`."""
@@ -91,15 +107,16 @@ def make_manifest(
         "images": [_image(each) for each in images],
         "publications": [asdict(each) for each in sorted(publications, key=lambda p: p.site)],
         "phantom": _launch_configuration(appliance, publications, launch),
+        "launch_templates": _sorted_templates(asdict(each) for each in templates),
     }
 
 
 def _image(entry: ManifestImage) -> dict[str, Any]:
-    image, report = entry.image, entry.report
+    image = entry.image
     return {
         "site": image.site,
         "cloud": image.cloud,
-        "file": entry.name,
+        "file": entry.file,
         "layout": image.disk.layout,
         "format": image.disk.format,
         "compression": image.disk.compression,
@@ -107,7 +124,9 @@ def _image(entry: ManifestImage) -> dict[str, Any]:
         "sha256": image.sha256,
         "disk_bytes": image.disk_bytes,
         "disk_sha256": image.disk_sha256,
-        "boot_check": None if report is None else {"passed": report.passed, **report.facts},
+        "boot_checks": [
+            {"machine": each.machine, "passed": each.passed, **each.facts} for each in entry.reports
+        ],
     }
 
 
@@ -120,19 +139,23 @@ def _launch_configuration(
     Phantom, "REST API")."""
     phantom = appliance.phantom
     user_data = None if phantom.user_data is None else phantom.user_data.read_text()
+    params: dict[str, object] = {}
+    for each in sorted(publications, key=lambda publication: publication.site):
+        if each.site in launch:
+            # A site's own publication comes before its copies in other regions.
+            params.setdefault(
+                each.site,
+                {
+                    "image_id": each.image_id,
+                    "instance_type": launch[each.site]["instance_type"],
+                    "max_vms": phantom.max_vms,
+                    "common": launch[each.site]["common"],
+                    "rank": phantom.rank,
+                },
+            )
     return {
         "name": appliance.name,
-        "cloud_params": {
-            each.site: {
-                "image_id": each.image_id,
-                "instance_type": launch[each.site]["instance_type"],
-                "max_vms": phantom.max_vms,
-                "common": launch[each.site]["common"],
-                "rank": phantom.rank,
-            }
-            for each in sorted(publications, key=lambda publication: publication.site)
-            if each.site in launch
-        },
+        "cloud_params": params,
         "contextualization_method": "none" if user_data is None else "user_data",
         "user_data": user_data,
         "appliance": None,
@@ -145,15 +168,34 @@ def keep_other_sites(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str
     images = [*new["images"], *(image for image in old["images"] if image["site"] not in sites)]
     launch = dict(new["phantom"])
     launch["cloud_params"] = {**old["phantom"]["cloud_params"], **launch["cloud_params"]}
-    return {**new, "images": sorted(images, key=lambda image: image["site"]), "phantom": launch}
+    kept = [each for each in old["launch_templates"] if each["site"] not in sites]
+    return {
+        **new,
+        "images": sorted(images, key=lambda image: image["site"]),
+        "phantom": launch,
+        "launch_templates": _sorted_templates([*new["launch_templates"], *kept]),
+    }
 
 
-def without_site(manifest: Mapping[str, Any], site: str) -> dict[str, Any]:
-    """A manifest whose publication at a site has been retired."""
+def without(manifest: Mapping[str, Any], retired: Publication) -> dict[str, Any]:
+    """A manifest one of whose publications has been retired."""
+    site = retired.site
+    left = [each for each in manifest["publications"] if each != asdict(retired)]
     launch = dict(manifest["phantom"])
-    params = {name: each for name, each in launch["cloud_params"].items() if name != site}
-    left = [each for each in manifest["publications"] if each["site"] != site]
-    return {**manifest, "publications": left, "phantom": {**launch, "cloud_params": params}}
+    params = launch["cloud_params"]
+    if params.get(site, {}).get("image_id") == retired.image_id:
+        launch["cloud_params"] = {name: each for name, each in params.items() if name != site}
+    templates = [
+        each
+        for each in manifest["launch_templates"]
+        if (each["site"], each["region"]) != (site, retired.region)
+    ]
+    return {
+        **manifest,
+        "publications": left,
+        "phantom": launch,
+        "launch_templates": templates,
+    }
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any], *, latest: bool = True) -> Path:
@@ -182,8 +224,31 @@ def read_manifest(folder: Path, build: str = "latest") -> dict[str, Any] | None:
         manifest = json.loads((folder / build / FILE).read_text())
     except (OSError, ValueError):
         return None
-    is_ours = isinstance(manifest, dict) and manifest.get("schema") == SCHEMA
-    return manifest if is_ours else None
+    if not isinstance(manifest, dict):
+        return None
+    if manifest.get("schema") == 1:
+        manifest = _upgrade(manifest)
+    return manifest if manifest.get("schema") == SCHEMA else None
+
+
+def _upgrade(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest of schema 1, which knew neither regions nor several machines, as one of 2."""
+    return {
+        **manifest,
+        "schema": SCHEMA,
+        "images": [
+            {
+                **{key: value for key, value in image.items() if key != "boot_check"},
+                "boot_checks": [{"machine": "bios", **image["boot_check"]}],
+            }
+            for image in manifest["images"]
+        ],
+        "publications": [
+            {"site": each["site"], "cloud": each["cloud"], "region": None, **each}
+            for each in manifest["publications"]
+        ],
+        "launch_templates": [],
+    }
 
 
 def publications_of(manifest: Mapping[str, Any]) -> list[Publication]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 from urllib.parse import urlsplit
 
 NIMBUS_USER_DATA_CHARACTERS = 30_720  # facts on Nimbus: "at most 30,720 characters"
@@ -98,6 +98,13 @@ class RecordedRequest:
     method: str
     path: str
     status: int | None
+    token: bool = False
+    """Whether it came with one of EC2's tokens, valid or not."""
+
+    @property
+    def lacked_token(self) -> bool:
+        """Whether it was refused since it came without a token."""
+        return self.status == 401 and not self.token
 
 
 class MetadataService(Protocol):
@@ -129,6 +136,13 @@ class NimbusMetadata:
 
     Raises ValueError for user-data that Nimbus would not take at launch.
     """
+
+    LATE: ClassVar[Fault] = Fault.FORBIDDEN
+    """What the first requests get where it is not ready for a machine that boots."""
+    LIMIT: ClassVar[int] = NIMBUS_USER_DATA_CHARACTERS
+    """How long user-data may be."""
+    ANY_BYTES: ClassVar[bool] = False
+    """Whether user-data is any bytes, and not text alone."""
 
     user_data: bytes | None = None
     meta_data: Mapping[str, str] = field(default_factory=lambda: NIMBUS_META_DATA)
@@ -168,6 +182,13 @@ class Ec2Metadata:
 
     Raises ValueError for user-data that EC2 would not take at launch.
     """
+
+    LATE: ClassVar[Fault] = Fault.UNAVAILABLE
+    """What the first requests get where it is not ready for a machine that boots."""
+    LIMIT: ClassVar[int] = EC2_USER_DATA_BYTES
+    """How long user-data may be."""
+    ANY_BYTES: ClassVar[bool] = True
+    """Whether user-data is any bytes, and not text alone."""
 
     user_data: bytes | None = None
     meta_data: Mapping[str, str] = field(default_factory=lambda: EC2_META_DATA)
@@ -299,6 +320,12 @@ class _Handler(BaseHTTPRequestHandler):
         if owner.on_report is not None and path == owner.report_path:
             self._send(self._take_report())
             return
+        if owner._is_choice(path):
+            chosen = self.command == "POST"
+            if chosen:
+                owner._choose(path)
+            self._send(Answer(status=200) if chosen else make_html_page(405, "Method Not Allowed"))
+            return
         fault = owner._take_fault()
         if fault is None:
             headers = {name.lower(): value for name, value in self.headers.items()}
@@ -368,7 +395,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"#")
 
     def _record(self, status: int | None) -> None:
-        self.server.owner._record(self.command, self.path, status)
+        token = "X-aws-ec2-metadata-token" in self.headers
+        self.server.owner._record(self.command, self.path, status, token)
 
 
 class MetadataServer:
@@ -381,6 +409,9 @@ class MetadataServer:
     `on_report` lets a guest `POST` its boot report to `report_path`, at most 1 MiB (411 without a
     length, 413 above the bound); it is called in the server's thread. Without it that path is
     answered as the cloud would answer it. Reports meet no faults.
+
+    `others` are services that a guest can have in this one's place from then on, by a `POST` to
+    `report_path/NAME`.
     """
 
     def __init__(
@@ -391,8 +422,10 @@ class MetadataServer:
         port: int = 0,
         on_report: Callable[[bytes], None] | None = None,
         report_path: str = "/report",
+        others: Mapping[str, MetadataService] | None = None,
     ) -> None:
         self.service = service
+        self.others = others or {}
         self.on_report = on_report
         self.report_path = report_path
         self._address = (host, port)
@@ -452,8 +485,18 @@ class MetadataServer:
         with self._lock:
             return self._report
 
-    def _record(self, method: str, path: str, status: int | None) -> None:
-        entry = RecordedRequest(time=time.monotonic(), method=method, path=path, status=status)
+    def _is_choice(self, path: str) -> bool:
+        return path.startswith(f"{self.report_path}/") and path.rsplit("/", 1)[1] in self.others
+
+    def _choose(self, path: str) -> None:
+        with self._lock:
+            self.service = self.others[path.rsplit("/", 1)[1]]
+            self._faults = iter(self.service.faults)
+
+    def _record(self, method: str, path: str, status: int | None, token: bool) -> None:
+        entry = RecordedRequest(
+            time=time.monotonic(), method=method, path=path, status=status, token=token
+        )
         with self._lock:
             self._requests.append(entry)
 
@@ -470,8 +513,8 @@ class MetadataServer:
         self._reported.set()
 
 
-SERVICES: Mapping[str, Callable[[bytes | None], MetadataService]] = {
-    "nimbus": lambda user_data: NimbusMetadata(user_data=user_data),
-    "ec2": lambda user_data: Ec2Metadata(user_data=user_data),
+SERVICES: Mapping[str, type[NimbusMetadata] | type[Ec2Metadata]] = {
+    "nimbus": NimbusMetadata,
+    "ec2": Ec2Metadata,
 }
-"""A metadata service of each kind, made from the user-data that it hands out."""
+"""The metadata services by the name of their kind."""

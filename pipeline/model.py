@@ -165,6 +165,17 @@ class Disk:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What a site's machines have, as drivers of the Linux kernel, in the words of its modules."""
+
+    disks: tuple[str, ...]
+    """Root may lie on any of these: each must be in the kernel itself or in the initramfs."""
+    networks: tuple[str, ...]
+    console: str
+    """The device that the machine's console is heard on: `ttyS0`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NodeEdit:
     """A file that a site's node writes into the image before it boots.
 
@@ -180,6 +191,10 @@ class NodeEdit:
 class Machine:
     """The virtual hardware and metadata service of a site, in QEMU's words."""
 
+    name: str
+    """Tells the machines of one site apart: `bios`, `uefi`."""
+    firmware: str = "bios"
+    """`bios` or `uefi`."""
     board: str
     disk_bus: str
     network_card: str
@@ -192,6 +207,8 @@ class Machine:
     network: str
     """The guest's network, holding the metadata address: `10.0.2.0/24`."""
     edits: tuple[NodeEdit, ...] = ()
+    spare: int = 0
+    """How many bytes its disk is larger than the image."""
     serial: bool = True
     """Whether the machine has a serial port. A node may have none; the check needs it to hear."""
 
@@ -206,32 +223,50 @@ class Image:
     disk: Disk
     bytes: int
     sha256: Sha256
-    md5: str
-    """Of the file: what S3's look-alikes answer as ETag."""
+    md5: str | None
+    """Of the file: what S3's look-alikes answer as ETag. None for an image without compression."""
     disk_bytes: int
     disk_sha256: Sha256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """The build that an image is of, as its publication shall tell."""
+
+    appliance: str
+    version: str
+    build: str
+    name: str
+    """The image's name at the site."""
+    summary: str
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    folder: Path
+    """The build's own folder, for what a site must remember of it. Those of the appliance's other
+    builds lie beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BootReport:
     """What a guest said of itself when its image was booted as its site would boot it."""
 
+    machine: str
+    """The site's machine that it was booted on, by name."""
     passed: bool
     facts: Mapping[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BootedImage:
-    """An image with a passed boot check: all that may be handed to `Cloud.upload`.
+    """An image that passed its boot checks: all that may be handed to `Cloud.upload`.
 
-    Raises ValueError when made from a report that did not pass.
+    Raises ValueError when made without a report, or with one that did not pass.
     """
 
     image: Image
-    report: BootReport
+    reports: tuple[BootReport, ...]
 
     def __post_init__(self) -> None:
-        if not self.report.passed:
+        if not self.reports or not all(report.passed for report in self.reports):
             raise ValueError("an image whose boot check did not pass cannot be published")
 
 
@@ -241,6 +276,8 @@ class Publication:
 
     site: str
     cloud: str
+    region: str | None = None
+    """Where a cloud has several."""
     image_id: str
     """What Phantom's launch configuration calls the image."""
     location: str
@@ -250,6 +287,21 @@ class Publication:
     published_at: str
     """UTC, ISO 8601, seconds."""
     sandbox: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leftover:
+    """What a crash left at a site, and what nothing but `phantom-image clean` removes."""
+
+    site: str
+    kind: str
+    """Such as `pending snapshot`."""
+    id: str
+    region: str | None = None
+    since: str
+    """When it was made: UTC, ISO 8601, seconds."""
+    reason: str
+    """Why it is one: in words for people."""
 
 
 class Progress(Protocol):

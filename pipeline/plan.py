@@ -16,20 +16,32 @@ from pipeline import definition
 from pipeline.clouds import Cloud, clouds
 from pipeline.errors import (
     DiskTooSmallError,
+    HostError,
     ImageNameError,
+    KernelError,
     UnknownElementError,
     UnknownPackageError,
     UsageError,
 )
 from pipeline.layouts import LAYOUTS
-from pipeline.model import Appliance, Site, format_size
+from pipeline.layouts.layout import Layout
+from pipeline.model import Appliance, Machine, Site, format_size
+from pipeline.sources.kernels import choose_kernel
 from pipeline.sources.scratch import CopiedFile, ElementTree, ScratchRoot
-from pipeline.stages.base import LocalFile, Stage, digest_of_file, digest_of_tree, key_of
+from pipeline.stages.base import (
+    LocalFile,
+    Stage,
+    digest_of_file,
+    digest_of_tree,
+    key_of,
+    to_json,
+)
 from pipeline.stages.boot import REPORT, BootCheck
 from pipeline.stages.disk import AssembleDisk
+from pipeline.stages.drivers import CheckDrivers
 from pipeline.stages.image import CompressImage, HashDisk
 from pipeline.store import Store
-from pipeline.tools import apt, dib, grub, run
+from pipeline.tools import apt, dib, fat, grub, run
 
 EPOCH = 1_704_067_200
 """2024-01-01: no file of an image is younger, unless SOURCE_DATE_EPOCH says another time. A build's
@@ -38,6 +50,7 @@ own time would make two builds of the same inputs differ."""
 _LATEST = (1 << 32) - 1  # what fits into an inode's time
 _APPLIANCE_ELEMENT = "phantom-appliance"
 _KEPT_OUT = ("DIB_NO_TMPFS", "DIB_RELEASE")  # decided here, whatever the user's environment says
+_TOOL_VERSIONS = {"grub": grub.version, "mtools": fat.version}  # those that a layout names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +59,21 @@ class Target:
 
     cloud: Cloud
     image: Stage
+    """Its artifact is what `describe_image` tells of: a compressed disk, or the disk itself."""
     hash: Stage
-    boot: Stage
+    boots: tuple[BootCheck, ...]
+    """One for each of the site's machines, in its order."""
+    drivers: Stage
 
     @property
     def site(self) -> Site:
         """The site."""
         return self.cloud.site
+
+    @property
+    def leaves(self) -> tuple[Stage, ...]:
+        """The stages whose artifacts are asked for."""
+        return (self.image, self.hash, self.drivers, *self.boots)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +89,24 @@ class Plan:
         """Every stage once, inputs before those that need them."""
         seen: dict[str, Stage] = {}
         for target in self.targets:
-            for stage in (target.image, target.hash, target.boot):
+            for stage in target.leaves:
                 for each in (*_inputs(stage), stage):
                     seen.setdefault(each.key, each)
         return tuple(seen.values())
+
+    @property
+    def makers(self) -> Mapping[str, object]:
+        """Revisions and tools of what makes images of root file systems, and the layouts: the same
+        for all choices of sites, so that a build has one name whichever of them it goes to first.
+        """
+        return {
+            "layouts": {name: key_of(to_json(layout)) for name, layout in LAYOUTS.items()},
+            AssembleDisk.name: [
+                AssembleDisk.revision,
+                {name: _version_or_none(name) for name in sorted(_TOOL_VERSIONS)},
+            ],
+            CompressImage.name: [CompressImage.revision, _image_tools()],
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +124,15 @@ def make_plan(
 ) -> Plan:
     """The plan for an appliance on these sites. With `keep` false, the store is only read.
 
-    Raises UnknownElementError, UnknownPackageError, MirrorError, ImageNameError, DefinitionError.
+    Raises UnknownElementError, UnknownPackageError, MirrorError, ImageNameError, DefinitionError,
+    KernelError, DiskTooSmallError, VolumeTooSmallError.
     """
     kinds = clouds()
     made = [kinds[site.cloud](site) for site in sites]
     for cloud in made:
         _check_image_name(appliance, cloud)
-    root = _plan_root(appliance, store, keep=keep)
+        cloud.check_size(_disk_size(appliance, cloud))
+    root = _plan_root(appliance, _choose_kernel(appliance, made), store, keep=keep)
     for cloud in made:
         _check_disk_size(appliance, cloud, root.resolution.installed_bytes)
     return Plan(
@@ -105,7 +142,18 @@ def make_plan(
     )
 
 
-def _plan_root(appliance: Appliance, store: Store, *, keep: bool) -> ScratchRoot:
+def _choose_kernel(appliance: Appliance, made: Sequence[Cloud]) -> str:
+    try:
+        return choose_kernel(
+            appliance.kernel,
+            appliance.source.release,
+            {each.site.name: each.hardware for each in made},
+        )
+    except KernelError as error:
+        raise error.located(definition.locate(appliance.definition, "kernel")) from error
+
+
+def _plan_root(appliance: Appliance, kernel: str, store: Store, *, keep: bool) -> ScratchRoot:
     source = appliance.source
     elements = _expand(appliance)
     given = {
@@ -118,7 +166,7 @@ def _plan_root(appliance: Appliance, store: Store, *, keep: bool) -> ScratchRoot
         "ARCH": source.architecture,
         "DIB_PYTHON_VERSION": "3",
         "DIB_RELEASE": source.release,
-        "PHANTOM_KERNEL": appliance.kernel,
+        "PHANTOM_KERNEL": kernel,
     }
     asked = dib.packages(elements, environment)
     requested = sorted({*asked, *appliance.packages})
@@ -131,7 +179,7 @@ def _plan_root(appliance: Appliance, store: Store, *, keep: bool) -> ScratchRoot
     return ScratchRoot(
         release=source.release,
         architecture=source.architecture,
-        kernel=appliance.kernel,
+        kernel=kernel,
         user_data_frequency=appliance.user_data_frequency,
         elements=tuple(
             ElementTree(name=name, tree=LocalFile(digest=digest_of_tree(folder), path=folder))
@@ -198,36 +246,69 @@ def _epoch() -> int:
 
 
 def _plan_target(appliance: Appliance, cloud: Cloud, root: Stage) -> Target:
-    wanted = cloud.disk
+    wanted, site = cloud.disk, cloud.site.name
+    layout = LAYOUTS[wanted.layout]
     disk = AssembleDisk(
         inputs=(root,),
         label=wanted.layout,
-        layout=LAYOUTS[wanted.layout],
+        layout=layout,
         size=_disk_size(appliance, cloud),
-        tools={"grub": grub.version()},
+        tools=_disk_tools(layout),
     )
-    image = CompressImage(
-        inputs=(disk,),
-        label=f"{wanted.layout} {wanted.format} {wanted.compression}",
-        tools={"isal": version_of("isal")},
+    image: Stage = disk
+    if wanted.compression is not None:
+        image = CompressImage(
+            inputs=(disk,),
+            label=f"{wanted.layout} {wanted.format} {wanted.compression}",
+            tools=_image_tools(),
+        )
+    drivers = CheckDrivers(inputs=(root,), label=site, hardware=cloud.hardware)
+    return Target(
+        cloud=cloud,
+        image=image,
+        hash=HashDisk(inputs=(disk,), after=() if image is disk else (image,), label=wanted.layout),
+        boots=tuple(
+            _plan_boot(appliance, site, machine, image, drivers) for machine in cloud.machines
+        ),
+        drivers=drivers,
     )
-    boot = BootCheck(
+
+
+def _plan_boot(
+    appliance: Appliance, site: str, machine: Machine, image: Stage, drivers: Stage
+) -> BootCheck:
+    return BootCheck(
         inputs=(image,),
-        label=cloud.site.name,
-        machine=cloud.machine,
+        after=(drivers,),
+        label=f"{site} {machine.name}",
+        machine=machine,
         report=_local(REPORT),
         user_data=_optional(appliance.phantom.user_data),
         check=_optional(appliance.boot_check.script),
         seconds=appliance.boot_check.seconds,
     )
-    hashed = HashDisk(inputs=(disk,), after=(image,), label=wanted.layout)
-    return Target(cloud=cloud, image=image, hash=hashed, boot=boot)
+
+
+def _disk_tools(layout: Layout) -> dict[str, str]:
+    return {name: _TOOL_VERSIONS[name]() for name in layout.tools}
+
+
+def _image_tools() -> dict[str, str]:
+    return {"isal": version_of("isal")}
+
+
+def _version_or_none(tool: str) -> str:
+    """A tool's version; nothing where this host has not got it."""
+    try:
+        return _TOOL_VERSIONS[tool]()
+    except (HostError, run.ToolError):
+        return ""
 
 
 def explain(plan: Plan, store: Store, before: Mapping[str, Any]) -> list[Step]:
     """What will become of each stage of a plan. `before` is `describe` of the build before it."""
     stages = plan.stages
-    needed = {stage.key for target in plan.targets for stage in _leaves(target)}
+    needed = {stage.key for target in plan.targets for stage in target.leaves}
     stored = {stage.key: store.find(stage.name, stage.key) is not None for stage in stages}
     for stage in reversed(stages):
         if stage.key in needed and not stored[stage.key]:
@@ -358,10 +439,6 @@ def _inputs(stage: Stage) -> Iterator[Stage]:
     for each in stage.inputs:
         yield from _inputs(each)
         yield each
-
-
-def _leaves(target: Target) -> tuple[Stage, ...]:
-    return (target.image, target.hash, target.boot)
 
 
 def _local(path: Path) -> LocalFile:

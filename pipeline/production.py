@@ -2,57 +2,35 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from pipeline import host, manifest
 from pipeline.build import Builder, Built
-from pipeline.clouds import clouds
-from pipeline.errors import NoSpaceError, PhantomError, StoreError
-from pipeline.manifest import ManifestImage
+from pipeline.clouds import Cloud, clouds
+from pipeline.delivery import Delivery, run_side_by_side
+from pipeline.errors import PhantomError
+from pipeline.manifest import LaunchTemplate
 from pipeline.model import (
     Appliance,
-    BootedImage,
-    BootReport,
     ContentKey,
-    Image,
-    Progress,
+    Leftover,
     Publication,
-    Sha256,
     Site,
 )
 from pipeline.plan import Plan, Target, describe, explain, make_plan
-from pipeline.publish import check_site, publish_image
-from pipeline.stages.image import IMAGE
-from pipeline.store import Store, write_atomically
+from pipeline.publish import check_site
+from pipeline.store import write_atomically
 from pipeline.tools import dib, namespace
+from pipeline.workspace import Workspace
 
 _STAGES = "stages.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workspace:
-    """Where things are kept, and how work tells that it goes on."""
-
-    build: Path
-    """Manifests and images, by appliance and build."""
-    store: Store
-    progress: Callable[[str], Progress]
-
-    def folder(self, appliance: str) -> Path:
-        """Where an appliance's builds lie."""
-        return self.build / appliance
-
-    def sandbox(self, site: str) -> Path:
-        """Where a sandbox site keeps its objects."""
-        return self.build / "sandbox" / site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,106 +51,106 @@ def produce(
     """Builds and boots an appliance's images, publishes them unless told not to, and writes the
     manifest.
 
-    A site that fails does not keep the others from being published: the manifest tells of those,
-    and then the first error is raised, with the others in it. Raises PhantomError of every kind.
+    A site's image is sent as soon as it passed its boot checks, while others are still made. A site
+    that fails does not stop the others: the manifest tells of those, and then the first error is
+    raised, with the others in it. Raises PhantomError of every kind.
     """
     workspace.store.sweep()
     with workspace.store.used():
         plan = make_plan(appliance, sites, workspace.store)
-        if publish:
-            for target in plan.targets:
-                check_site(target.cloud, workspace.sandbox(target.site.name))
+        errors = _check_sites(plan, workspace) if publish else {}
+        left = [each for each in plan.targets if each.site.name not in errors]
+        if not left:
+            raise _all_of(list(errors.values()))
+        plan = replace(plan, targets=tuple(left))
         check_host(plan, workspace)
-        built = _build(plan, workspace)
-        folder = workspace.folder(appliance.name)
-        build = _build_name(plan, built)
-        before = manifest.read_manifest(folder, build)
-        known = manifest.publications_of(before) if before is not None else []
-        if publish and _remove_damaged(plan, built, known, workspace):
-            built = {**built, **_build(plan, workspace)}
-        entries = [_entry(target, built, build, plan) for target in plan.targets]
-        with _errors(workspace.build):
-            for entry in entries:
-                _link(entry.image.file, folder / build / entry.name)
-        published, errors = known, list[PhantomError]()
-        if publish:
-            published, errors = _publish(plan, entries, known, workspace)
-        written = _make_manifest(plan, built, build, entries, published)
-        if before is not None:
-            written = manifest.keep_other_sites(written, before)
-        with _errors(workspace.build):
-            path = manifest.write_manifest(folder, written)
-            write_atomically(folder / _STAGES, json.dumps(describe(plan)) + "\n")
+        with Builder(workspace.store, workspace.progress) as builder:
+            deliveries = [Delivery(plan, each, builder, workspace, publish) for each in left]
+            run_side_by_side(deliveries)
+        errors |= {each.site: each.error for each in deliveries if each.error is not None}
+        built = [each for each in deliveries if each.entry is not None]
+        if not built:
+            raise _all_of(list(errors.values()))
+        written, path = _write(plan, built, workspace)
     if errors:
-        raise _all_of(errors)
+        raise _all_of(list(errors.values()))
     return Produced(
         appliance=appliance.name,
-        build=build,
+        build=written["appliance"]["build"],
         manifest_path=path,
         manifest=written,
-        stages=tuple(
-            (stage.title, built[stage.key].reused, built[stage.key].seconds)
-            for stage in plan.stages
-            if stage.key in built
-        ),
+        stages=_told_stages(plan, builder.results()),
     )
 
 
-def _build_name(plan: Plan, built: Mapping[ContentKey, Built]) -> str:
-    makers = {
-        stage.name: [stage.revision, stage.fields()["tools"]]
-        for stage in plan.stages
-        if "tools" in stage.fields()
-    }
-    return manifest.build_name(plan.appliance, _root_sha256(plan, built), makers)
+def _check_sites(plan: Plan, workspace: Workspace) -> dict[str, PhantomError]:
+    """Asks every site, before anything is built, whether it will take its image; what is wrong, by
+    site, is told at once, since the others go on."""
+    errors: dict[str, PhantomError] = {}
+
+    def check(target: Target) -> None:
+        name = target.site.name
+        try:
+            check_site(target.cloud, workspace.site_folder(name))
+        except PhantomError as error:
+            errors[name] = error
+
+    with ThreadPoolExecutor(max_workers=len(plan.targets)) as pool:
+        list(pool.map(check, plan.targets))
+    if len(errors) < len(plan.targets):
+        for name, error in errors.items():
+            workspace.progress(f"publish {name}").step(f"left out: {error.what}")
+    return errors
 
 
-def _root_sha256(plan: Plan, built: Mapping[ContentKey, Built]) -> Sha256:
-    return Sha256(built[plan.targets[0].image.key].artifact.facts["root_sha256"])
-
-
-def _remove_damaged(
-    plan: Plan,
-    built: Mapping[ContentKey, Built],
-    known: Sequence[Publication],
-    workspace: Workspace,
-) -> bool:
-    """Removes images of earlier runs that are to be sent now and are not as they were stored;
-    whether there was one."""
-    sent = {(each.site, each.sha256) for each in known}
-    damaged = False
-    for target in plan.targets:
-        image = built[target.image.key]
-        if not image.reused or (target.site.name, image.artifact.facts["sha256"]) in sent:
-            continue
-        if not image.artifact.check():
-            workspace.store.remove(image.artifact)
-            damaged = True
-    return damaged
-
-
-def _make_manifest(
-    plan: Plan,
-    built: Mapping[ContentKey, Built],
-    build: str,
-    entries: Sequence[ManifestImage],
-    published: Sequence[Publication],
-) -> dict[str, Any]:
-    return manifest.make_manifest(
+def _write(
+    plan: Plan, deliveries: Sequence[Delivery], workspace: Workspace
+) -> tuple[dict[str, Any], Path]:
+    """Writes the manifest of what was built and published; it and its path."""
+    entries = [each.entry for each in deliveries if each.entry is not None]
+    root_sha256 = entries[0].root_sha256
+    build = manifest.build_name(plan.appliance, root_sha256, plan.makers)
+    folder = workspace.folder(plan.appliance.name)
+    before = manifest.read_manifest(folder, build)
+    sites = {each.site for each in deliveries}
+    published = [publication for each in deliveries for publication in each.published]
+    if before is not None:
+        published += [each for each in manifest.publications_of(before) if each.site not in sites]
+    targets = [target for target in plan.targets if target.site.name in sites]
+    written = manifest.make_manifest(
         appliance=plan.appliance,
         build=build,
         packages=plan.root.packages,
         elements={each.name: each.tree.digest for each in plan.root.elements},
-        root_sha256=_root_sha256(plan, built),
+        root_sha256=root_sha256,
         images=entries,
         publications=published,
-        launch={target.site.name: _launch(plan.appliance, target) for target in plan.targets},
+        launch={target.site.name: _launch(plan.appliance, target) for target in targets},
+        templates=[
+            each for target in targets for each in _templates(plan.appliance, target, published)
+        ],
+    )
+    if before is not None:
+        written = manifest.keep_other_sites(written, before)
+    with workspace.errors():
+        path = manifest.write_manifest(folder, written)
+        write_atomically(folder / _STAGES, json.dumps(describe(plan)) + "\n")
+    return written, path
+
+
+def _told_stages(
+    plan: Plan, built: Mapping[ContentKey, Built]
+) -> tuple[tuple[str, bool, float], ...]:
+    return tuple(
+        (stage.title, built[stage.key].reused, built[stage.key].seconds)
+        for stage in plan.stages
+        if stage.key in built
     )
 
 
 def _all_of(errors: Sequence[PhantomError]) -> PhantomError:
-    """The first error, with what the others say."""
-    first, *others = errors
+    """The first error, with what the others say. Sites that share a stage share its error."""
+    first, *others = dict.fromkeys(errors)
     if others:
         first.detail = "\n".join([*filter(None, [first.detail]), *(f"also: {e}" for e in others)])
     return first
@@ -185,7 +163,8 @@ def check_host(plan: Plan, workspace: Workspace) -> None:
     """
     steps = explain(plan, workspace.store, {})
     building = {step.stage.name for step in steps if step.action == "build"}
-    host.require(sorted(building))
+    needs = {each for step in steps if step.action == "build" for each in step.stage.requires}
+    host.require(sorted(needs))
     if plan.root.name in building:
         namespace.check_root()
         host.require_namespaces()
@@ -200,21 +179,46 @@ def retire(
     Raises what the sites raise.
     """
     retired = []
+    folder = workspace.folder(found["appliance"]["name"])
     for site in sites:
         cloud = clouds()[site.cloud](site)
-        for publication in manifest.publications_of(found):
-            if publication.site != site.name:
-                continue
-            with (
-                workspace.store.lock(f"site-{site.name}"),
-                cloud.open(workspace.sandbox(site.name)),
-            ):
+        mine = [each for each in manifest.publications_of(found) if each.site == site.name]
+        if not mine:
+            continue
+        with opened(cloud, workspace):
+            for publication in mine:
                 cloud.retire(publication)
-            found = manifest.without_site(found, site.name)
-            folder = workspace.folder(found["appliance"]["name"])
-            manifest.write_manifest(folder, found, latest=False)
-            retired.append(publication)
+                found = manifest.without(found, publication)
+                manifest.write_manifest(folder, found, latest=False)
+                retired.append(publication)
     return retired
+
+
+def clean(
+    sites: Sequence[Site], workspace: Workspace, *, hours: float, remove: bool
+) -> list[tuple[Leftover, bool]]:
+    """What crashes left at these sites, and whether it was removed: only if told to, and only what
+    is older than so many hours, since younger things may be at work. Raises what the sites raise.
+    """
+    found = []
+    for site in sites:
+        cloud = clouds()[site.cloud](site)
+        with opened(cloud, workspace):
+            for each in cloud.find_leftovers():
+                age = datetime.now(UTC) - datetime.fromisoformat(each.since)
+                removed = remove and age >= timedelta(hours=hours)
+                if removed:
+                    cloud.remove_leftover(each)
+                found.append((each, removed))
+    return found
+
+
+@contextmanager
+def opened(cloud: Cloud, workspace: Workspace) -> Iterator[None]:
+    """A site ready for its verbs, that no other command of this host changes meanwhile."""
+    name = cloud.site.name
+    with workspace.store.lock(f"site-{name}"), cloud.open(workspace.site_folder(name)):
+        yield
 
 
 def read_stages(workspace: Workspace, appliance: str) -> dict[str, Any]:
@@ -226,109 +230,23 @@ def read_stages(workspace: Workspace, appliance: str) -> dict[str, Any]:
     return read if isinstance(read, dict) else {}
 
 
-def _build(plan: Plan, workspace: Workspace) -> Mapping[ContentKey, Built]:
-    """What the targets need, by key; with the stages before it that had to run."""
-    builder = Builder(workspace.store, workspace.progress)
-    leaves = [
-        stage for target in plan.targets for stage in (target.image, target.hash, target.boot)
-    ]
-    builder.build(leaves)
-    return builder.results()
-
-
-def _image(target: Target, built: Mapping[ContentKey, Built]) -> Image:
-    made = built[target.image.key].artifact
-    return Image(
-        site=target.site.name,
-        cloud=target.site.cloud,
-        file=made.file(IMAGE),
-        disk=target.cloud.disk,
-        bytes=made.facts["bytes"],
-        sha256=Sha256(made.facts["sha256"]),
-        md5=made.facts["md5"],
-        disk_bytes=made.facts["disk_bytes"],
-        disk_sha256=Sha256(built[target.hash.key].artifact.facts["sha256"]),
-    )
-
-
-def _entry(
-    target: Target, built: Mapping[ContentKey, Built], build: str, plan: Plan
-) -> ManifestImage:
-    return ManifestImage(
-        name=target.cloud.image_name(plan.appliance, build),
-        image=_image(target, built),
-        report=BootReport(passed=True, facts=built[target.boot.key].artifact.facts),
-    )
-
-
-def _publish(
-    plan: Plan, entries: Sequence[ManifestImage], known: Sequence[Publication], workspace: Workspace
-) -> tuple[list[Publication], list[PhantomError]]:
-    """The publications of all sites, those of earlier runs among them, and what went wrong."""
-    published = {each.site: each for each in known}
-    errors = []
-    for target, entry in zip(plan.targets, entries, strict=True):
-        assert entry.report is not None
-        try:
-            published[target.site.name] = publish_image(
-                target.cloud,
-                BootedImage(image=entry.image, report=entry.report),
-                name=entry.name,
-                summary=plan.appliance.summary,
-                known=known,
-                store=workspace.store,
-                sandbox=workspace.sandbox(target.site.name),
-                progress=workspace.progress(f"publish {target.site.name}"),
-            )
-        except PhantomError as error:
-            errors.append(error)
-    return list(published.values()), errors
-
-
 def _launch(appliance: Appliance, target: Target) -> dict[str, object]:
-    cloud = target.cloud
-    kind = appliance.phantom.instance_type.get(target.site.cloud, cloud.default_instance_type)
-    return {"instance_type": kind, "common": cloud.common}
+    return {"instance_type": _instance_type(appliance, target), "common": target.cloud.common}
 
 
-def _link(stored: Path, named: Path) -> None:
-    """Gives a stored file its name in the build's folder, without a second copy where it can be."""
-    named.parent.mkdir(parents=True, exist_ok=True)
-    if named.exists() and (named.samefile(stored) or _is_copy(named, stored)):
-        return
-    temporary = named.with_name(f".{named.name}.{os.getpid()}.new")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(stored, temporary)
-    except OSError:  # the store is on another file system
-        try:
-            shutil.copy2(stored, temporary)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    temporary.rename(named)
+def _instance_type(appliance: Appliance, target: Target) -> str:
+    chosen = appliance.phantom.instance_type
+    return chosen.get(target.site.cloud, target.cloud.default_instance_type)
 
 
-@contextmanager
-def _errors(folder: Path) -> Iterator[None]:
-    """Turns what the file system says of the folder of builds into errors that say what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(
-                "no space for images and manifests",
-                where=str(folder),
-                todo="free some space there, or name a folder with more by --build, then run the "
-                "same command again: what is built is kept",
-            ) from error
-        raise StoreError(
-            f"the folder of builds cannot be written to: {error.strerror}",
-            where=str(error.filename or folder),
-            todo="let --build name a folder that this user may write to",
-        ) from error
-
-
-def _is_copy(named: Path, stored: Path) -> bool:
-    one, other = named.stat(), stored.stat()
-    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+def _templates(
+    appliance: Appliance, target: Target, published: Sequence[Publication]
+) -> Iterator[LaunchTemplate]:
+    script = appliance.phantom.user_data
+    user_data = None if script is None else script.read_bytes()
+    for each in published:
+        if each.site != target.site.name:
+            continue
+        data = target.cloud.launch_data(each, _instance_type(appliance, target), user_data)
+        if data is not None:
+            yield LaunchTemplate(site=each.site, region=each.region, data=data)

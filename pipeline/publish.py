@@ -8,48 +8,52 @@ from pathlib import Path
 
 from pipeline.clouds import Cloud
 from pipeline.errors import PhantomError
-from pipeline.model import BootedImage, Progress, Publication
+from pipeline.model import BootedImage, Progress, Publication, Release
 from pipeline.store import Store
 
 
-def check_site(cloud: Cloud, sandbox: Path) -> None:
+def check_site(cloud: Cloud, folder: Path) -> None:
     """Proves, before a long build, that the site will take its result. Raises what it raises."""
     if cloud.site.sandbox:
         return  # a server of our own, with credentials that it makes itself
-    with cloud.open(sandbox):
-        cloud.check()
+    try:
+        with cloud.open(folder):
+            cloud.check()
+    except PhantomError as error:
+        raise error.located(f"site {cloud.site.name}") from error
 
 
 def publish_image(
     cloud: Cloud,
     booted: BootedImage,
+    release: Release,
     *,
-    name: str,
-    summary: str,
     known: Sequence[Publication],
     store: Store,
-    sandbox: Path,
+    folder: Path,
     progress: Progress,
-) -> Publication:
+) -> tuple[Publication, ...]:
     """Uploads an image unless its bytes are there, and makes it visible to the site's users.
 
-    One that is there keeps the time that `known`, the publications of the last manifest, tells.
-    Raises what the site does, located at the site.
+    Returns the site's own publication and those in further regions. What is there already keeps
+    the time that `known`, the publications of the last manifest, tells. Raises what the site does,
+    located at the site.
     """
     site = cloud.site.name
     waiting = "another command publishes there; waiting for it"
     try:
-        with store.lock(f"site-{site}", lambda: progress.step(waiting)), cloud.open(sandbox):
-            found = cloud.find(booted.image, name)
-            if found is not None:
-                progress.step(f"{name} is there already")
-                # An earlier run may have ended between the two.
-                return _with_known_time(cloud.publish(found, summary), known)
-            progress.step(f"uploading {name}")
-            publication = cloud.upload(booted, name, summary, progress)
-            return cloud.publish(publication, summary)
+        with store.lock(f"site-{site}", lambda: progress.step(waiting)), cloud.open(folder):
+            found = cloud.find(booted.image, release)
+            if found is None:
+                found = cloud.upload(booted, release, progress)
+            else:
+                progress.step(f"{release.name} is there already")
+            # Though it was there: an earlier run may have ended between the two.
+            published = cloud.publish(found, release, progress)
     except PhantomError as error:
         raise error.located(f"site {site}") from error
+    progress.step(f"done: {', '.join(each.image_id for each in published)}")
+    return tuple(_with_known_time(each, known) for each in published)
 
 
 def _with_known_time(found: Publication, known: Sequence[Publication]) -> Publication:

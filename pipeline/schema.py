@@ -100,8 +100,9 @@ def make_appliance_schema(clouds: Iterable[str]) -> Schema:
             ),
             "kernel": _choice(
                 "The kernel's flavour: generic has the drivers of all hardware, cloud those of "
-                "the big clouds' virtual hardware only, which Nimbus does not have.",
-                ["generic", "cloud"],
+                "the big clouds' virtual hardware only, which Nimbus does not have; auto takes "
+                "the smaller one if it serves all sites of the run.",
+                ["generic", "cloud", "auto"],
                 default="generic",
             ),
             "clouds": _mapping(
@@ -222,8 +223,8 @@ def make_sites_schema(clouds: Mapping[str, Mapping[str, Any]]) -> Schema:
         for cloud, options in sorted(clouds.items())
     ]
     sites["description"] = (
-        "The sites by name; the name is the one that Phantom knows the site by. The built-in site "
-        "nimbus-sandbox is there beside them unless it is defined here."
+        "The sites by name; the name is the one that Phantom knows the site by. The built-in sites "
+        "nimbus-sandbox and ec2-sandbox are there beside them unless they are defined here."
     )
     sites["examples"] = [{"nimbus-sandbox": {"cloud": "nimbus", "sandbox": True}}]
     return {"$schema": DIALECT, "title": "The sites that images are published to", **schema} | {

@@ -1,17 +1,29 @@
-"""One module per cloud: the disk and virtual hardware it boots, and five verbs.
+"""One package per cloud: the disk and virtual hardware it boots, and its verbs.
 
-A new cloud is one module with a class that follows `Cloud`, and one line in `CLOUDS`. Nothing
+A new cloud is one package with a class that follows `Cloud`, and one line in `clouds()`. Nothing
 outside this folder asks which cloud it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from pipeline.model import Appliance, BootedImage, Disk, Image, Machine, Progress, Publication, Site
+from pipeline.model import (
+    Appliance,
+    BootedImage,
+    Disk,
+    Hardware,
+    Image,
+    Leftover,
+    Machine,
+    Progress,
+    Publication,
+    Release,
+    Site,
+)
 
 
 class Cloud(Protocol):
@@ -32,8 +44,12 @@ class Cloud(Protocol):
         """The file that the site boots."""
 
     @property
-    def machine(self) -> Machine:
-        """The virtual hardware and metadata service that the boot check imitates."""
+    def hardware(self) -> Hardware:
+        """What the image's kernel must have drivers for."""
+
+    @property
+    def machines(self) -> tuple[Machine, ...]:
+        """The virtual hardware and metadata services that the boot checks imitate, one each."""
 
     @property
     def common(self) -> bool:
@@ -42,33 +58,52 @@ class Cloud(Protocol):
     def image_name(self, appliance: Appliance, build: str) -> str:
         """The image's name at the site. Raises ImageNameError where its rules forbid it."""
 
-    def open(self, sandbox: Path) -> AbstractContextManager[None]:
-        """Makes the site ready for the verbs below. A sandbox site starts its own local server,
-        keeping its objects in the folder `sandbox`, and stops it at the end."""
+    def check_size(self, disk_size: int) -> None:
+        """Looks whether the site's options leave room for a disk of so many bytes. Raises
+        VolumeTooSmallError."""
+
+    def open(self, folder: Path) -> AbstractContextManager[None]:
+        """Makes the site ready for the verbs below. `folder` is the site's own on this host, made
+        when needed: a sandbox site starts its own local server, which may keep things there, and
+        stops it at the end."""
 
     def check(self) -> None:
         """Proves credentials and rights by cheap calls, before anything is built."""
 
-    def find(self, image: Image, name: str) -> Publication | None:
+    def find(self, image: Image, release: Release) -> Publication | None:
         """The publication of these very bytes under this name, if there is one."""
 
-    def upload(
-        self, booted: BootedImage, name: str, summary: str, progress: Progress
-    ) -> Publication:
+    def upload(self, booted: BootedImage, release: Release, progress: Progress) -> Publication:
         """Sends the image. Safe to repeat; sends nothing when the same bytes are there."""
 
-    def publish(self, publication: Publication, summary: str) -> Publication:
-        """Makes an uploaded image visible to its users."""
+    def publish(
+        self, publication: Publication, release: Release, progress: Progress
+    ) -> tuple[Publication, ...]:
+        """Makes an uploaded image visible to its users. Returns it first, and then its copies in
+        other regions. Safe to repeat."""
 
     def retire(self, publication: Publication) -> None:
         """Removes the image and what describes it. One that is gone already is no error."""
 
-    def list(self) -> list[Publication]:
+    def list(self) -> Sequence[Publication]:
         """The images that the site has and this account may see as its own."""
+
+    def find_leftovers(self) -> Sequence[Leftover]:
+        """What crashes left at the site and is proven to be this pipeline's own."""
+
+    def remove_leftover(self, leftover: Leftover) -> None:
+        """Removes one of them. One that is gone already is no error."""
+
+    def launch_data(
+        self, publication: Publication, instance_type: str, user_data: bytes | None
+    ) -> Mapping[str, object] | None:
+        """What starts the image by the cloud's own means, without Phantom; None where the cloud has
+        nothing of the kind."""
 
 
 def clouds() -> dict[str, type[Cloud]]:
     """All clouds by the name of their type, imported when first asked for."""
-    from pipeline.clouds.nimbus import Nimbus
+    from pipeline.clouds.ec2.cloud import Ec2
+    from pipeline.clouds.nimbus.cloud import Nimbus
 
-    return {"nimbus": Nimbus}
+    return {"nimbus": Nimbus, "ec2": Ec2}

@@ -5,7 +5,8 @@ A new layout is one module that defines `LAYOUT`, and one line in `LAYOUTS`.
 
 from __future__ import annotations
 
+from pipeline.layouts.hybrid import LAYOUT as HYBRID
 from pipeline.layouts.layout import Layout
 from pipeline.layouts.mbr import LAYOUT as MBR
 
-LAYOUTS: dict[str, Layout] = {"mbr": MBR}
+LAYOUTS: dict[str, Layout] = {"hybrid": HYBRID, "mbr": MBR}

@@ -48,7 +48,7 @@ class ScratchRoot(Stage):
     """
 
     name: ClassVar[str] = "root"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     cores: ClassVar[int] = 2
 
     release: str

@@ -64,6 +64,17 @@ class Stage(ABC):
         """What people call this stage of a plan."""
         return f"{self.name} {self.label}".rstrip()
 
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """What it needs of the host, in the words of `host.require`."""
+        return (self.name,)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the host's memory that it takes, where they count; what is small counts as
+        nothing."""
+        return 0
+
     def fields(self) -> dict[str, Any]:
         """Everything that decides the output, besides the inputs, as JSON can hold it."""
         return {

@@ -1,13 +1,15 @@
 """The boot check: boots an image on its site's virtual hardware, and asks the guest how it is.
 
 The very image file is unpacked to a throw-away disk, edited as the site's node would edit it, and
-booted. The user-data that the guest's fetcher gets from the metadata service makes it report.
+booted. The user-data that the guest's fetcher gets from the metadata service makes it report, after
+the fetcher was also tried with the other answers that the service can give (`answers.py`).
 """
 
 from __future__ import annotations
 
 import base64
 import codecs
+import gzip
 import os
 import re
 import secrets
@@ -30,6 +32,7 @@ from pipeline.errors import (
 )
 from pipeline.metadata_server import SERVICES, USER_DATA_PATH, MetadataServer, MetadataService
 from pipeline.model import Machine, Progress
+from pipeline.stages import answers
 from pipeline.stages.base import Context, LocalFile, Stage
 from pipeline.stages.image import unpack_image
 from pipeline.store import Artifact
@@ -38,11 +41,15 @@ from pipeline.tools import ext4, qemu, run, sfdisk
 # From power-on to report. Eight times the slowest boot measured without KVM (30 s), and with it.
 BOOT_SECONDS = {"tcg": 240, "kvm": 60}
 REPORT = Path(__file__).with_name("boot_report.sh")
+AUTHORIZED_KEYS = PurePosixPath("/root/.ssh/authorized_keys")
+"""Where the public keys lie that root may log in with."""
 _CONSOLE_LINES = 25
+_LATE_REQUESTS = 2  # that the metadata service refuses at first, as one that is not ready yet does
 
 # What a console says when waiting longer is of no use.
 _HOPELESS = re.compile(
-    r"Kernel panic|No bootable device|Boot failed|error: (file .* not found|unknown filesystem)"
+    r"Kernel panic|No bootable device|Boot failed|BdsDxe: failed to load"
+    r"|error: (file .* not found|unknown filesystem)|Minimal BASH-like line editing"
     r"|grub rescue>|ALERT! .* does not exist|\(initramfs\)|You are in emergency mode"
 )
 _GAVE_UP = re.compile(r"phantom-user-data: error: ")
@@ -57,6 +64,8 @@ class BootCheck(Stage):
     """
 
     name: ClassVar[str] = "boot"
+    cores: ClassVar[int] = 1  # what a guest with two CPUs keeps busy under TCG, on average
+    revision: ClassVar[int] = 2
 
     machine: Machine
     report: LocalFile
@@ -68,33 +77,51 @@ class BootCheck(Stage):
     seconds: int | None
     """Time limit; None: what the host's accelerator needs."""
 
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return (self.name, "boot by UEFI") if self.machine.firmware == "uefi" else (self.name,)
+
+    @property
+    def memory(self) -> int:
+        """The guest's memory, and what QEMU itself takes."""
+        return self.machine.memory + qemu.OVERHEAD
+
     def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
         (image,) = inputs
         accelerator = host.find_accelerator(context.store)
         limit = self.seconds or BOOT_SECONDS[accelerator]
         nonce = secrets.token_hex(16)
         disk = context.work / "disk.raw"
-        context.progress.step("unpacking the image")
+        context.progress.step("making the machine's disk")
         unpack_image(image, disk)
-        root = edit_as_node(self.machine, disk, _public_key(nonce), self.metadata_url())
-        _check_no_host_keys(root)
-        metadata = self._metadata(nonce)
+        edit_as_node(self.machine, disk, _public_key(nonce), self.metadata_url())
+        _check_no_host_keys(find_root(disk))
+        qemu.ready_disk(self.machine, disk)
+        cases = answers.make_cases(self.machine.metadata, nonce)
+        metadata = self._metadata(self._report_script(nonce, cases))
+        service = SERVICES[self.machine.metadata]
+        others = {case.name: service(user_data=case.user_data) for case in cases}
         context.progress.step(f"booting ({accelerator}, at most {limit} s)")
-        with MetadataServer(metadata, on_report=_ignore) as server:
+        with MetadataServer(metadata, on_report=_ignore, others=others) as server:
             network = qemu.Network(metadata_port=server.port)
             argv = qemu.command(self.machine, disk, network, accelerator)
             with _booted(argv, context.log, context.progress) as guest:
                 report = guest.wait(server, limit)
         facts = parse_report(report)
-        _judge(facts, nonce, context.log)
-        return {"accelerator": accelerator, **_told(facts)}
+        self._judge(facts, nonce, cases, context.log)
+        return {"accelerator": accelerator, **_told(facts), "user_data": _outcomes(facts, cases)}
 
     def metadata_url(self) -> str:
         """The metadata service's URL as the guest reaches it."""
         return f"http://{self.machine.metadata_address}"
 
-    def _report_script(self, nonce: str) -> bytes:
-        head = [f"nonce={nonce}"]
+    @property
+    def writes_key(self) -> bool:
+        """Whether the site's node writes a public key into the image."""
+        return any("{public_key}" in edit.text for edit in self.machine.edits)
+
+    def _report_script(self, nonce: str, cases: Sequence[answers.Case]) -> bytes:
+        head = [f"nonce={nonce}", f"cases='{' '.join(case.name for case in cases)}'"]
         for name, script in (("user_data", self.user_data), ("check", self.check)):
             if script is not None:
                 packed = base64.b64encode(script.path.read_bytes()).decode()
@@ -102,9 +129,13 @@ class BootCheck(Stage):
         shebang, _, body = self.report.path.read_text().partition("\n")
         return "\n".join([shebang, *head, body]).encode("ascii")
 
-    def _metadata(self, nonce: str) -> MetadataService:
+    def _metadata(self, user_data: bytes) -> MetadataService:
+        """A service that hands out user-data, after it was late."""
+        service = SERVICES[self.machine.metadata]
+        if service.ANY_BYTES and len(user_data) > service.LIMIT:
+            user_data = gzip.compress(user_data, mtime=0)
         try:
-            return SERVICES[self.machine.metadata](self._report_script(nonce))
+            return service(user_data=user_data, faults=[service.LATE] * _LATE_REQUESTS)
         except ValueError as error:
             raise GuestCheckError(
                 f"the check script is too long to be handed to the guest: {error}",
@@ -112,14 +143,72 @@ class BootCheck(Stage):
                 "check needs into the image",
             ) from error
 
+    def _judge(
+        self,
+        facts: Mapping[str, list[str]],
+        nonce: str,
+        cases: Sequence[answers.Case],
+        log: Path,
+    ) -> None:
+        """Raises the error that fits what a guest reported, if anything in it is wrong."""
+        if facts.get("nonce") != [nonce]:
+            raise StageFailedError("the report is of another machine", log=log)
+        if _status(facts, "user_data") != 0:
+            raise GuestUserDataError(
+                f"the default user-data ended with status {_status(facts, 'user_data')} in the "
+                "guest",
+                todo="correct the definition's phantom.user_data",
+                log=log,
+                detail=_output(facts, "user_data"),
+            )
+        faults = [*self._faults(facts, nonce)]
+        wrong_cases = [*answers.find_faults(cases, facts)] if "fetcher" in facts else []
+        if faults or wrong_cases:
+            details = [_output(facts, "check")] if _status(facts, "check") != 0 else []
+            details += facts.get("case_said", []) if wrong_cases else []
+            raise GuestCheckError(
+                f"the guest is not as it should be: {'; '.join([*faults, *wrong_cases])}",
+                todo="`phantom-image boot` starts the same machine to look at",
+                log=log,
+                detail="\n".join(details) or None,
+            )
 
-def edit_as_node(
-    machine: Machine, disk: Path, public_key: str, metadata_url: str
-) -> ext4.FileSystem:
-    """Writes into the disk's root file system what the site's node writes before it boots it.
+    def _faults(self, facts: Mapping[str, list[str]], nonce: str) -> Iterator[str]:
+        if _status(facts, "check") != 0:
+            yield f"its check script ended with status {_status(facts, 'check')}"
+        if facts.get("failed_unit"):
+            yield f"failed units: {', '.join(facts['failed_unit'])}"
+        if not facts.get("address"):
+            yield "it has no address"
+        if not facts.get("ssh_host_key"):
+            yield "it made no SSH host keys"
+        if self.writes_key and _public_key(nonce) not in facts.get("authorized_key", []):
+            yield f"the key that the node wrote is not in {AUTHORIZED_KEYS}"
+        root, disk = _number(facts, "root_bytes"), _number(facts, "disk_bytes")
+        if root < disk * 0.9 - (64 << 20):  # tables, journal and inodes take the rest
+            yield f"root did not grow: {root} bytes on a disk of {disk}"
+
+
+def find_root(disk: Path) -> ext4.FileSystem:
+    """The root file system of an image's disk: partition 1 of every layout. Raises GuestSilentError
+    where there is none."""
+    starts = sfdisk.partition_starts(disk)
+    if 1 not in starts:
+        raise GuestSilentError(
+            "the disk's partition table has no partition 1, where root is to lie",
+            todo="look at the layout of the image",
+        )
+    return ext4.FileSystem(disk, starts[1])
+
+
+def edit_as_node(machine: Machine, disk: Path, public_key: str, metadata_url: str) -> None:
+    """Writes into the disk's root file system what the site's node writes before it boots it, if it
+    writes anything.
 
     The root file system is found as the node finds it. Raises GuestSilentError where there is none.
     """
+    if not machine.edits:
+        return
     offset = sfdisk.first_partition(disk)
     if offset is None:
         raise GuestSilentError(
@@ -130,7 +219,6 @@ def edit_as_node(
     for edit in machine.edits:
         text = edit.text.format(public_key=public_key, metadata_url=metadata_url)
         root.write(edit.path, text, edit.mode)
-    return root
 
 
 def parse_report(report: bytes) -> dict[str, list[str]]:
@@ -158,6 +246,9 @@ class _Guest:
         deadline = time.monotonic() + limit
         while time.monotonic() < deadline:
             report = server.wait_for_report(0.1)
+            asked = next((each.path for each in server.requests if each.lacked_token), None)
+            if asked is not None:
+                raise self._without_token(asked)
             if report is not None:
                 return report
             if self._process.poll() is not None:
@@ -167,6 +258,14 @@ class _Guest:
                 time.sleep(1)  # what it says next tells more
                 raise self._error(server, "the machine said on its console that it failed")
         raise self._error(server, f"the machine did not report within {limit} s")
+
+    def _without_token(self, path: str) -> PhantomError:
+        return GuestCheckError(
+            f"the guest asked for {path} without a token, and its site requires one",
+            todo="take the user-data fetcher of the element phantom-user-data, with curl, or let "
+            "what else asks for metadata get a token first",
+            log=self._log,
+        )
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -221,48 +320,12 @@ def _booted(argv: Sequence[str], log: Path, progress: Progress) -> Iterator[_Gue
             process.kill()  # the disk is thrown away: nothing has to be shut down
 
 
-def _judge(facts: Mapping[str, list[str]], nonce: str, log: Path) -> None:
-    """Raises the error that fits what a guest reported, if anything in it is wrong."""
-    if facts.get("nonce") != [nonce]:
-        raise StageFailedError("the report is of another machine", log=log)
-    if _status(facts, "user_data") != 0:
-        raise GuestUserDataError(
-            f"the default user-data ended with status {_status(facts, 'user_data')} in the guest",
-            todo="correct the definition's phantom.user_data",
-            log=log,
-            detail=_output(facts, "user_data"),
-        )
-    faults = list(_faults(facts, nonce))
-    if faults:
-        raise GuestCheckError(
-            f"the guest is not as it should be: {'; '.join(faults)}",
-            todo="`phantom-image boot` starts the same machine to look at",
-            log=log,
-            detail=_output(facts, "check") if _status(facts, "check") != 0 else None,
-        )
-
-
-def _faults(facts: Mapping[str, list[str]], nonce: str) -> Iterator[str]:
-    if _status(facts, "check") != 0:
-        yield f"its check script ended with status {_status(facts, 'check')}"
-    if facts.get("failed_unit"):
-        yield f"failed units: {', '.join(facts['failed_unit'])}"
-    if not facts.get("address"):
-        yield "it has no address"
-    if not facts.get("ssh_host_key"):
-        yield "it made no SSH host keys"
-    if _public_key(nonce).strip() not in facts.get("authorized_key", []):
-        yield "the key that the node wrote is not in /root/.ssh/authorized_keys"
-    root, disk = _number(facts, "root_bytes"), _number(facts, "disk_bytes")
-    if root < disk * 0.9 - (64 << 20):  # tables, journal and inodes take the rest
-        yield f"root did not grow: {root} bytes on a disk of {disk}"
-
-
 def _told(facts: Mapping[str, list[str]]) -> dict[str, Any]:
     """What is kept of a report: what it says of the image, and nothing that is secret or random."""
     return {
         "release": facts["release"][0],
         "kernel": facts["kernel"][0],
+        "firmware": facts["firmware"][0],
         "addresses": facts.get("address", []),
         "failed_units": facts.get("failed_unit", []),
         "root_bytes": _number(facts, "root_bytes"),
@@ -274,6 +337,21 @@ def _told(facts: Mapping[str, list[str]]) -> dict[str, Any]:
         "boot_seconds": float(facts["boot_seconds"][0]),
         "user_data_status": _status(facts, "user_data") if "user_data_status" in facts else None,
         "check_status": _status(facts, "check") if "check_status" in facts else None,
+    }
+
+
+def _outcomes(
+    facts: Mapping[str, list[str]], cases: Sequence[answers.Case]
+) -> dict[str, str] | None:
+    """What came of each answer of the metadata service; None where the image has a fetcher of its
+    own, which is not tried with them."""
+    if "fetcher" not in facts:
+        return None
+    tried = {case.name: case.outcome for case in cases}
+    return {
+        "present": "run",
+        "late": f"run after {_number(facts, 'fetcher_tries')} tries",
+        **tried,
     }
 
 

@@ -6,8 +6,11 @@
 # nonce      what the host wants to hear again
 # user_data  the default user-data in base64, or nothing
 # check      the check script in base64, or nothing
+# cases      names of answers that the metadata service can give besides
 
-: "${nonce:=}" "${user_data:=}" "${check:=}"
+: "${nonce:=}" "${user_data:=}" "${check:=}" "${cases:=}"
+
+fetcher=/usr/lib/phantom/fetch-user-data
 
 work=$(mktemp -d) || exit 1
 booted=$(cut -d ' ' -f 1 /proc/uptime)
@@ -28,6 +31,39 @@ run_part() {
     fi
     tell "$1_status" "$?"
     tell "$1_output" "$(tail -c 4000 "$work/$1.out" | base64 | tr -d '\n')"
+}
+
+# post FILE PATH: sends a file to the metadata service.
+post() {
+    if command -v curl >/dev/null; then
+        curl --silent --show-error --noproxy '*' --max-time 30 --retry 3 \
+            --data-binary "@$1" "$PHANTOM_METADATA_URL$2"
+    else
+        wget -q -O - --post-file="$1" "$PHANTOM_METADATA_URL$2"
+    fi
+}
+
+# Has the metadata service give one of its other answers, and the fetcher fetch that into a folder
+# of its own. What it says does not go to the console, where its errors would be taken for the boot's.
+try_case() {
+    folder=$work/$1
+    mkdir -p "$folder/etc/default" "$folder/var"
+    printf '%s\n' PHANTOM_USER_DATA_MAX_TRIES=5 PHANTOM_USER_DATA_INTERVAL=0.2 \
+        >"$folder/etc/default/phantom-user-data"
+    if [ -e /var/nimbus-metadata-server-url ]; then
+        cp /var/nimbus-metadata-server-url "$folder/var/"
+    fi
+    post /dev/null "/report/$1" || return 0
+    PHANTOM_ROOT=$folder "$fetcher" >"$folder/out" 2>&1 </dev/null
+    status=$?
+    kept=-
+    ran=-
+    if [ -e "$folder/var/lib/phantom/user-data" ]; then
+        kept=$(sha256sum <"$folder/var/lib/phantom/user-data" | cut -d ' ' -f 1)
+    fi
+    if [ -s "$folder/ran" ]; then ran=$(cat "$folder/ran"); fi
+    tell case "$1 $status $kept $ran"
+    tell case_said "$1: $(tail -n 1 "$folder/out")"
 }
 
 # Whether other services are still being started. This one is; it is part of the boot itself.
@@ -95,16 +131,20 @@ if [ -d /run/systemd/system ]; then
         tell failed_unit "$unit"
     done
 fi
-while read -r line; do
-    tell authorized_key "$line"
-done </root/.ssh/authorized_keys
-
-if command -v curl >/dev/null; then
-    curl --silent --show-error --noproxy '*' --max-time 30 --retry 3 \
-        --data-binary "@$work/report" "$PHANTOM_METADATA_URL/report"
-else
-    wget -q -O - --post-file="$work/report" "$PHANTOM_METADATA_URL/report"
+if [ -e /root/.ssh/authorized_keys ]; then
+    while read -r line; do
+        tell authorized_key "$line"
+    done </root/.ssh/authorized_keys
 fi
+if [ -d /sys/firmware/efi ]; then tell firmware uefi; else tell firmware bios; fi
+if [ -x "$fetcher" ]; then
+    tell fetcher "$fetcher"
+    for case in $cases; do
+        try_case "$case"
+    done
+fi
+
+post "$work/report" /report
 status=$?
 rm -rf "$work"
 exit "$status"

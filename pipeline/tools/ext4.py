@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path, PurePosixPath
 
@@ -19,6 +20,17 @@ class FileSystem:
         """What lies in a folder; nothing where there is none. Raises ToolError."""
         listed = self._debugfs(f"ls -p {folder}")
         return [line.split("/")[5] for line in listed.splitlines() if line.startswith("/")]
+
+    def read_link(self, path: PurePosixPath) -> PurePosixPath | None:
+        """What a symbolic link leads to, from the root of the file system; None where there is no
+        link. Raises ToolError."""
+        told = re.search(r'link dest: "([^"]*)"', self._debugfs(f"stat {path}"))
+        return None if told is None else PurePosixPath("/", path.parent, told[1])
+
+    def copy_out(self, path: PurePosixPath, copy: Path) -> bool:
+        """Copies a file to the host; whether there was one. Raises ToolError."""
+        self._debugfs(f'dump {path} "{copy}"')
+        return copy.exists()
 
     def write(self, path: PurePosixPath, text: str, mode: int) -> None:
         """Writes a small file, owned by root, in place of one that is there, and makes its folder
@@ -40,11 +52,9 @@ class FileSystem:
         return self._debugfs(f"cat {path}")
 
     def _debugfs(self, *commands: str, write: bool = False) -> str:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8") as script:
-            script.write("".join(f"{command}\n" for command in commands))
-            script.flush()
-            words = ["debugfs", *(["-w"] if write else []), "-f", script.name, self._device]
-            printed = run.capture(words)
+        script = "".join(f"{command}\n" for command in commands)
+        words = ["debugfs", *(["-w"] if write else []), "-f", "-", self._device]
+        printed = run.capture(words, input=script)
         # Each command is echoed on a line of its own before what it prints.
         echoes = {f"debugfs: {command}" for command in commands}
         return "".join(

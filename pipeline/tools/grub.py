@@ -1,14 +1,24 @@
-"""GRUB, put in front of a partition without `grub-install`: no root rights and no loop device."""
+"""GRUB, put on a disk without `grub-install`: no root rights and no loop device."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.errors import HostError
+from pipeline.errors import HostError, StageFailedError
 from pipeline.tools import run
 
-_LIBRARY = Path("/usr/lib/grub")
+LIBRARY = Path("/usr/lib/grub")
+BIOS, EFI = "i386-pc", "x86_64-efi"
+"""GRUB's names of what it is made for: folders of `LIBRARY`."""
+
+_SECTOR = 512
+_BOOT_CODE = 440  # bytes of an MBR before its own data
+# Where GRUB keeps the sector that is read next: boot.img's is that of the core's first one, and the
+# core's first one has a list whose only entry is the rest of the core. Both are 64 bits,
+# little-endian (GRUB's include/grub/i386/pc/boot.h and grub-core/boot/i386/pc/diskboot.S).
+_KERNEL_SECTOR, _BLOCK_LIST = 0x5C, _SECTOR - 12
 
 
 def version() -> str:
@@ -17,16 +27,32 @@ def version() -> str:
 
 
 def make_bios_loader(
-    prefix: str, modules: Sequence[str], work: Path, log: Path
+    prefix: str, modules: Sequence[str], sector: int, work: Path, log: Path
 ) -> tuple[bytes, bytes]:
-    """The code of an MBR's first 440 bytes, and the image that lies behind it from sector 1 on.
+    """The code of an MBR's first 440 bytes, and the core that it loads from `sector` on.
 
     `prefix` is where GRUB finds `grub.cfg`. Raises HostError, ToolError.
     """
-    folder = _LIBRARY / "i386-pc"
-    if not (folder / "boot.img").is_file():
-        raise HostError("GRUB for BIOS is not installed", todo="`make setup` installs it")
-    core = work / "core.img"
-    run.run(["grub-mkimage", "-O", "i386-pc", "-p", prefix, "-o", str(core), *modules], log=log)
-    # boot.img reads its successor from sector 1, and that the rest from sector 2, as they are made.
-    return (folder / "boot.img").read_bytes()[:440], core.read_bytes()
+    core = bytearray(_make_image(BIOS, prefix, modules, work / "core.img", log).read_bytes())
+    boot = bytearray((LIBRARY / BIOS / "boot.img").read_bytes()[:_BOOT_CODE])
+    (rest,) = struct.unpack_from("<Q", core, _BLOCK_LIST)
+    if struct.unpack_from("<Q", boot, _KERNEL_SECTOR) != (1,) or rest != 2:
+        raise StageFailedError(
+            "this GRUB keeps the place of its core elsewhere than GRUB 2 does",
+            todo="build on a release of Debian that ARCHITECTURE.md names",
+        )
+    struct.pack_into("<Q", boot, _KERNEL_SECTOR, sector)
+    struct.pack_into("<Q", core, _BLOCK_LIST, sector + 1)
+    return bytes(boot), bytes(core)
+
+
+def make_efi_program(prefix: str, modules: Sequence[str], work: Path, log: Path) -> Path:
+    """GRUB as a program of UEFI for 64-bit x86, in `work`. Raises HostError, ToolError."""
+    return _make_image(EFI, prefix, modules, work / "BOOTX64.EFI", log)
+
+
+def _make_image(platform: str, prefix: str, modules: Sequence[str], image: Path, log: Path) -> Path:
+    if not (LIBRARY / platform / "kernel.img").is_file():
+        raise HostError(f"GRUB for {platform} is not installed", todo="`make setup` installs it")
+    run.run(["grub-mkimage", "-O", platform, "-p", prefix, "-o", str(image), *modules], log=log)
+    return image

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import ipaddress
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import HostError
 from pipeline.model import MIB, Machine
+
+OVERHEAD = 512 * MIB
+"""What QEMU itself takes beside a guest's memory: measured under TCG, which keeps the code that it
+has translated, 460 MiB."""
+
+FIRMWARE = {
+    "OVMF_CODE_4M.fd": "OVMF_VARS_4M.fd",
+    "OVMF_CODE.fd": "OVMF_VARS.fd",
+}
+"""UEFI's code and the variables that it begins with, without Secure Boot; the first ones that the
+host has are used. Debian 12 has both, its successors only those of 4 MiB."""
+FIRMWARE_FOLDER = Path("/usr/share/OVMF")
 
 _DISKS = {
     "ide": ["-device", "ide-hd,drive=root,bus=ide.0"],
     "virtio": ["-device", "virtio-blk-pci,drive=root"],
+    # A volume's serial number, as EC2 writes it; the specification asks for one.
+    "nvme": ["-device", "nvme,drive=root,serial=vol0123456789abcdef0"],
 }
+_LINK_LOCAL = ipaddress.IPv4Network("169.254.0.0/16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +44,31 @@ class Network:
     """Whether the machine reaches the world. A check must not depend on it."""
 
 
+def find_firmware() -> tuple[Path, Path] | None:
+    """UEFI's code, and the variables that it begins with; None where OVMF is not installed."""
+    for code, variables in FIRMWARE.items():
+        found = FIRMWARE_FOLDER / code, FIRMWARE_FOLDER / variables
+        if all(each.is_file() for each in found):
+            return found
+    return None
+
+
+def ready_disk(machine: Machine, disk: Path) -> None:
+    """Makes of an image's raw copy the disk that the machine gets: larger by its spare bytes, and
+    with the firmware's variables beside it. Raises HostError where the firmware is missing."""
+    if machine.spare:
+        os.truncate(disk, disk.stat().st_size + machine.spare)
+    if machine.firmware == "uefi":
+        _, variables = _require_firmware()
+        shutil.copyfile(variables, _variables(disk))
+
+
 def command(machine: Machine, disk: Path, network: Network, accelerator: str) -> list[str]:
     """The command that runs a machine from a raw disk, its serial port on standard input and
-    output. It ends when the machine powers off or wants to start again."""
+    output. It ends when the machine powers off or wants to start again.
+
+    A machine with UEFI finds its variables where `ready_disk` put them.
+    """
     # Without graphics the BIOS writes to the serial port too what it and GRUB write to the screen.
     board = f"{machine.board},graphics=off" if machine.serial else machine.board
     return [
@@ -35,6 +76,7 @@ def command(machine: Machine, disk: Path, network: Network, accelerator: str) ->
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-machine", board, "-accel", accelerator),
         *("-m", str(machine.memory // MIB), "-smp", str(machine.cpus), "-vga", "std"),
+        *(_firmware(disk) if machine.firmware == "uefi" else ()),
         # The disk is thrown away, so nothing of it need ever reach the host's disk.
         *("-drive", f"id=root,if=none,format=raw,cache=unsafe,file={_escape(disk)}"),
         *_DISKS[machine.disk_bus],
@@ -44,9 +86,29 @@ def command(machine: Machine, disk: Path, network: Network, accelerator: str) ->
     ]
 
 
+def _require_firmware() -> tuple[Path, Path]:
+    found = find_firmware()
+    if found is None:
+        raise HostError("UEFI's firmware (OVMF) is not installed", todo="`make setup` installs it")
+    return found
+
+
+def _firmware(disk: Path) -> list[str]:
+    code, _ = _require_firmware()
+    return [
+        *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={_escape(code)}"),
+        *("-drive", f"if=pflash,unit=1,format=raw,file={_escape(_variables(disk))}"),
+    ]
+
+
+def _variables(disk: Path) -> Path:
+    return disk.with_name(f"{disk.name}.efivars")
+
+
 def _netdev(machine: Machine, network: Network) -> str:
     words = [
         f"user,id=net,net={machine.network},restrict={'off' if network.outside else 'on'}",
+        *_gateway(machine.network),
         # A program for each connection: the built-in forwarding serves only one.
         f"guestfwd=tcp:{machine.metadata_address}-cmd:socat - "
         f"TCP:127.0.0.1:{network.metadata_port}",
@@ -54,6 +116,13 @@ def _netdev(machine: Machine, network: Network) -> str:
     if network.ssh_port is not None:
         words.append(f"hostfwd=tcp:127.0.0.1:{network.ssh_port}-:22")
     return ",".join(words)
+
+
+def _gateway(network: str) -> list[str]:
+    """EC2's gateway is the first address of a subnet; elsewhere QEMU's own choice, the second, is
+    as good as any."""
+    subnet = ipaddress.IPv4Network(network)
+    return [f"host={subnet[1]}"] if subnet.subnet_of(_LINK_LOCAL) else []
 
 
 def _escape(path: Path) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline import host
-from pipeline.clouds.nimbus import Nimbus
+from pipeline.clouds.nimbus.cloud import Nimbus
 from pipeline.metadata_server import MetadataServer, MetadataService
 from pipeline.model import Machine, Site
 from pipeline.stages.boot import edit_as_node, parse_report
@@ -42,7 +42,8 @@ curl -s --data-binary @/tmp/report "$PHANTOM_METADATA_URL/report"
 def nimbus_machine(*, serial: bool = True) -> Machine:
     """What a Nimbus site on KVM gives, and a serial port to hear it by."""
     site = Site(name="site", cloud="nimbus", where="the test")
-    return dataclasses.replace(Nimbus(site).machine, serial=serial)
+    (machine,) = Nimbus(site).machines
+    return dataclasses.replace(machine, serial=serial)
 
 
 def copy_disk(stored: Path, folder: Path) -> Path:
@@ -101,6 +102,7 @@ def booted(
 ) -> Iterator[Guest]:
     """A machine that boots from a disk, after its node's edits; killed when the block is left."""
     edit_as_node(machine, disk, public_key, f"http://{machine.metadata_address}")
+    qemu.ready_disk(machine, disk)
     with MetadataServer(service, on_report=lambda _: None) as server:
         network = qemu.Network(metadata_port=server.port)
         command = qemu.command(machine, disk, network, host.find_accelerator())

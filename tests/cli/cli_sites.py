@@ -8,7 +8,7 @@ from typing import Self
 
 from cli_runs import Project
 
-from pipeline.clouds.cumulus_server import CumulusServer, CumulusUser, Faults
+from pipeline.clouds.nimbus.cumulus_server import CumulusServer, CumulusUser, Faults
 
 S3ID, SECRET = "AKexampleid", "s3cr3t/+of=hotel"
 CANONICAL_ID = "6f1c2d3e-0000-4000-8000-00000000abcd"

@@ -52,8 +52,8 @@ def test_broken_definition(project: Project) -> None:
         "  | images/web/appliance.yaml:2:10: 'version' must be a string, and YAML reads 1.10 as "
         'the number 1.1; put it in quotes: "1.10"\n'
         "  | images/web/appliance.yaml:4:1: unknown key 'pakages'; did you mean 'packages'?\n"
-        "  | images/web/appliance.yaml:5:9: 'kernel' must be one of generic, cloud, not 'clod'; "
-        "did you mean 'cloud'?\n"
+        "  | images/web/appliance.yaml:5:9: 'kernel' must be one of generic, cloud, auto, not "
+        "'clod'; did you mean 'cloud'?\n"
         "  | images/web/appliance.yaml:6:12: 'disk_size' must be a number and MiB, GiB or TiB, "
         "such as 2GiB, not '2GB'\n"
         "  | images/web/appliance.yaml:7:11: 'scripts[0]': there is no 'setup.sh' in images/web\n"
@@ -157,10 +157,11 @@ def test_publish_before_build(project: Project) -> None:
 def test_unknown_site_and_cloud(project: Project) -> None:
     assert fail(project, "image", "--site", "nimbus-sandbax", status=24) == (
         "error: there is no site 'nimbus-sandbax'; did you mean 'nimbus-sandbox'?\n"
-        "  do: choose one of: nimbus-sandbox\n"
+        "  do: choose one of: nimbus-sandbox, ec2-sandbox\n"
     )
     assert fail(project, "image", "--cloud", "nimbos", status=24) == (
-        "error: no site has cloud 'nimbos'; did you mean 'nimbus'?\n  do: choose one of: nimbus\n"
+        "error: no site has cloud 'nimbos'; did you mean 'nimbus'?\n  do: choose one of: "
+        "nimbus, ec2\n"
     )
 
 

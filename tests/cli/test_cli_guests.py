@@ -28,11 +28,11 @@ def check_console(lines: list[str]) -> None:
 def test_guest_that_does_not_boot(shared: Project) -> None:
     """GRUB says on the console that the kernel is not there."""
     shared.define("silent", "files: [{from: grub.cfg, to: /boot/grub/grub.cfg}]\n")
-    shared.write("images/silent/grub.cfg", "linux /no-kernel\nboot\n")
+    shared.write("images/silent/grub.cfg", "linux /no-kernel console=ttyS0\nboot\n")
     first, *console, todo, log = fail(shared, "silent", 20).splitlines()
     assert first == (
-        "error: stage boot nimbus-sandbox: the guest did not boot: the machine said on its console "
-        "that it failed"
+        "error: stage boot nimbus-sandbox bios: the guest did not boot: the machine said on its "
+        "console that it failed"
     )
     assert any("error: file `/no-kernel' not found." in line for line in console)
     check_console(console)
@@ -43,13 +43,17 @@ def test_guest_that_does_not_boot(shared: Project) -> None:
 
 
 def test_guest_without_network(shared: Project) -> None:
-    """The cloud kernel has no driver of Nimbus's network card."""
-    shared.define("deaf", "kernel: cloud\nboot_check: {seconds: 60}\n")
+    """The drivers of Nimbus's network card are there, and not loaded."""
+    shared.define(
+        "deaf",
+        "files: [{from: deaf.conf, to: /etc/modprobe.d/deaf.conf}]\nboot_check: {seconds: 60}\n",
+    )
+    shared.write("images/deaf/deaf.conf", "blacklist 8139cp\nblacklist 8139too\n")
     message = fail(shared, "deaf", 21)
     first, *console, todo, log = message.splitlines()
     assert first == (
-        "error: stage boot nimbus-sandbox: the guest booted without reaching the metadata service: "
-        "the machine did not report within 60 s"
+        "error: stage boot nimbus-sandbox bios: the guest booted without reaching the metadata "
+        "service: the machine did not report within 60 s"
     )
     assert any("login:" in line for line in console)
     check_console(console)
@@ -65,7 +69,8 @@ def test_guest_whose_user_data_fails(shared: Project) -> None:
     shared.write("images/failing/check.sh", "#!/bin/sh\n", 0o755)
     shared.write("images/failing/fail.sh", "#!/bin/sh\necho there is no database\nexit 3\n")
     assert fail(shared, "failing", 22) == (
-        "error: stage boot nimbus-sandbox: the default user-data ended with status 3 in the guest\n"
+        "error: stage boot nimbus-sandbox bios: the default user-data ended with status 3 in the "
+        "guest\n"
         "  | there is no database\n"
         "  do: correct the definition's phantom.user_data\n"
         "  log: STORE/logs/boot-HEX.log\n"
@@ -76,7 +81,7 @@ def test_guest_whose_check_fails(shared: Project) -> None:
     shared.define("unfit", "boot_check: {script: check.sh}\n")
     shared.write("images/unfit/check.sh", "#!/bin/sh\necho no web server >&2\nexit 1\n", 0o755)
     assert fail(shared, "unfit", 23) == (
-        "error: stage boot nimbus-sandbox: the guest is not as it should be: its check script "
+        "error: stage boot nimbus-sandbox bios: the guest is not as it should be: its check script "
         "ended with status 1\n"
         "  | no web server\n"
         "  do: `phantom-image boot` starts the same machine to look at\n"
@@ -90,5 +95,22 @@ def test_guest_whose_check_fails(shared: Project) -> None:
         "disk mbr": "reuse",
         "image mbr raw gzip": "reuse",
         "hash mbr": "reuse",
-        "boot nimbus-sandbox": "build",
+        "drivers nimbus-sandbox": "reuse",
+        "boot nimbus-sandbox bios": "build",
     }
+
+
+def test_image_without_a_disk_driver_is_not_booted(shared: Project) -> None:
+    """The initramfs is looked into first, which takes a second where a boot takes half a minute."""
+    shared.define("driverless", "files: [{from: modules, to: /etc/initramfs-tools/modules}]\n")
+    shared.write("images/driverless/modules", "ext4\nvirtio_pci\nvirtio_blk\n")
+    what, *rest = fail(shared, "driverless", 25).splitlines()
+    assert what.startswith("error: stage drivers nimbus-sandbox: the kernel ")
+    assert what.endswith(
+        " cannot serve nimbus-sandbox: ata_piix, which drives disks there, is not in the "
+        "initramfs, so root would not be found"
+    )
+    assert rest == [
+        "  do: list ata_piix in the image's /etc/initramfs-tools/modules, before the initramfs is "
+        "made"
+    ]

@@ -131,7 +131,7 @@ def test_store_too_small_to_begin(tmp_path: Path, hello: Hello) -> None:
 def test_store_that_fills_up(tmp_path: Path, hello: Hello) -> None:
     """It fails in two stages, goes on each time when there is more room, and keeps what it had."""
     with small_disk(tmp_path / "disk", 4096 * MIB) as resize:
-        store = hello.copy_store(tmp_path / "disk" / "store", "root", "boot")
+        store = hello.copy_store(tmp_path / "disk" / "store", "root", "drivers", "boot")
         project = make_project(tmp_path / "project", store)
         used = shutil.disk_usage(store).used
         resize(used + 100 * MIB)
@@ -139,7 +139,8 @@ def test_store_that_fills_up(tmp_path: Path, hello: Hello) -> None:
         assert done.status == 17
         assert project.masked(done.error) == full("nothing is left free")
         assert list_tree(store / "work") == []
-        assert [path.name.split("-")[0] for path in project.artifacts()] == ["boot", "root"]
+        made = [path.name.split("-")[0] for path in project.artifacts()]
+        assert made == ["boot", "drivers", "root"]
 
         (root,) = project.artifacts("root")
         data = (root / "root.ext4").stat().st_blocks * 512
@@ -149,14 +150,14 @@ def test_store_that_fills_up(tmp_path: Path, hello: Hello) -> None:
         assert project.masked(done.error) == full("nothing is left free")
         assert list_tree(store / "work") == []
         made = [path.name.split("-")[0] for path in project.artifacts()]
-        assert made == ["boot", "disk", "root"]
+        assert made == ["boot", "disk", "drivers", "root"]
 
         resize(4096 * MIB)
         summary = project.succeed("build", "--json").json
         assert summary["images"] == hello.summary["images"]
         reused = {stage["stage"]: stage["reused"] for stage in summary["stages"]}
         assert reused["disk mbr"] is True
-        assert reused["boot nimbus-sandbox"] is True
+        assert reused["boot nimbus-sandbox bios"] is True
 
 
 @needs_root
@@ -214,7 +215,7 @@ def test_no_sudo(copied: Callable[..., Project], tmp_path: Path) -> None:
 
 def test_no_sudo_is_no_matter_when_the_root_is_there(copied: Callable[..., Project]) -> None:
     """Only the root file system is made with root's rights; all else is any user's."""
-    project = copied("root", "boot")
+    project = copied("root", "drivers", "boot")
     done = project.run_by(AS_USER, "build", "--json")
     assert done.status == 0, done.err
     assert_clean(project)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,7 +79,8 @@ def test_killed_again_and_again(copied: Callable[..., Project], hello: Hello) ->
             running.kill()
             assert_nothing_runs(project.folder, project.store)
             assert not project.build.exists() or not list(project.build.rglob("manifest.json"))
-            return [path.name.split("-")[0] for path in project.artifacts()]
+            made = [path.name.split("-")[0] for path in project.artifacts()]
+            return [stage for stage in made if stage != "drivers"]  # beside the disk, in no time
 
         assert kill_at(lambda run: run.wait_for_line("disk mbr: assembling")) == ["root"]
         made = kill_at(lambda run: run.wait_for_line("gzip: compressing"))
@@ -116,15 +116,15 @@ def test_interrupted_in_the_transaction(copied: Callable[..., Project], group: b
 @pytest.mark.boot
 @pytest.mark.parametrize("group", [True, False], ids=["terminal", "process"])
 def test_interrupted_in_the_boot_check(copied: Callable[..., Project], group: bool) -> None:
-    project = copied("root", "disk", "image", "hash")
+    project = copied("root", "disk", "image", "hash", "drivers")
     running = project.start("build")
     running.wait_for_log("boot", "Linux version")
     done = running.interrupt(group=group)
     assert done.status == 130
     assert done.err.endswith(INTERRUPTED)
     assert done.seconds < 60
-    assert len(project.artifacts()) == 4
+    assert len(project.artifacts()) == 5
     assert_clean(project)
     plan = project.succeed("plan", "--json").json
     actions = [stage["action"] for stage in plan["stages"]]
-    assert json.dumps(actions) == '["reuse", "reuse", "reuse", "reuse", "build"]'
+    assert actions == [*["reuse"] * 5, "build"]

@@ -24,7 +24,8 @@ def test_summary_of_a_build(hello: Hello) -> None:
         "disk mbr",
         "image mbr raw gzip",
         "hash mbr",
-        "boot nimbus-sandbox",
+        "drivers nimbus-sandbox",
+        "boot nimbus-sandbox bios",
     ]
     assert not any(stage["reused"] for stage in summary["stages"])
     assert summary["manifest"] == str(
@@ -44,8 +45,9 @@ def test_manifest(hello: Hello) -> None:
         "images",
         "publications",
         "phantom",
+        "launch_templates",
     ]
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     assert manifest["appliance"] == {
         "name": "hello-phantom",
         "version": definition["version"],
@@ -91,7 +93,7 @@ def check_image(images: list[dict[str, Any]], hello: Hello) -> None:
         "sha256",
         "disk_bytes",
         "disk_sha256",
-        "boot_check",
+        "boot_checks",
     ]
     assert image["file"] == f"hello-phantom-1.0-{build}.gz"
     told = [image[key] for key in ("site", "cloud", "layout", "format", "compression")]
@@ -99,8 +101,8 @@ def check_image(images: list[dict[str, Any]], hello: Hello) -> None:
     assert image["disk_bytes"] == 2 << 30
     file = hello.project.build / "hello-phantom" / build / image["file"]
     assert file.stat().st_size == image["bytes"]
-    check = image["boot_check"]
-    assert check["passed"] is True
+    (check,) = image["boot_checks"]
+    assert (check["machine"], check["passed"]) == ("bios", True)
     assert check["disk_driver"] == "ata_piix"
     assert check["network_driver"] in ("8139cp", "8139too")
     assert check["fetcher_tries"] >= 1
@@ -115,12 +117,14 @@ def check_publication(manifest: dict[str, Any], hello: Hello) -> None:
     assert list(publication) == [
         "site",
         "cloud",
+        "region",
         "image_id",
         "location",
         "sha256",
         "published_at",
         "sandbox",
     ]
+    assert publication["region"] is None
     assert publication["image_id"] == image["file"]
     assert publication["sha256"] == image["sha256"]
     assert publication["sandbox"] is True
@@ -141,6 +145,7 @@ def check_publication(manifest: dict[str, Any], hello: Hello) -> None:
         "user_data": user_data,
         "appliance": None,
     }
+    assert manifest["launch_templates"] == []
 
 
 def test_manifest_tells_nothing_of_its_host(hello: Hello) -> None:
@@ -164,7 +169,7 @@ def test_nothing_changed(hello: Hello) -> None:
     """The second run makes nothing, sends nothing, and leaves the manifest as it is."""
     project = hello.project
     manifest = Path(hello.summary["manifest"])
-    objects = project.build / "sandbox/nimbus-sandbox/objects"
+    objects = project.build / "sites/nimbus-sandbox/objects"
     before, stored = manifest.read_bytes(), list_tree(objects)
     done = project.succeed("image", "--json")
     assert {**done.json, "stages": 0} == {**hello.summary, "stages": 0}
@@ -249,11 +254,12 @@ def test_plan_for_people(variant: Project) -> None:
     variant.define("variant", "disk_size: 3GiB\n")
     done = variant.succeed("plan", "variant")
     assert re.sub("[0-9a-f]{12}", "HEX", done.out) == (
-        "root                 HEX  reuse\n"
-        "disk mbr             HEX  build: size 2147483648 -> 3221225472\n"
-        "image mbr raw gzip   HEX  build: its input disk mbr changed: HEX -> HEX\n"
-        "hash mbr             HEX  build: its input disk mbr changed: HEX -> HEX\n"
-        "boot nimbus-sandbox  HEX  build: its input image mbr raw gzip changed: HEX -> HEX\n"
+        "root                      HEX  reuse\n"
+        "disk mbr                  HEX  build: size 2147483648 -> 3221225472\n"
+        "image mbr raw gzip        HEX  build: its input disk mbr changed: HEX -> HEX\n"
+        "hash mbr                  HEX  build: its input disk mbr changed: HEX -> HEX\n"
+        "drivers nimbus-sandbox    HEX  reuse\n"
+        "boot nimbus-sandbox bios  HEX  build: its input image mbr raw gzip changed: HEX -> HEX\n"
     )
     assert done.err == ""
 

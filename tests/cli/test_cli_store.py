@@ -33,7 +33,7 @@ def remove_artifact(folder: Path) -> None:
 
 
 def test_damaged_image(copied: Callable[..., Project], hello: Hello) -> None:
-    project = copied("root", "disk", "image", "hash", "boot")
+    project = copied("root", "disk", "image", "hash", "drivers", "boot")
     (image,) = project.artifacts("image")
     flip_byte(image / "image.raw.gz", 5_000_000, keep_time=False)
     plan = project.succeed("plan", "--json").json
@@ -41,13 +41,13 @@ def test_damaged_image(copied: Callable[..., Project], hello: Hello) -> None:
     assert actions["image mbr raw gzip"] == "build"
     done = project.succeed("build", "--json")
     assert stages(done)["image mbr raw gzip"] is False
-    assert stages(done)["boot nimbus-sandbox"] is True
+    assert stages(done)["boot nimbus-sandbox bios"] is True
     assert digests(project.manifest("hello-phantom")) == digests(hello.manifest)
     assert_clean(project)
 
 
 def test_image_that_is_gone_in_part(copied: Callable[..., Project], hello: Hello) -> None:
-    project = copied("root", "disk", "image", "hash", "boot")
+    project = copied("root", "disk", "image", "hash", "drivers", "boot")
     (image,) = project.artifacts("image")
     (image / "artifact.json").write_text("{")
     (boot,) = project.artifacts("boot")
@@ -61,7 +61,7 @@ def test_image_that_is_gone_in_part(copied: Callable[..., Project], hello: Hello
 def test_damage_that_shows_in_no_time(copied: Callable[..., Project], hello: Hello) -> None:
     """Before an artifact of an earlier run is used, every byte of it is looked at: the root file
     system is made anew, to the same bytes, and the disk of it."""
-    project = copied("root", "image", "hash", "boot")
+    project = copied("root", "image", "hash", "drivers", "boot")
     (image,) = project.artifacts("image")
     remove_artifact(image)
     (root,) = project.artifacts("root")
@@ -74,7 +74,7 @@ def test_damage_that_shows_in_no_time(copied: Callable[..., Project], hello: Hel
 
 def test_damaged_image_is_not_published(copied: Callable[..., Project], hello: Hello) -> None:
     """Whatever its times say, a damaged image reaches no site, and the next run mends it."""
-    project = copied("root", "disk", "image", "hash", "boot")
+    project = copied("root", "disk", "image", "hash", "drivers", "boot")
     (image,) = project.artifacts("image")
     flip_byte(image / "image.raw.gz", 5_000_000, keep_time=True)
     done = project.succeed("image", "--json")
@@ -83,7 +83,7 @@ def test_damaged_image_is_not_published(copied: Callable[..., Project], hello: H
 
 
 def test_gc_evicts_what_is_not_needed(copied: Callable[..., Project], hello: Hello) -> None:
-    project = copied("root", "disk", "image", "hash", "boot")
+    project = copied("root", "disk", "image", "hash", "drivers", "boot")
     for stage in ("root", "disk"):
         (artifact,) = project.artifacts(stage)
         os.utime(artifact / "artifact.json", (1, 1))
@@ -93,13 +93,15 @@ def test_gc_evicts_what_is_not_needed(copied: Callable[..., Project], hello: Hel
     done = project.succeed("gc", "--size", "600MiB", "--json").json
     assert done["removed"] == 3
     assert done["freed_bytes"] > 500 << 20
-    assert [path.name.split("-")[0] for path in project.artifacts()] == ["boot", "hash", "image"]
+    kept = [path.name.split("-")[0] for path in project.artifacts()]
+    assert kept == ["boot", "drivers", "hash", "image"]
     # What is left is all that a build needs: nothing is made, and nothing is missed.
     done_again = project.succeed("build", "--json")
     assert stages(done_again) == {
         "image mbr raw gzip": True,
         "hash mbr": True,
-        "boot nimbus-sandbox": True,
+        "drivers nimbus-sandbox": True,
+        "boot nimbus-sandbox bios": True,
     }
     assert digests(project.manifest("hello-phantom")) == digests(hello.manifest)
     assert_clean(project)

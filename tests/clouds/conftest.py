@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import HARNESSES, Harness, NimbusHarness, Watched
+from ec2_kit import Kit
+from harness import HARNESSES, Ec2Harness, Harness, NimbusHarness, Watched
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,17 @@ def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Harness]
 def nimbus(tmp_path: Path) -> Iterator[NimbusHarness]:
     with NimbusHarness(tmp_path / "service") as made:
         yield made
+
+
+@pytest.fixture
+def ec2() -> Iterator[Ec2Harness]:
+    with Ec2Harness() as made:
+        yield made
+
+
+@pytest.fixture
+def kit(ec2: Ec2Harness, tmp_path: Path) -> Kit:
+    return Kit(ec2, tmp_path)
 
 
 @pytest.fixture

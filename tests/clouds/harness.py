@@ -5,16 +5,22 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from ec2_server import Ec2Server
+from ec2_state import BLOCK_BYTES
+
 from pipeline.clouds import Cloud
-from pipeline.clouds.cumulus_server import CumulusServer, CumulusUser, Faults
-from pipeline.clouds.nimbus import Nimbus
-from pipeline.model import BootedImage, BootReport, Disk, Image, Sha256, Site
+from pipeline.clouds.ec2.cloud import Ec2
+from pipeline.clouds.nimbus.cloud import Nimbus
+from pipeline.clouds.nimbus.cumulus_server import CumulusServer, CumulusUser, Faults
+from pipeline.model import BootedImage, BootReport, Disk, Image, Release, Sha256, Site
+from pipeline.tools import run
 
 
 def make_booted(path: Path, data: bytes, disk: Disk) -> BootedImage:
@@ -31,7 +37,21 @@ def make_booted(path: Path, data: bytes, disk: Disk) -> BootedImage:
         disk_bytes=len(data),
         disk_sha256=Sha256(hashlib.sha256(data).hexdigest()),
     )
-    return BootedImage(image=image, report=BootReport(passed=True, facts={}))
+    report = BootReport(machine="bios", passed=True, facts={})
+    return BootedImage(image=image, reports=(report,))
+
+
+def make_release(folder: Path, name: str, *, summary: str = "Says hello") -> Release:
+    """The release of a build whose folder lies in `folder`."""
+    return Release(
+        appliance="hello-phantom",
+        version="1.2.0",
+        build="4f2a9c01",
+        name=name,
+        summary=summary,
+        labels={"os": "debian"},
+        folder=folder / "builds" / hashlib.sha256(name.encode()).hexdigest()[:8],
+    )
 
 
 @dataclass
@@ -55,6 +75,12 @@ class Watched:
 class Harness(Protocol):
     """A cloud's service under the test's control. Verbs of the clouds that it makes never wait."""
 
+    replaces: bool
+    """Whether an image may be replaced by another of the same name."""
+
+    repairs: bool
+    """Whether what was damaged on the way is sent again, as a part of the image only."""
+
     def make_cloud(self) -> Cloud: ...
 
     def make_cloud_with_wrong_secret(self) -> Cloud: ...
@@ -71,7 +97,11 @@ class Harness(Protocol):
     def read(self, name: str) -> bytes | None:
         """The image as the service has it."""
 
-    def cut_uploads(self, count: int) -> None: ...
+    def cut_uploads(self, count: int | None) -> None:
+        """Cuts so many, or all until it is called with 0."""
+
+    def count_servers(self) -> int:
+        """How many servers of sandboxes run."""
 
     def damage_uploads(self, count: int) -> None: ...
 
@@ -96,6 +126,8 @@ def find_free_port() -> int:
 
 
 class NimbusHarness:
+    replaces, repairs = True, False
+
     def __init__(self, folder: Path) -> None:
         self.user = CumulusUser(s3id=S3ID, secret=SECRET, canonical_id=CANONICAL_ID)
         self.faults = Faults()
@@ -150,8 +182,11 @@ class NimbusHarness:
         with opened[1] as file:
             return file.read()
 
-    def cut_uploads(self, count: int) -> None:
-        self.faults.cut_puts, self.faults.cut_after = count, 300_000
+    def cut_uploads(self, count: int | None) -> None:
+        self.faults.cut_puts, self.faults.cut_after = 3 if count is None else count, 300_000
+
+    def count_servers(self) -> int:
+        return threading.active_count()
 
     def damage_uploads(self, count: int) -> None:
         self.faults.damage_puts = count
@@ -172,4 +207,89 @@ def open_nimbus(folder: Path) -> Iterator[NimbusHarness]:
         yield harness
 
 
-HARNESSES: Mapping[str, Callable[[Path], Any]] = {"nimbus": open_nimbus}
+class Ec2Harness:
+    """The strict server of the tests in Amazon's place."""
+
+    replaces, repairs = False, True
+
+    def __init__(self) -> None:
+        self.server = Ec2Server()
+        self.faults = self.server.faults
+
+    def __enter__(self) -> Self:
+        self.server.__enter__()
+        self.environ = {**self.server.environ}
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.server.__exit__(*args)
+
+    def make_site(self, **options: object) -> Site:
+        given = {"region": "us-east-1", "endpoint": self.server.endpoint, **options}
+        return Site(name="virginia", cloud="ec2", options=given, where="sites.yaml:3:3")
+
+    def make_ec2(self, environ: Mapping[str, str] | None = None, **options: object) -> Ec2:
+        return Ec2(
+            self.make_site(**options),
+            environ=self.environ if environ is None else environ,
+            pause=lambda _: None,
+        )
+
+    def make_cloud(self) -> Cloud:
+        return self.make_ec2()
+
+    def make_cloud_with_wrong_secret(self) -> Cloud:
+        return self.make_ec2({**self.environ, "AWS_SECRET_ACCESS_KEY": "wr0ng-secret"})
+
+    def make_cloud_without_credentials(self) -> Cloud:
+        return self.make_ec2({})
+
+    def make_unreachable_cloud(self) -> Cloud:
+        return self.make_ec2(endpoint=f"http://127.0.0.1:{find_free_port()}")
+
+    def make_sandbox_cloud(self) -> Cloud:
+        site = Site(name="ec2-sandbox", cloud="ec2", where="built in", sandbox=True)
+        return Ec2(site, environ={}, pause=lambda _: None)
+
+    def count_sent(self) -> int:
+        return sum(
+            each.body_bytes
+            for each in self.server.requests
+            if each.action in ("ebs:PutSnapshotBlock", "s3:PutObject", "s3:UploadPart")
+        )
+
+    def read(self, name: str) -> bytes | None:
+        for image in self.server.images("us-east-1"):
+            if image.name == name:
+                blocks = self.server.content(image.snapshot_ids[0])
+                zeros = bytes(BLOCK_BYTES)
+                return b"".join(blocks.get(each, zeros) for each in range(max(blocks) + 1))
+        return None
+
+    def cut_uploads(self, count: int | None) -> None:
+        if count == 0:
+            self.faults.clear()
+        else:
+            self.faults.reset("ebs:PutSnapshotBlock", times=count)
+
+    def count_servers(self) -> int:
+        return len(run._running)
+
+    def damage_uploads(self, count: int) -> None:
+        self.faults.wrong_checksum(count)
+
+    def set_quota(self, size: int) -> None:
+        self.faults.quota("ebs:StartSnapshot")
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        return (self.server.account.secret, "wr0ng-secret")
+
+
+@contextmanager
+def open_ec2(folder: Path) -> Iterator[Ec2Harness]:
+    with Ec2Harness() as harness:
+        yield harness
+
+
+HARNESSES: Mapping[str, Callable[[Path], Any]] = {"ec2": open_ec2, "nimbus": open_nimbus}

@@ -14,19 +14,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import boto3  # type: ignore[import-untyped]
+import boto3
 import pytest
-from botocore.auth import HmacV1Auth  # type: ignore[import-untyped]
-from botocore.awsrequest import AWSRequest  # type: ignore[import-untyped]
-from botocore.config import Config  # type: ignore[import-untyped]
-from botocore.credentials import Credentials  # type: ignore[import-untyped]
-from botocore.exceptions import (  # type: ignore[import-untyped]
+from botocore.auth import HmacV1Auth
+from botocore.awsrequest import AWSRequest
+from botocore.config import Config
+from botocore.credentials import Credentials
+from botocore.exceptions import (
     ClientError,
     ConnectionClosedError,
     ReadTimeoutError,
 )
 
-from pipeline.clouds.cumulus_server import CumulusServer, CumulusUser, Faults
+from pipeline.clouds.nimbus.cumulus_server import CumulusServer, CumulusUser, Faults
 
 ALICE = CumulusUser(s3id="AKalice", secret="alice/s+cret", canonical_id="a" * 36)
 BOB = CumulusUser(s3id="AKbob", secret="bob-secret", canonical_id="b" * 36)

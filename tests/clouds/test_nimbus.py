@@ -14,12 +14,21 @@ from typing import Any
 
 import jsonschema
 import pytest
-from harness import CANONICAL_ID, OTHER, S3ID, SECRET, NimbusHarness, Watched, make_booted
+from harness import (
+    CANONICAL_ID,
+    OTHER,
+    S3ID,
+    SECRET,
+    NimbusHarness,
+    Watched,
+    make_booted,
+    make_release,
+)
 
-from pipeline.clouds import nimbus_settings
-from pipeline.clouds.cumulus_server import CumulusServer, CumulusUser
-from pipeline.clouds.nimbus import Nimbus
-from pipeline.clouds.nimbus_settings import parse_properties, resolve_settings
+from pipeline.clouds.nimbus import settings as nimbus_settings
+from pipeline.clouds.nimbus.cloud import Nimbus
+from pipeline.clouds.nimbus.cumulus_server import CumulusServer, CumulusUser
+from pipeline.clouds.nimbus.settings import parse_properties, resolve_settings
 from pipeline.errors import (
     CredentialsError,
     DefinitionError,
@@ -111,7 +120,7 @@ def test_name_whose_key_is_too_long() -> None:
 
 
 def test_hardware_of_a_node() -> None:
-    machine = Nimbus(make_site()).machine
+    (machine,) = Nimbus(make_site()).machines
     assert (machine.board, machine.disk_bus, machine.network_card) == ("pc", "ide", "rtl8139")
     assert machine.memory == 512 * MIB
     assert [(str(edit.path), oct(edit.mode), edit.text) for edit in machine.edits] == [
@@ -304,7 +313,7 @@ def test_secrets_never_show(
     cloud = nimbus.make_nimbus()
     with cloud.open(tmp_path):
         cloud.check()
-        cloud.upload(booted, "image.gz", "Says hello", Watched())
+        cloud.upload(booted, make_release(tmp_path, "image.gz"), Watched())
         shown = repr(cloud._session) + repr(vars(cloud)["_session"].settings.credentials)
     path = write_properties(tmp_path / "p", s3key=SECRET)
     resolver = nimbus_settings._Resolver(make_site(cloud_properties=str(path)), nimbus.environ)
@@ -330,8 +339,8 @@ def test_private_image_and_description(
 ) -> None:
     cloud = nimbus.make_nimbus()
     with cloud.open(tmp_path):
-        made = cloud.upload(booted, "image.gz", "Says hello", Watched())
-        cloud.publish(made, "Says\nhello")
+        made = cloud.upload(booted, make_release(tmp_path, "image.gz"), Watched())
+        cloud.publish(made, make_release(tmp_path, "image.gz", summary="Says\nhello"), Watched())
     assert made.image_id == "image.gz"
     assert made.location == (
         f"cumulus://127.0.0.1:{nimbus.server.port}/Repo/VMS/{CANONICAL_ID}/image.gz"
@@ -346,10 +355,10 @@ def test_common_image_is_readable_by_all(
 ) -> None:
     cloud = nimbus.make_nimbus(visibility="common")
     with cloud.open(tmp_path):
-        made = cloud.upload(booted, "image.gz", "Says hello", Watched())
+        made = cloud.upload(booted, make_release(tmp_path, "image.gz"), Watched())
         assert get_object(nimbus, "VMS/common/image.gz") == (DATA, True)
         nimbus.server.store.set_public("VMS/common/image.gz", False)  # as another's PUT would
-        cloud.publish(made, "Says hello")
+        cloud.publish(made, make_release(tmp_path, "image.gz", summary="Says hello"), Watched())
         assert get_object(nimbus, "VMS/common/image.gz") == (DATA, True)
         assert get_object(nimbus, "VMS.description/common/image.gz") == (b"Says hello\n", True)
         assert [each.location for each in cloud.list()] == [made.location]
@@ -362,7 +371,7 @@ def test_upload_is_one_put_with_its_length(
 ) -> None:
     cloud = nimbus.make_nimbus()
     with cloud.open(tmp_path):
-        cloud.upload(booted, "image.gz", "Says hello", Watched())
+        cloud.upload(booted, make_release(tmp_path, "image.gz"), Watched())
     puts = [each for each in nimbus.server.requests if each.method != "GET"]
     assert [(each.method, each.body_bytes) for each in puts] == [("PUT", len(DATA))]
 
@@ -379,12 +388,12 @@ def test_common_image_of_another_account(
     other = nimbus.make_nimbus(environ, visibility="common")
     theirs = make_booted(tmp_path / "theirs", b"theirs", other.disk)
     with other.open(tmp_path):
-        made = other.upload(theirs, "image.gz", "Theirs", Watched())
+        made = other.upload(theirs, make_release(tmp_path, "image.gz"), Watched())
     sent = nimbus.count_sent()
     cloud = nimbus.make_nimbus(visibility="common")
     with cloud.open(tmp_path):
         with pytest.raises(UploadError, match="belongs to another account"):
-            cloud.upload(booted, "image.gz", "Says hello", Watched())
+            cloud.upload(booted, make_release(tmp_path, "image.gz"), Watched())
         with pytest.raises(CredentialsError):
             cloud.retire(made)
     assert nimbus.count_sent() == sent
@@ -395,7 +404,7 @@ def test_check_sees_a_canonical_id_of_another(
 ) -> None:
     cloud = nimbus.make_nimbus()
     with cloud.open(tmp_path):
-        cloud.upload(booted, "image.gz", "Says hello", Watched())
+        cloud.upload(booted, make_release(tmp_path, "image.gz"), Watched())
     environ = {
         "PHANTOM_HOTEL_S3ID": OTHER.s3id,
         "PHANTOM_HOTEL_S3KEY": OTHER.secret,
@@ -430,7 +439,7 @@ def test_retire_touches_nothing_foreign(
 ) -> None:
     cloud = nimbus.make_nimbus()
     with cloud.open(tmp_path):
-        made = cloud.upload(booted, "image.gz", "Says hello", Watched())
+        made = cloud.upload(booted, make_release(tmp_path, "image.gz"), Watched())
         foreign = location.format(host=f"127.0.0.1:{nimbus.server.port}")
         with pytest.raises(UsageError):
             cloud.retire(dataclasses.replace(made, location=foreign))
@@ -446,8 +455,8 @@ def test_find_on_a_monday(nimbus: NimbusHarness, booted: BootedImage, tmp_path: 
     nimbus.server.clock = monday.timestamp
     cloud = nimbus.make_nimbus()
     with cloud.open(tmp_path):
-        cloud.upload(booted, "image.gz", "Says hello", Watched())
-        found = cloud.find(booted.image, "image.gz")
+        cloud.upload(booted, make_release(tmp_path, "image.gz"), Watched())
+        found = cloud.find(booted.image, make_release(tmp_path, "image.gz"))
         assert found is not None and found.published_at == "2025-11-24T09:30:00Z"
         assert cloud.list()[0].published_at == "2025-11-24T09:30:00Z"
     assert not any(each.method == "HEAD" for each in nimbus.server.requests)
@@ -457,7 +466,7 @@ def test_published_at_is_of_the_clock(nimbus: NimbusHarness, booted: BootedImage
     noon = datetime(2025, 1, 2, 12, 0, 0, 999, tzinfo=UTC)
     cloud = Nimbus(nimbus.make_site(), environ=nimbus.environ, clock=lambda: noon)
     with cloud.open(Path()):
-        made = cloud.upload(booted, "image.gz", "Says hello", Watched())
+        made = cloud.upload(booted, make_release(Path(), "image.gz"), Watched())
     assert made.published_at == "2025-01-02T12:00:00Z"
 
 
@@ -468,12 +477,12 @@ def test_like_wildcards_are_no_matches(
     cloud = nimbus.make_nimbus()
     with cloud.open(tmp_path):
         for name in ("axb.gz", "A_B.gz", "a_b.gz.old"):
-            cloud.upload(booted, name, "Says hello", Watched())
-        assert cloud.find(booted.image, "a_b.gz") is None
+            cloud.upload(booted, make_release(tmp_path, name), Watched())
+        assert cloud.find(booted.image, make_release(tmp_path, "a_b.gz")) is None
         sent = nimbus.count_sent()
-        cloud.upload(booted, "a_b.gz", "Says hello", Watched())
+        cloud.upload(booted, make_release(tmp_path, "a_b.gz"), Watched())
         assert nimbus.count_sent() == sent + len(DATA)
-        assert cloud.find(booted.image, "a_b.gz") is not None
+        assert cloud.find(booted.image, make_release(tmp_path, "a_b.gz")) is not None
 
 
 def test_list_with_an_id_of_other_case(
@@ -482,7 +491,7 @@ def test_list_with_an_id_of_other_case(
     upper = {**nimbus.environ, "PHANTOM_HOTEL_CANONICAL_ID": CANONICAL_ID.upper()}
     cloud = nimbus.make_nimbus(upper)
     with cloud.open(tmp_path):
-        cloud.upload(booted, "image.gz", "Says hello", Watched())
+        cloud.upload(booted, make_release(tmp_path, "image.gz"), Watched())
     own = nimbus.make_nimbus()
     with own.open(tmp_path):
         assert own.list() == []
@@ -493,9 +502,9 @@ def test_same_size_and_other_bytes_are_not_the_same(
 ) -> None:
     cloud = nimbus.make_nimbus()
     with cloud.open(tmp_path):
-        cloud.upload(booted, "image.gz", "Says hello", Watched())
+        cloud.upload(booted, make_release(tmp_path, "image.gz"), Watched())
         other = dataclasses.replace(booted.image, md5="0" * 32, sha256=Sha256("0" * 64))
-        assert cloud.find(other, "image.gz") is None
+        assert cloud.find(other, make_release(tmp_path, "image.gz")) is None
 
 
 def test_answer_that_is_not_of_a_cumulus(tmp_path: Path) -> None:
@@ -592,7 +601,7 @@ def test_tls(certificate: tuple[Path, Path], tmp_path: Path, how: str, works: bo
 _UPLOAD_OF_300_MB = """
 import hashlib, json, re, sys
 from pathlib import Path
-from pipeline.clouds.nimbus import Nimbus
+from pipeline.clouds.nimbus.cloud import Nimbus
 from pipeline.model import *
 
 def peak():
@@ -608,12 +617,14 @@ for _ in range(300):
 disk = Disk(layout="mbr", format="raw", compression="gzip")
 image = Image(site="s", cloud="nimbus", file=file, disk=disk, bytes=size, sha256=Sha256(""),
               md5=md5.hexdigest(), disk_bytes=size, disk_sha256=Sha256(""))
-booted = BootedImage(image=image, report=BootReport(passed=True, facts={}))
+booted = BootedImage(image=image, reports=(BootReport(machine="bios", passed=True, facts={}),))
 cloud = Nimbus(Site(name="nimbus-sandbox", cloud="nimbus", where="built in", sandbox=True))
 with cloud.open(folder / "sandbox"):
     cloud.check()
     before = peak()
-    made = cloud.upload(booted, "sparse.gz", "Big", NoProgress())
+    release = Release(appliance="big", version="1", build="b", name="sparse.gz", summary="Big",
+                      folder=folder)
+    made = cloud.upload(booted, release, NoProgress())
     grown = peak() - before
     cloud.retire(made)
 print(json.dumps({"grown": grown, "peak": before + grown}))

@@ -219,9 +219,9 @@ PARTS: list[tuple[str, list[str]]] = [
     ),
     (
         "kernel: clud\n",
-        ["4:9: 'kernel' must be one of generic, cloud, not 'clud'; did you mean 'cloud'?"],
+        ["4:9: 'kernel' must be one of generic, cloud, auto, not 'clud'; did you mean 'cloud'?"],
     ),
-    ("kernel: on\n", ["4:9: 'kernel' must be one of generic, cloud, not on"]),
+    ("kernel: on\n", ["4:9: 'kernel' must be one of generic, cloud, auto, not on"]),
     (
         "user_data: {frequency: always}\n",
         ["4:24: 'user_data.frequency' must be one of boot, instance, not 'always'"],
@@ -508,7 +508,8 @@ def test_mistakes_of_a_parent_are_told_with_its_own_file(write: Write, load: Loa
         "without a version, not 'a'\n"
         "  | images/base/part.yaml:2:15: 'packages[1]' must be the name of a Debian package, "
         "without a version, not 'B'\n"
-        "  | images/base/appliance.yaml:4:9: 'kernel' must be one of generic, cloud, not 'x'\n"
+        "  | images/base/appliance.yaml:4:9: 'kernel' must be one of generic, cloud, auto, not "
+        "'x'\n"
         f"{TODO.format('them')}"
     )
 

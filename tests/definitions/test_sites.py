@@ -12,7 +12,13 @@ import yaml
 from definition_texts import Write
 
 from pipeline.clouds import Cloud, clouds
-from pipeline.definition import BUILT_IN_SITE, load_sites, select_sites, sites_schema
+from pipeline.definition import (
+    BUILT_IN_SITE,
+    BUILT_IN_SITES,
+    load_sites,
+    select_sites,
+    sites_schema,
+)
 from pipeline.errors import DefinitionError, UsageError
 from pipeline.model import Site
 
@@ -46,13 +52,15 @@ CLOUDS = cast(
 
 
 @pytest.mark.usefixtures("root")
-def test_without_a_file_there_is_the_built_in_site() -> None:
-    site = Site(name="nimbus-sandbox", cloud="nimbus", sandbox=True, where="built in")
-    assert load_sites(None, CLOUDS) == (site,)
-    assert load_sites(Path("sites.yaml"), CLOUDS) == (site,)
+def test_without_a_file_there_are_the_built_in_sites() -> None:
+    nimbus = Site(name="nimbus-sandbox", cloud="nimbus", sandbox=True, where="built in")
+    ec2 = Site(name="ec2-sandbox", cloud="ec2", sandbox=True, where="built in")
+    assert load_sites(None, CLOUDS) == (nimbus, ec2)
+    assert load_sites(Path("sites.yaml"), CLOUDS) == (nimbus, ec2)
+    assert load_sites(None, {"nimbus": CLOUDS["nimbus"]}) == (nimbus,)
 
 
-def test_sites_in_the_order_of_the_file_then_the_built_in_one(write: Write) -> None:
+def test_sites_in_the_order_of_the_file_then_the_built_in_ones(write: Write) -> None:
     path = write(
         "sites.yaml",
         "sites:\n"
@@ -77,15 +85,19 @@ def test_sites_in_the_order_of_the_file_then_the_built_in_one(write: Write) -> N
             where="sites.yaml:6:3",
         ),
         Site(name="try", cloud="nimbus", sandbox=True, where="sites.yaml:7:3"),
-        BUILT_IN_SITE,
+        *BUILT_IN_SITES,
     )
 
 
 def test_the_built_in_site_can_be_redefined(write: Write) -> None:
     path = write("sites.yaml", "sites:\n  nimbus-sandbox: {cloud: nimbus, host: a.b:80}\n")
     sites = load_sites(path, CLOUDS)
-    assert [(site.name, site.sandbox) for site in sites] == [("nimbus-sandbox", False)]
-    assert select_sites(sites, ["nimbus"], None) == sites
+    assert [(site.name, site.sandbox) for site in sites] == [
+        ("nimbus-sandbox", False),
+        ("ec2-sandbox", True),
+    ]
+    assert select_sites(sites, ["nimbus"], None) == sites[:1]
+    assert select_sites(sites, None, None) == sites[:1]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +167,8 @@ def test_a_folder_is_no_file(root: Path) -> None:
 HOTEL = Site(name="hotel", cloud="nimbus", where="sites.yaml:2:3")
 ALAMO = Site(name="alamo", cloud="nimbus", where="sites.yaml:3:3")
 EAST = Site(name="east", cloud="ec2", where="sites.yaml:4:3")
-SITES = (HOTEL, EAST, ALAMO, BUILT_IN_SITE)
+EC2_SANDBOX = BUILT_IN_SITES[1]
+SITES = (HOTEL, EAST, ALAMO, *BUILT_IN_SITES)
 
 
 @pytest.mark.parametrize(
@@ -168,8 +181,14 @@ SITES = (HOTEL, EAST, ALAMO, BUILT_IN_SITE)
         (SITES, None, ["alamo", "hotel", "alamo"], (HOTEL, ALAMO)),
         (SITES, ["nimbus"], ["nimbus-sandbox"], (BUILT_IN_SITE,)),
         ((EAST, BUILT_IN_SITE), ["nimbus"], None, (BUILT_IN_SITE,)),
-        ((EAST, BUILT_IN_SITE), None, None, (EAST, BUILT_IN_SITE)),
-        ((BUILT_IN_SITE,), None, None, (BUILT_IN_SITE,)),
+        ((EAST, BUILT_IN_SITE), None, None, (EAST,)),
+        (BUILT_IN_SITES, None, None, (BUILT_IN_SITE,)),
+        (BUILT_IN_SITES, ["ec2"], None, (EC2_SANDBOX,)),
+        (BUILT_IN_SITES, ["nimbus", "ec2"], None, BUILT_IN_SITES),
+        ((HOTEL, *BUILT_IN_SITES), None, None, (HOTEL,)),
+        ((HOTEL, *BUILT_IN_SITES), ["ec2"], None, (EC2_SANDBOX,)),
+        (SITES, ["ec2"], None, (EAST,)),
+        (SITES, None, ["ec2-sandbox"], (EC2_SANDBOX,)),
     ],
 )
 def test_chosen_sites(
@@ -188,7 +207,7 @@ def test_chosen_sites(
             None,
             ["hotl"],
             "there is no site 'hotl'; did you mean 'hotel'?\n"
-            "  do: choose one of: hotel, east, alamo, nimbus-sandbox",
+            "  do: choose one of: hotel, east, alamo, nimbus-sandbox, ec2-sandbox",
         ),
         (
             ["Nimbus"],
@@ -219,7 +238,14 @@ def test_words_that_fit_no_site(
 def test_the_example_shows_each_option_of_its_cloud() -> None:
     path = REPOSITORY / "sites.example.yaml"
     sites = load_sites(path, clouds())
-    assert [site.name for site in sites] == ["hotel", "sierra", "nimbus-sandbox"]
+    assert [site.name for site in sites] == [
+        "hotel",
+        "sierra",
+        "frankfurt",
+        "publisher",
+        "nimbus-sandbox",
+        "ec2-sandbox",
+    ]
     text = path.read_text()
     for cloud in clouds().values():
         options = cast(dict[str, Any], cloud.site_schema["properties"])

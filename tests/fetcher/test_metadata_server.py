@@ -144,6 +144,40 @@ def test_report_is_bounded(length: str | None, status: int) -> None:
         assert server.wait_for_report(0) is None
 
 
+def test_what_lacked_a_token_is_told() -> None:
+    """A wrong token is no missing one, and version 1 needs none."""
+    with MetadataServer(Ec2Metadata(user_data=b"data")) as server:
+        url = f"{server.url}/latest/user-data"
+        _, token = ask(f"{server.url}/latest/api/token", "PUT", {TTL: "60"})
+        for headers in ({TOKEN: token.decode()}, {TOKEN: "wrong"}, {}):
+            ask(url, headers=headers)
+        told = [(each.status, each.token, each.lacked_token) for each in server.requests]
+    assert told == [
+        (200, False, False),
+        (200, True, False),
+        (401, True, False),
+        (401, False, True),
+    ]
+    with MetadataServer(Ec2Metadata(tokens_required=False)) as server:
+        ask(f"{server.url}/latest/user-data")
+        assert not any(each.lacked_token for each in server.requests)
+
+
+def test_a_guest_chooses_other_services() -> None:
+    late = NimbusMetadata(user_data=b"late", faults=[Fault.UNAVAILABLE])
+    others = {"absent": NimbusMetadata(), "late": late}
+    with MetadataServer(NimbusMetadata(user_data=b"first"), others=others) as server:
+        url = f"{server.url}/latest/user-data"
+        assert ask(url) == (200, b"first\n")
+        assert ask(f"{server.url}/report/absent")[0] == 405
+        assert ask(f"{server.url}/report/unknown", "POST", body=b"")[0] == 501
+        assert ask(url) == (200, b"first\n")
+        assert ask(f"{server.url}/report/absent", "POST", body=b"") == (200, b"")
+        assert ask(url) == (200, b"\n")
+        assert ask(f"{server.url}/report/late", "POST", body=b"") == (200, b"")
+        assert [ask(url)[0], ask(url)] == [503, (200, b"late\n")]
+
+
 def test_server_must_be_entered() -> None:
     with pytest.raises(RuntimeError, match="was not started"):
         _ = MetadataServer(NimbusMetadata()).url

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pipeline.build import Builder, Cores
+from pipeline.build import Builder, Resources
 from pipeline.errors import NoSpaceError, StageFailedError, StoreError
 from pipeline.model import NoProgress
 from pipeline.stages.base import HERE_ONLY, Context, Stage, to_json
@@ -101,12 +101,38 @@ def test_a_failed_stage_leaves_nothing_and_the_others_stay(store: Store) -> None
     assert RUNS == ["a", "b", "b"]
 
 
-def test_the_error_is_the_one_that_came_first(store: Store) -> None:
+def test_a_failed_stage_takes_only_those_that_need_it(store: Store) -> None:
     slow = Text(text="slow", seconds=0.2)
     later = Text(text="later", inputs=(slow,))
+    broken = Text(text="broken", fails=True)
     with pytest.raises(StageFailedError, match="it failed"):
-        build(store, later, Text(text="b", fails=True))
+        build(store, Text(text="never", inputs=(broken,)), later)
+    assert sorted(RUNS) == ["broken", "later", "slow"]
+    assert build(store, later) == ["slowlater"]
+
+
+def test_stages_that_share_a_failed_one_share_its_error(store: Store) -> None:
+    broken = Text(text="broken", fails=True)
+    left, right = Text(text="b", inputs=(broken,)), Text(text="c", after=(broken,))
+    with Builder(store, lambda _: NoProgress()) as builder:
+        errors = [future.exception() for future in builder.submit([left, right])]
+    assert errors[0] is errors[1]
+    assert RUNS == ["broken"]
+
+
+def test_an_interrupted_builder_starts_nothing_more(store: Store) -> None:
+    slow = Text(text="slow", seconds=0.2)
+    later = Text(text="later", inputs=(slow,))
+
+    def interrupt() -> None:
+        with Builder(store, lambda _: NoProgress()) as builder:
+            builder.submit([later])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
     assert "later" not in RUNS
+    assert list(store.path("work").iterdir()) == []
 
 
 @pytest.mark.parametrize("hidden", [False, True])
@@ -186,22 +212,32 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "first"
 
 
-def test_cores_are_never_handed_out_twice() -> None:
-    cores, running, most = Cores(2), [0], [0]
+@pytest.mark.parametrize(
+    ("cores", "memory"), [([1, 2, 3], [0]), ([1], [600, 1000, 5000]), ([1, 2], [300, 1000])]
+)
+def test_resources_are_never_handed_out_twice(cores: list[int], memory: list[int]) -> None:
+    resources = Resources(cores=2, memory=1000)
+    taken, most = [0, 0], [0, 0]
     lock = threading.Lock()
 
-    def work(count: int) -> None:
-        with cores.taken(count):
+    def work(number: int) -> None:
+        wanted = cores[number % len(cores)], memory[number % len(memory)]
+        mine = min(wanted[0], 2), min(wanted[1], 1000)
+        with resources.taken(*wanted):
             with lock:
-                running[0] += min(count, 2)
-                most[0] = max(most[0], running[0])
+                for each in (0, 1):
+                    taken[each] += mine[each]
+                    most[each] = max(most[each], taken[each])
             time.sleep(0.02)
             with lock:
-                running[0] -= min(count, 2)
+                for each in (0, 1):
+                    taken[each] -= mine[each]
 
-    threads = [threading.Thread(target=work, args=(number % 3 + 1,)) for number in range(12)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(10)
-    assert most[0] == 2
+    assert taken == [0, 0]
+    assert 1 <= most[0] <= 2
+    assert most[1] <= 1000

@@ -13,6 +13,7 @@ import pytest
 from pipeline import host
 from pipeline.errors import HostError, SudoError
 from pipeline.stages.base import Stage
+from pipeline.tools import grub, qemu
 from pipeline.tools.run import ToolError
 
 
@@ -166,7 +167,7 @@ def test_this_host_can_build(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
     names = [finding.name for finding in findings]
     assert len(set(names)) == len(names)
-    host.require(["root", "disk", "image", "hash", "boot"])
+    host.require(["root", *host._NEEDS, "image", "hash"])
 
 
 def test_a_host_that_has_nothing_is_told_of_everything(
@@ -208,6 +209,8 @@ def test_a_program_that_does_not_run_is_missing(
         (["disk"], "sfdisk", "fdisk"),
         (["boot"], "fdisk", "fdisk"),
         (["hash", "boot"], "fdisk", "fdisk"),
+        (["disk for UEFI"], "mformat", "mtools"),
+        (["drivers"], "debugfs", "e2fsprogs"),
     ],
 )
 def test_builds_are_told_the_first_thing_that_is_missing(
@@ -232,12 +235,23 @@ def test_no_sudo(
         host.require(["root"])
 
 
-def test_no_modules_of_grub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "_GRUB_MODULES", tmp_path)
+@pytest.mark.parametrize(
+    ("need", "name", "package"),
+    [
+        ("disk", "GRUB for BIOS", "grub-pc-bin"),
+        ("disk for UEFI", "GRUB for UEFI", "grub-efi-amd64-bin"),
+        ("boot by UEFI", "OVMF", "ovmf"),
+    ],
+)
+def test_files_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, need: str, name: str, package: str
+) -> None:
+    monkeypatch.setattr(grub, "LIBRARY", tmp_path)
+    monkeypatch.setattr(qemu, "FIRMWARE_FOLDER", tmp_path)
     with pytest.raises(HostError) as caught:
-        host.require(["disk"])
+        host.require([need])
     assert str(caught.value) == (
-        "GRUB for BIOS: not installed\n  do: make setup   # or: sudo apt-get install grub-pc-bin"
+        f"{name}: not installed\n  do: make setup   # or: sudo apt-get install {package}"
     )
 
 
@@ -252,8 +266,8 @@ def test_every_stage_that_is_checked_for_exists() -> None:
     import pipeline.plan  # noqa: F401 - it knows all stages
 
     names = {stage.name for stage in Stage.__subclasses__()}
-    assert set(host._NEEDS) <= names
-    known = {program.name for program in host.PROGRAMS} | {"grub-modules"}
+    assert {need.split(" ")[0] for need in host._NEEDS} <= names
+    known = {program.name for program in host.PROGRAMS} | {each.name for each in host.FILES}
     assert {name for needs in host._NEEDS.values() for name in needs} <= known
 
 

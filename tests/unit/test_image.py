@@ -15,10 +15,16 @@ from files import extents, make_context, sizes, write_sparse
 from hypothesis import given, settings
 
 from pipeline.errors import StageFailedError
-from pipeline.model import ContentKey
+from pipeline.model import ContentKey, Sha256
 from pipeline.sparse import CHUNK
 from pipeline.stages.disk import DISK
-from pipeline.stages.image import IMAGE, CompressImage, unpack_image
+from pipeline.stages.image import (
+    IMAGE,
+    CompressImage,
+    ImageFile,
+    describe_image,
+    unpack_image,
+)
 from pipeline.store import Artifact
 
 
@@ -63,6 +69,51 @@ def test_the_gzip_program_takes_it_as_one_member(tmp_path: Path) -> None:
     subprocess.run(["gzip", "--test", "--suffix=.gz", packed], check=True)
     listed = subprocess.run(["gzip", "-l", packed], capture_output=True, text=True, check=True)
     assert listed.stdout.split()[5] == str(size)
+
+
+@settings(max_examples=25, deadline=None)
+@given(size=sizes, data=extents)
+def test_a_raw_image_is_the_disk_itself(size: int, data: list[tuple[int, bytes, int]]) -> None:
+    """No stage has to make it of the disk, and a machine's disk is a copy of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        disk = Path(folder, DISK)
+        write_sparse(disk, size, data)
+        image = Artifact(
+            stage="disk", key=ContentKey("k"), folder=Path(folder), facts={"bytes": size}
+        )
+        assert describe_image(image) == ImageFile(
+            file=disk, bytes=size, sha256=None, md5=None, disk_bytes=size
+        )
+        unpack_image(image, Path(folder, "unpacked"))
+        assert Path(folder, "unpacked").read_bytes() == disk.read_bytes()
+
+
+def test_a_copy_of_a_raw_image_is_sparse(tmp_path: Path) -> None:
+    disk = tmp_path / DISK
+    write_sparse(disk, 500 * CHUNK, [(100 * CHUNK + 7, b"data", 1)])
+    facts = {"bytes": 500 * CHUNK}
+    image = Artifact(stage="disk", key=ContentKey("k"), folder=tmp_path, facts=facts)
+    unpack_image(image, tmp_path / "unpacked")
+    assert (tmp_path / "unpacked").stat().st_blocks * 512 <= 2 * CHUNK
+    assert (tmp_path / "unpacked").stat().st_size == 500 * CHUNK
+
+
+def test_a_compressed_image_is_described(tmp_path: Path) -> None:
+    made = compress(tmp_path, 3 * CHUNK, [(5, b"data", 1000)])
+    packed = made.image.file(IMAGE)
+    assert describe_image(made.image) == ImageFile(
+        file=packed,
+        bytes=packed.stat().st_size,
+        sha256=Sha256(hashlib.sha256(packed.read_bytes()).hexdigest()),
+        md5=hashlib.md5(packed.read_bytes()).hexdigest(),
+        disk_bytes=3 * CHUNK,
+    )
+
+
+def test_other_artifacts_are_no_images(tmp_path: Path) -> None:
+    root = Artifact(stage="root", key=ContentKey("k"), folder=tmp_path)
+    with pytest.raises(ValueError, match="the stage root makes no image"):
+        describe_image(root)
 
 
 def test_zeros_cost_no_memory_and_hardly_a_byte(tmp_path: Path) -> None:

@@ -19,11 +19,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from string import Formatter
 from typing import ClassVar, NoReturn, TypeVar
 
-from pipeline.clouds.cumulus_client import CumulusClient, Cut, Refused, StoredObject, WatchedFile
-from pipeline.clouds.nimbus_settings import (
+from pipeline.clouds.naming import fill_template
+from pipeline.clouds.nimbus.cumulus_client import (
+    CumulusClient,
+    Cut,
+    Refused,
+    StoredObject,
+    WatchedFile,
+)
+from pipeline.clouds.nimbus.settings import (
     COMMON,
     SITE_SCHEMA,
     NimbusSettings,
@@ -46,11 +52,14 @@ from pipeline.model import (
     Appliance,
     BootedImage,
     Disk,
+    Hardware,
     Image,
+    Leftover,
     Machine,
     NodeEdit,
     Progress,
     Publication,
+    Release,
     Sha256,
     Site,
     format_size,
@@ -112,9 +121,19 @@ class Nimbus:
         return Disk(layout="mbr", format="raw", compression="gzip")
 
     @property
-    def machine(self) -> Machine:
+    def hardware(self) -> Hardware:
+        """What libvirt gives when nothing is named, and the virtio devices of sites that ask."""
+        return Hardware(
+            disks=("ata_piix", "virtio_blk"),
+            networks=("8139cp", "virtio_net"),
+            console="ttyS0",
+        )
+
+    @property
+    def machines(self) -> tuple[Machine, ...]:
         """What libvirt gives when nothing is named, and what a node writes into the image."""
-        return Machine(
+        machine = Machine(
+            name="bios",
             board="pc",
             disk_bus="ide",
             network_card="rtl8139",
@@ -137,6 +156,7 @@ class Nimbus:
                 ),
             ),
         )
+        return (machine,)
 
     @property
     def common(self) -> bool:
@@ -147,21 +167,22 @@ class Nimbus:
         """The template filled in. A name without `.gz` gets it at the end: by it a node knows that
         it has to unpack. Raises ImageNameError for an unknown field or a name that Nimbus
         refuses."""
-        override = appliance.clouds.get("nimbus")
-        template = (override and override.image_name) or DEFAULT_IMAGE_NAME
-        fields = {"name": appliance.name, "version": appliance.version, "build": build}
-        where = str(appliance.definition)
-        name = _fill_template(template, fields, where)
+        name = fill_template(
+            appliance, build, cloud="nimbus", title="Nimbus", default=DEFAULT_IMAGE_NAME
+        )
         if ".gz" not in name:
             name += ".gz"
         wrong = _find_mistake(name) or self._find_long_key(name)
         if wrong:
             raise ImageNameError(
                 f"Nimbus refuses the image name {name!r}: {wrong}",
-                where=where,
+                where=str(appliance.definition),
                 todo="change `clouds: nimbus: image_name:` (or name and version) of the appliance",
             )
         return name
+
+    def check_size(self, disk_size: int) -> None:
+        """A node boots a disk of any size."""
 
     def _find_long_key(self, name: str) -> str | None:
         owner = str(self.site.options.get("canonical_id", "x" * USUAL_ID))
@@ -172,14 +193,14 @@ class Nimbus:
     # ---- the session
 
     @contextmanager
-    def open(self, sandbox: Path) -> Iterator[None]:
+    def open(self, folder: Path) -> Iterator[None]:
         """Finds settings and credentials. A sandbox site starts a server of its own, with
-        credentials that die with it; what it stores stays in the folder `sandbox`.
+        credentials that die with it; what it stores stays in `folder`.
 
         Raises CredentialsError and DefinitionError.
         """
         if self.site.sandbox:
-            with self._open_sandbox(sandbox):
+            with self._open_sandbox(folder):
                 yield
             return
         with self._using(resolve_settings(self.site, self._environ)):
@@ -187,7 +208,7 @@ class Nimbus:
 
     @contextmanager
     def _open_sandbox(self, folder: Path) -> Iterator[None]:
-        from pipeline.clouds.cumulus_server import CumulusServer, CumulusUser
+        from pipeline.clouds.nimbus.cumulus_server import CumulusServer, CumulusUser
 
         s3id, secret = secrets.token_hex(10), secrets.token_hex(20)
         canonical_id = make_sandbox_settings(self.site, 0, s3id, secret).credentials.canonical_id
@@ -248,31 +269,33 @@ class Nimbus:
         self._try(lambda: self._client.put(probe, io.BytesIO(b""), 0, public=False))
         self._delete(probe)
 
-    def find(self, image: Image, name: str) -> Publication | None:
+    def find(self, image: Image, release: Release) -> Publication | None:
         """The publication whose object has this name, size and md5. By a list, not by HEAD: the
         date that HEAD tells cannot be read when the object is of a Monday."""
+        return self._find_same(image, release.name)
+
+    def _find_same(self, image: Image, name: str) -> Publication | None:
         key = self._image_key(name)
         stored = self._find_stored(key)
         if stored is None or not _is_same(stored, image):
             return None
         return self._make_publication(key, image.sha256, stored.modified)
 
-    def upload(
-        self, booted: BootedImage, name: str, summary: str, progress: Progress
-    ) -> Publication:
+    def upload(self, booted: BootedImage, release: Release, progress: Progress) -> Publication:
         """Sends the image in one streamed PUT, unless the same bytes are there.
 
         A broken connection is tried twice more, each time after a look whether the server has all
         of it by now. Raises UploadError, QuotaError, CredentialsError, SiteUnreachableError,
         ImageNameError.
         """
-        image, key = booted.image, self._image_key(name)
+        image, name = booted.image, release.name
+        key = self._image_key(name)
         wrong = _find_mistake(name) or self._find_long_key(name)
         if wrong:
             raise ImageNameError(f"Nimbus refuses the image name {name!r}: {wrong}")
         self._check_replaceable(key, name)
         for pause in (*PAUSES, None):
-            found = self.find(image, name)
+            found = self._find_same(image, name)
             if found is not None:
                 progress.output(f"{found.location} has the same bytes: nothing to send")
                 return found
@@ -289,7 +312,9 @@ class Nimbus:
                 return self._make_publication(key, image.sha256, None)
         raise AssertionError("the last try returns or raises")
 
-    def publish(self, publication: Publication, summary: str) -> Publication:
+    def publish(
+        self, publication: Publication, release: Release, progress: Progress
+    ) -> tuple[Publication, ...]:
         """Writes the description and, for a common image, makes sure that all may read it: the ACL
         may have been lost to somebody's later PUT.
 
@@ -305,14 +330,14 @@ class Nimbus:
             )
         if public:
             self._try(lambda: self._client.make_public(key))
-        text = f"{' '.join(summary.split())}\n".encode()
+        text = f"{' '.join(release.summary.split())}\n".encode()
         described = self._description_key(name, owner)
         stored = self._find_stored(described)
         if stored is None or stored.md5 != _md5(text) or public:
             self._try(
                 lambda: self._client.put(described, io.BytesIO(text), len(text), public=public)
             )
-        return publication
+        return (publication,)
 
     def retire(self, publication: Publication) -> None:
         """Removes image and description, whichever is there.
@@ -324,7 +349,7 @@ class Nimbus:
         for key in (self._image_key(name, owner), self._description_key(name, owner)):
             self._delete(key)
 
-    def list(self) -> list[Publication]:
+    def list(self) -> Sequence[Publication]:
         """The images of the account's own folder and of `common`. The site knows no sha256: it is
         empty here."""
         return [
@@ -332,6 +357,35 @@ class Nimbus:
             for owner in (self._settings.credentials.canonical_id, COMMON)
             for each in self._list_folder(owner)
         ]
+
+    def find_leftovers(self) -> Sequence[Leftover]:
+        """The object of a rights check that was killed between writing and deleting it."""
+        own_id = self._settings.credentials.canonical_id
+        probe = self._find_stored(self._description_key(WRITE_CHECK, own_id))
+        if probe is None:
+            return []
+        moment = (probe.modified or self._clock()).astimezone(UTC)
+        return [
+            Leftover(
+                site=self.site.name,
+                kind="rights check",
+                id=probe.key,
+                since=moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                reason="an empty object that proved the right to write",
+            )
+        ]
+
+    def remove_leftover(self, leftover: Leftover) -> None:
+        """Removes it. Raises UsageError for what is none."""
+        own_id = self._settings.credentials.canonical_id
+        if leftover.id != self._description_key(WRITE_CHECK, own_id):
+            raise UsageError(f"{leftover.id} is nothing that a crash left", where=self._where)
+        self._delete(leftover.id)
+
+    def launch_data(
+        self, publication: Publication, instance_type: str, user_data: bytes | None
+    ) -> None:
+        """Nimbus has nothing that starts an image but its client's own command."""
 
     # ---- keys and publications
 
@@ -492,22 +546,6 @@ class Nimbus:
             todo="compare `repository` and `https` of the site with the account's "
             "cloud.properties; if they are right, the server is ill: ask the site",
         )
-
-
-def _fill_template(template: str, fields: Mapping[str, str], where: str) -> str:
-    try:
-        used = {each for _, each, _, _ in Formatter().parse(template) if each is not None}
-        unknown = sorted(used - fields.keys())
-        if not unknown:
-            return template.format(**fields)
-        mistake = f"has no field {', '.join(f'{{{each}}}' for each in unknown)}"
-    except ValueError as error:
-        mistake = f"cannot be read: {error}"
-    raise ImageNameError(
-        f"the template {template!r} of Nimbus image names {mistake}",
-        where=where,
-        todo="use {name}, {version} and {build} in `clouds: nimbus: image_name:`",
-    )
 
 
 def _find_mistake(name: str) -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, BinaryIO
 
-from pipeline.clouds.nimbus_settings import NimbusSettings
+from pipeline.clouds.nimbus.settings import NimbusSettings
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 120  # Cumulus answers an upload at once: it takes the md5 while bytes come in
@@ -137,9 +137,9 @@ class WatchedFile:
 
 def _make_s3(settings: NimbusSettings) -> Any:  # boto3 has no types, and makes its methods at run
     # Imported here: half a second that `--help` and an unchanged build need not spend.
-    import boto3  # type: ignore[import-untyped]
-    import botocore.session  # type: ignore[import-untyped]
-    from botocore.config import Config  # type: ignore[import-untyped]
+    import boto3
+    import botocore.session
+    from botocore.config import Config
 
     if settings.verify is False:
         # Asked for in sites.yaml, where its danger is told; a warning per request helps nobody.

@@ -1,0 +1,160 @@
+"""What a failed call means for people: one function for all of EC2's, S3's and EBS's refusals."""
+
+from __future__ import annotations
+
+import re
+
+from pipeline.clouds.ec2.aws import Cut, NoCredentials, Refused, is_transient
+from pipeline.clouds.ec2.settings import Ec2Settings
+from pipeline.errors import (
+    CredentialsError,
+    CredentialsExpiredError,
+    ImportRoleError,
+    InUseError,
+    PhantomError,
+    QuotaError,
+    RegionError,
+    RightsError,
+    SharingBlockedError,
+    SiteUnreachableError,
+    UploadError,
+)
+
+Failure = Refused | Cut | NoCredentials
+
+_QUOTA = re.compile(r"LimitExceeded|QuotaExceeded|InsufficientCapacity|^TooManySnapshots")
+_IN_USE = ("InvalidSnapshot.InUse", "InvalidAMIID.InUse")
+_BLOCKED = re.compile(r"block public access|BlockPublicAccess|publicly shar", re.IGNORECASE)
+_ROLE = re.compile(r"\brole\b", re.IGNORECASE)
+_LONGEST = 300  # characters of a service's own words that help
+
+
+def explain(failure: Failure, settings: Ec2Settings, region: str | None = None) -> PhantomError:
+    """The error that people see, with what to do; located at the site."""
+    where = f"site {settings.site}"
+    place = region or settings.region
+    if isinstance(failure, NoCredentials):
+        return _explain_credentials(failure, settings, where)
+    if isinstance(failure, Cut):
+        return SiteUnreachableError(
+            f"{settings.endpoint or f'Amazon ({place})'} does not answer: {failure.reason}",
+            where=where,
+            todo="look at this host's network, proxy and firewall"
+            + (", and compare `endpoint` of the site" if settings.endpoint else "")
+            + "; then run the same command again: it goes on where it was",
+        )
+    return _explain_refusal(failure, settings, where, place)
+
+
+def _explain_credentials(failure: NoCredentials, settings: Ec2Settings, where: str) -> PhantomError:
+    if failure.expired:
+        return _expired(where, failure.reason)
+    return CredentialsError(
+        f"no AWS credentials: {failure.reason}", where=where, todo=_ways(settings)
+    )
+
+
+def _ways(settings: Ec2Settings) -> str:
+    ways = (
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or name a profile of "
+        "~/.aws/config with `profile:` of the site; `aws configure` writes one"
+    )
+    if settings.profile is not None:
+        return f"write profile {settings.profile} to ~/.aws/config, or change the site's; or {ways}"
+    return ways
+
+
+def _expired(where: str, said: str) -> PhantomError:
+    return CredentialsExpiredError(
+        f"the AWS credentials have expired: {_shorten(said)}",
+        where=where,
+        todo="get new ones (such as with `aws sso login`), then run the same command again: it "
+        "goes on where it was",
+    )
+
+
+def _explain_refusal(
+    refused: Refused, settings: Ec2Settings, where: str, place: str
+) -> PhantomError:
+    said = f"{refused.code}: {_shorten(refused.message)}"
+    if refused.expired:
+        return _expired(where, said)
+    if refused.code == "OptInRequired":
+        return RegionError(
+            f"region {place} is not enabled for the account",
+            where=where,
+            todo="enable it in the account's settings, or leave it out of the site's options",
+        )
+    if refused.unknown_credentials:
+        return CredentialsError(
+            f"AWS refuses the credentials: {said}", where=where, todo=_ways(settings)
+        )
+    if _BLOCKED.search(refused.message) and "Modify" in refused.action:
+        return make_sharing_error(where, place, said)
+    if refused.denied:
+        return RightsError(
+            f"the account may not call {refused.action} in {place}",
+            where=where,
+            todo=f"let a policy of the user or role allow {refused.action}; docs/ec2.md has the "
+            "whole policy that a site needs",
+        )
+    if refused.action == "ec2:ImportSnapshot" and _ROLE.search(refused.message):
+        return make_role_error(settings, where, said)
+    if refused.action == "ec2:DeregisterImage" and refused.code == "OperationNotPermitted":
+        return InUseError(
+            f"the image is protected: {_shorten(refused.message)}",
+            where=where,
+            todo="turn off its deregistration protection in the EC2 console, then run the same "
+            "command again",
+        )
+    if refused.code in _IN_USE:
+        return InUseError(
+            f"something still uses it: {said}",
+            where=where,
+            todo="see what uses it in the EC2 console, and remove that first",
+        )
+    if _QUOTA.search(refused.code) and not is_transient(refused):
+        return QuotaError(
+            f"a quota of the account is reached in {place} ({refused.action}: {said})",
+            where=where,
+            todo="retire images that are not needed any more (`phantom-image list` names them), "
+            f"remove leftovers with `phantom-image clean --site {settings.site}`, or ask AWS for a "
+            "higher quota (Service Quotas in its console)",
+        )
+    if is_transient(refused):
+        return SiteUnreachableError(
+            f"{refused.action} does not get through in {place}: {said}",
+            where=where,
+            todo="wait a while, then run the same command again: it goes on where it was",
+        )
+    return UploadError(
+        f"AWS refuses {refused.action} in {place}: {said}",
+        where=where,
+        todo="compare the site's options with what it says; docs/ec2.md tells what they mean",
+    )
+
+
+def make_sharing_error(where: str, region: str, said: str) -> PhantomError:
+    """That block-public-access forbids what `share_with: [all]` asks for."""
+    return SharingBlockedError(
+        f"images cannot be made public in {region}: the account blocks it ({said})",
+        where=where,
+        todo="turn off `Block public access for AMIs` (and for snapshots) in the EC2 settings of "
+        "the region, or leave `all` out of `share_with`",
+    )
+
+
+def make_role_error(settings: Ec2Settings, where: str, said: str) -> PhantomError:
+    """That the import service cannot work under its role."""
+    return ImportRoleError(
+        f"the import service cannot use the role {settings.import_role}: {_shorten(said)}",
+        where=where,
+        todo=f"make the role, and let it read the bucket {settings.bucket}: docs/ec2.md has both "
+        "policies",
+    )
+
+
+def _shorten(message: str) -> str:
+    # Amazon adds a few hundred characters that only sts:DecodeAuthorizationMessage can read.
+    text = message.split("Encoded authorization failure message")[0].strip()
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -1,0 +1,321 @@
+"""EC2 in one region: what a site asks of it, in few verbs. Each repeats what may go well later.
+
+The verbs raise Refused, Cut and NoCredentials as `aws.py` does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.clouds.ec2.aws import Account, Outage, Refused, retrying
+from pipeline.clouds.ec2.settings import PIPELINE, PIPELINE_TAG
+from pipeline.errors import UploadError
+from pipeline.model import NoProgress, Progress
+
+ROOT_DEVICE = "/dev/xvda"
+FIRST_POLL, LONGEST_POLL = 1.0, 15.0  # seconds between two looks
+SNAPSHOT_SECONDS = 3600.0  # to complete a snapshot takes seconds to minutes
+IMAGE_SECONDS = 3 * 3600.0  # to copy an image between regions takes minutes to an hour
+
+UNKNOWN_SECONDS = 120.0
+"""So long EC2 may not know of what it just made."""
+
+UNREACHED_SECONDS = 5.0
+"""So long a call is repeated before the first one that goes well: a wrong endpoint is told soon."""
+
+Described = Mapping[str, Any]
+"""An image, snapshot or task as EC2 describes it."""
+
+FAILED_STATES = ("failed", "error", "invalid")
+"""Of an image that nothing can come of."""
+
+_GONE = frozenset(
+    {
+        "InvalidAMIID.NotFound",
+        "InvalidAMIID.Unavailable",
+        "InvalidAMIID.Malformed",
+        "InvalidSnapshot.NotFound",
+        "InvalidSnapshotID.Malformed",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """An image to be made of a snapshot."""
+
+    name: str
+    description: str
+    snapshot_id: str
+    volume_gib: int
+    volume_type: str
+    tags: Mapping[str, str]
+
+
+def get_tags(described: Described) -> dict[str, str]:
+    """The tags of what EC2 describes."""
+    return {each["Key"]: each["Value"] for each in described.get("Tags") or ()}
+
+
+def is_ours(described: Described) -> bool:
+    """Whether its tags prove that this pipeline made it."""
+    return get_tags(described).get(PIPELINE_TAG) == PIPELINE
+
+
+def get_snapshots(image: Described) -> list[str]:
+    """The ids of an image's snapshots."""
+    mappings = image.get("BlockDeviceMappings") or ()
+    found = [each.get("Ebs", {}).get("SnapshotId") for each in mappings]
+    return [str(each) for each in found if each]
+
+
+def make_tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
+    """Tags as EC2 writes them."""
+    return [{"Key": key, "Value": value} for key, value in tags.items()]
+
+
+def make_filters(**wanted: str | Sequence[str]) -> list[dict[str, Any]]:
+    """Filters of a Describe call: `_` in a name stands for `-`."""
+    return [
+        {"Name": name.replace("_", "-"), "Values": [value] if isinstance(value, str) else [*value]}
+        for name, value in wanted.items()
+    ]
+
+
+def make_tag_filters(tags: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Filters for what has all these tags."""
+    return [{"Name": f"tag:{key}", "Values": [value]} for key, value in tags.items()]
+
+
+class Region:
+    """One region of an account. Threads may share it."""
+
+    def __init__(
+        self,
+        account: Account,
+        name: str,
+        *,
+        pause: Callable[[float], None] = time.sleep,
+        find_progress: Callable[[], Progress] = NoProgress,
+    ) -> None:
+        self.name = name
+        self._account = account
+        self._pause = pause
+        self._find_progress = find_progress
+        self._reached = False
+
+    def call(self, operation: str, *, service: str = "ec2", **parameters: Any) -> Any:
+        """One call, repeated while it is cut or throttled, for as long as an outage may last."""
+        outage = Outage() if self._reached else Outage(seconds=UNREACHED_SECONDS)
+        answer = retrying(
+            lambda: self._account.call(service, self.name, operation, **parameters),
+            outage=outage,
+            progress=self._find_progress(),
+            pause=self._pause,
+        )
+        self._reached = True
+        return answer
+
+    def pages(self, operation: str, key: str, **parameters: Any) -> Iterator[Described]:
+        """What is under `key` in all pages of a listing."""
+        token: dict[str, str] = {}
+        while True:
+            page = self.call(operation, **parameters, **token)
+            yield from page.get(key) or ()
+            if not page.get("NextToken"):
+                return
+            token = {"NextToken": page["NextToken"]}
+
+    def find_account(self) -> str:
+        """The number of the account that the credentials are of."""
+        return str(self.call("GetCallerIdentity", service="sts")["Account"])
+
+    # ---- images
+
+    def find_images(self, filters: Sequence[Mapping[str, Any]]) -> list[Described]:
+        """The account's own images, also those that are deprecated or disabled."""
+        listing = self.pages(
+            "DescribeImages",
+            "Images",
+            Owners=["self"],
+            Filters=list(filters),
+            IncludeDisabled=True,
+        )
+        return list(listing)
+
+    def describe_image(self, image_id: str) -> Described | None:
+        """One image, whoever owns it; None when there is none."""
+        try:
+            found = self.call("DescribeImages", ImageIds=[image_id])["Images"]
+        except Refused as refused:
+            if refused.code in _GONE:
+                return None
+            raise
+        return found[0] if found and found[0].get("State") != "deregistered" else None
+
+    def find_new_image(self, image_id: str) -> Described | None:
+        """An image of which EC2 just told the id; None when it is gone. For a while nobody may know
+        of one that is new, and a repeated token brings back the id of one that was removed."""
+        for seconds in self._polls(UNKNOWN_SECONDS):
+            try:
+                found = self.call("DescribeImages", ImageIds=[image_id])["Images"]
+            except Refused as refused:
+                if refused.code == "InvalidAMIID.Unavailable":
+                    return None
+                if refused.code not in _GONE:
+                    raise
+            else:
+                if found:
+                    return found[0] if found[0].get("State") != "deregistered" else None
+            self._pause(seconds)
+        return None
+
+    def register(self, wanted: Registration) -> str:
+        """Makes an image of a snapshot and returns its id. All that has an older default is said.
+
+        No TPM: an image with one starts only where UEFI does, and `uefi-preferred` starts anywhere.
+        """
+        answer = self.call(
+            "RegisterImage",
+            Name=wanted.name,
+            Description=wanted.description,
+            Architecture="x86_64",
+            VirtualizationType="hvm",
+            BootMode="uefi-preferred",
+            EnaSupport=True,
+            SriovNetSupport="simple",
+            ImdsSupport="v2.0",
+            RootDeviceName=ROOT_DEVICE,
+            BlockDeviceMappings=[
+                {
+                    "DeviceName": ROOT_DEVICE,
+                    "Ebs": {
+                        "SnapshotId": wanted.snapshot_id,
+                        "VolumeSize": wanted.volume_gib,
+                        "VolumeType": wanted.volume_type,
+                        "DeleteOnTermination": True,
+                    },
+                }
+            ],
+            TagSpecifications=[{"ResourceType": "image", "Tags": make_tag_list(wanted.tags)}],
+        )
+        return str(answer["ImageId"])
+
+    def deregister(self, image_id: str) -> None:
+        """Removes an image; its snapshots stay. One that is gone is no error."""
+        try:
+            self.call("DeregisterImage", ImageId=image_id)
+        except Refused as refused:
+            if refused.code not in _GONE:
+                raise
+
+    def wait_image(self, image_id: str, progress: Progress | None = None) -> Described:
+        """Waits until an image can be started. Raises UploadError when it never will."""
+        image = self.find_new_image(image_id)
+        for seconds in self._polls(IMAGE_SECONDS):
+            state = image.get("State") if image else "gone"
+            if image is not None and state == "available":
+                return image
+            if state in ("gone", "disabled", *FAILED_STATES):
+                reason = (image or {}).get("StateReason", {}).get("Message", "no reason is told")
+                raise UploadError(
+                    f"image {image_id} in {self.name} is {state}: {reason}",
+                    todo="run the same command again; `phantom-image clean` removes what is left",
+                )
+            (progress or NoProgress()).output(f"{image_id} in {self.name} is {state}")
+            self._pause(seconds)
+            image = self.describe_image(image_id)
+        raise self._late("image", image_id, IMAGE_SECONDS, "is not available")
+
+    # ---- snapshots
+
+    def find_snapshots(self, filters: Sequence[Mapping[str, Any]]) -> list[Described]:
+        """The account's own snapshots."""
+        listing = self.pages(
+            "DescribeSnapshots", "Snapshots", OwnerIds=["self"], Filters=list(filters)
+        )
+        return list(listing)
+
+    def describe_snapshot(self, snapshot_id: str) -> Described | None:
+        """One snapshot; None when there is none."""
+        try:
+            found = self.call("DescribeSnapshots", SnapshotIds=[snapshot_id])["Snapshots"]
+        except Refused as refused:
+            if refused.code in _GONE:
+                return None
+            raise
+        return found[0] if found else None
+
+    def state(self, snapshot_id: str) -> str | None:
+        """`pending`, `completed` or `error`; None when there is no such snapshot."""
+        found = self.describe_snapshot(snapshot_id)
+        return None if found is None else str(found["State"])
+
+    def delete(self, snapshot_id: str) -> None:
+        """Removes a snapshot. One that is gone is no error."""
+        try:
+            self.call("DeleteSnapshot", SnapshotId=snapshot_id)
+        except Refused as refused:
+            if refused.code not in _GONE:
+                raise
+
+    def wait_snapshot(self, snapshot_id: str, progress: Progress) -> None:
+        """Waits until a snapshot is completed. Raises UploadError when it never will be."""
+        told = ""
+        for seconds in self._polls(SNAPSHOT_SECONDS):
+            found = self.describe_snapshot(snapshot_id)
+            state = str(found["State"]) if found else "unknown"
+            if state == "completed":
+                return
+            if state == "error":
+                reason = (found or {}).get("StateMessage") or "no reason is told"
+                raise UploadError(
+                    f"snapshot {snapshot_id} in {self.name} failed: {reason}",
+                    todo="run the same command again: it makes a new one; `phantom-image clean` "
+                    "removes this one",
+                )
+            done = str((found or {}).get("Progress") or "")
+            if done != told:
+                told = done
+                progress.step(f"EC2 completes snapshot {snapshot_id} ({done or state})")
+            self._pause(seconds)
+        raise self._late("snapshot", snapshot_id, SNAPSHOT_SECONDS, "is not completed")
+
+    # ---- tags
+
+    def ensure_tags(
+        self, described_id: str, has: Mapping[str, str], tags: Mapping[str, str]
+    ) -> None:
+        """Adds the tags that an image or snapshot lacks."""
+        missing = {key: value for key, value in tags.items() if has.get(key) != value}
+        if missing:
+            self.call("CreateTags", Resources=[described_id], Tags=make_tag_list(missing))
+
+    def _polls(self, limit: float) -> Iterator[float]:
+        """Pauses between looks, growing, until they make up the limit."""
+        waited, seconds = 0.0, FIRST_POLL
+        while waited < limit:
+            yield seconds
+            waited, seconds = waited + seconds, min(seconds * 1.5, LONGEST_POLL)
+
+    def _late(self, kind: str, described_id: str, limit: float, state: str) -> UploadError:
+        return UploadError(
+            f"{kind} {described_id} in {self.name} {state} after {limit / 60:.0f} minutes",
+            todo="run the same command again: it goes on waiting for it; if it stays so, ask AWS",
+        )
+
+
+def parse_time(value: object) -> datetime:
+    """A time as EC2 writes it, or as boto3 gives it, in UTC."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC)
+    return datetime.fromisoformat(str(value).replace("Z", "+00:00")).astimezone(UTC)
+
+
+def format_moment(moment: datetime) -> str:
+    """UTC, ISO 8601, seconds."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

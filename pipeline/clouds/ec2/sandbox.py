@@ -1,0 +1,172 @@
+"""The sandbox of EC2: an emulator of the command's own, and what is remembered of rehearsals.
+
+The emulator (moto) forgets all when it is stopped, at the end of `Ec2.open`. What was rehearsed
+there is read back and compared, and a small record of it stays in the site's folder: so the same
+image under the same name counts as there, is listed, and can be retired. A record is no image:
+nothing can be started from it, and its manifest says `sandbox: true`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pipeline.clouds.ec2.blocks import ZEROS, find_blocks, merge, read_block
+from pipeline.clouds.ec2.ebs import Ebs
+from pipeline.clouds.ec2.sandbox_server import LOG
+from pipeline.errors import HostError, StageFailedError, UploadError
+from pipeline.model import MIB, Progress, Publication
+from pipeline.store import write_atomically
+from pipeline.tools import run
+
+CONNECTIONS = 4  # to an emulator that has the same cores as we
+
+_ROOT = Path(__file__).resolve().parents[3]
+_ENVIRONMENT = {
+    "PYTHONPATH": str(_ROOT),
+    "MOTO_EC2_LOAD_DEFAULT_AMIS": "false",  # some hundred images of Amazon's that nobody asks for
+}
+
+
+@contextmanager
+def start_emulator(folder: Path) -> Iterator[str]:
+    """The URL of an emulator that lives for as long as the block, and no longer than we.
+
+    Raises HostError where moto is not installed, and StageFailedError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    argv = [sys.executable, "-P", "-m", "pipeline.clouds.ec2.sandbox_server", str(folder)]
+    with run.start(argv, env=_ENVIRONMENT, lifeline=True) as process:
+        assert process.stdout is not None
+        told = process.stdout.readline().strip()
+        if not told.isdigit():
+            raise _explain_start(told + "\n" + process.stdout.read(), folder)
+        yield f"http://127.0.0.1:{told}"
+
+
+def _explain_start(output: str, folder: Path) -> HostError | StageFailedError:
+    if "ModuleNotFoundError" in output or "ImportError" in output:
+        return HostError(
+            "the EC2 emulator (moto) is not installed",
+            todo="`make setup` installs what is missing; with a site of cloud ec2 in sites.yaml it "
+            "is not needed",
+            detail=output.strip().splitlines()[-1],
+        )
+    return StageFailedError(
+        "the EC2 emulator (moto) did not start",
+        todo=f"see whether {folder} can be written; `make setup` renews the installation",
+        detail="\n".join(output.strip().splitlines()[-run.LAST_LINES :]),
+    )
+
+
+def compare_blocks(
+    ebs: Ebs, snapshot_id: str, disk: Path, progress: Progress, *, log: Path
+) -> None:
+    """Reads a snapshot back, and holds every block of it, and every one that it should have,
+    against the disk. Raises UploadError at the first that differs."""
+    tokens = dict(ebs.list_blocks(snapshot_id))
+    descriptor = os.open(disk, os.O_RDONLY)
+    buffers = threading.local()
+
+    def differs(number: int) -> bool:
+        if not hasattr(buffers, "wanted"):
+            buffers.wanted = bytearray(len(ZEROS))
+        read_block(descriptor, number, buffers.wanted)
+        if number not in tokens:
+            return bool(buffers.wanted != ZEROS)
+        return bool(ebs.get_block(snapshot_id, number, tokens[number]) != buffers.wanted)
+
+    try:
+        numbers = list(merge(iter(sorted(tokens)), find_blocks(descriptor)))
+        total = len(numbers) * len(ZEROS)
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            for done, (number, wrong) in enumerate(
+                zip(numbers, pool.map(differs, numbers), strict=True), 1
+            ):
+                if wrong:
+                    pool.shutdown(cancel_futures=True)
+                    raise UploadError(
+                        f"block {number} of snapshot {snapshot_id} is not the disk's "
+                        f"(at {number * len(ZEROS) // MIB} MiB)",
+                        todo="run the same command again; if it happens again, it is a defect of "
+                        "phantom-image or of its emulator: tell its maintainers",
+                        log=log,
+                    )
+                progress.advance(done * len(ZEROS), total)
+    finally:
+        os.close(descriptor)
+
+
+def emulator_log(folder: Path) -> Path:
+    """Where the emulator writes what it has to complain about."""
+    return folder / LOG
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """An image that was made in the emulator, with its copies."""
+
+    name: str
+    content: str
+    """SHA-256 of the disk."""
+    publications: tuple[Publication, ...]
+    """The site's own first."""
+    published: bool
+    """False: a command was killed before it had rehearsed everything."""
+
+
+class Rehearsals:
+    """The records in a site's folder, a file each, written whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "rehearsed"
+
+    def find(self, name: str) -> Rehearsal | None:
+        """What was rehearsed under a name."""
+        return self._read(self._file(name))
+
+    def list(self) -> list[Rehearsal]:
+        """All of them, by name."""
+        found = [self._read(each) for each in self._folder.glob("*.json")]
+        return sorted((each for each in found if each is not None), key=lambda each: each.name)
+
+    def write(self, rehearsal: Rehearsal) -> None:
+        """Writes one, in the place of any older one of its name."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        said = {**asdict(rehearsal), "format": 1}
+        write_atomically(self._file(rehearsal.name), json.dumps(said, indent=2) + "\n")
+
+    def remove(self, publication: Publication) -> None:
+        """Forgets a publication, and the record with its last one."""
+        for each in self.list():
+            left = tuple(one for one in each.publications if one.location != publication.location)
+            if len(left) == len(each.publications):
+                continue
+            if left:
+                self.write(replace(each, publications=left))
+            else:
+                self._file(each.name).unlink(missing_ok=True)
+
+    def _file(self, name: str) -> Path:
+        # Names of images hold slashes and more.
+        return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
+
+    def _read(self, file: Path) -> Rehearsal | None:
+        try:
+            said = json.loads(file.read_text())
+            return Rehearsal(
+                name=said["name"],
+                content=said["content"],
+                publications=tuple(Publication(**each) for each in said["publications"]),
+                published=said["published"],
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # it only saves a rehearsal

@@ -1,0 +1,1 @@
+"""Nimbus: a Cumulus repository takes images, and nodes boot them after editing them."""

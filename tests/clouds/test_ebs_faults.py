@@ -1,0 +1,393 @@
+"""Uploads by the EBS direct APIs when the service, the network or the rights are not as hoped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ebs_uploads import Uploads, block_of, write_disk
+from ec2_server import Ec2Server
+from harness import Watched
+
+from pipeline.clouds.ec2 import connection
+from pipeline.clouds.ec2.aws import Cut, NoCredentials, Refused, make_session
+from pipeline.clouds.ec2.transfer import Pace
+from pipeline.errors import UploadError
+
+PUT, START, COMPLETE = "ebs:PutSnapshotBlock", "ebs:StartSnapshot", "ebs:CompleteSnapshot"
+BLOCKS = 24
+
+
+@pytest.fixture
+def server() -> Iterator[Ec2Server]:
+    with Ec2Server() as running:
+        yield running
+        running.faults.clear()
+
+
+@pytest.fixture
+def uploads(server: Ec2Server, tmp_path: Path) -> Uploads:
+    made = Uploads(server.endpoint, server.environ, tmp_path)
+    write_disk(made.disk, {n: block_of(f"first {n}") for n in range(0, 2 * BLOCKS, 2)})
+    return made
+
+
+def check(server: Ec2Server, uploads: Uploads, progress: Watched | None = None) -> None:
+    """An upload goes well, and leaves one completed snapshot of the right content."""
+    sent = uploads.upload(progress=progress)
+    assert sent.blocks_total == BLOCKS
+    assert server.compare(sent.snapshot_id, uploads.disk) == []
+    (snapshot,) = server.snapshots()
+    assert (snapshot.id, snapshot.state) == (sent.snapshot_id, "completed")
+    assert not uploads.journal().exists()
+
+
+# ---- what passes
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param(lambda faults: faults.throttle(PUT, times=40), id="a burst of throttling"),
+        pytest.param(
+            lambda faults: faults.throttle(PUT, times=9, code="ThrottlingException"),
+            id="throttling by its other name",
+        ),
+        pytest.param(
+            lambda faults: faults.refuse(
+                PUT,
+                "ServiceQuotaExceededException",
+                status=402,
+                reason="DEPENDENCY_REQUEST_THROTTLED",
+                times=3,
+            ),
+            id="a quota that is throttling by its reason",
+        ),
+        pytest.param(lambda faults: faults.fail(PUT, times=10, skip=3), id="500"),
+        pytest.param(lambda faults: faults.fail(PUT, times=10, status=503), id="503"),
+        pytest.param(lambda faults: faults.reset(PUT, times=10, skip=3), id="resets"),
+        pytest.param(
+            lambda faults: faults.reset(PUT, times=10, after=True), id="resets after the effect"
+        ),
+        pytest.param(
+            lambda faults: faults.refuse(
+                PUT, "ValidationException", reason="CONFLICTING_BLOCK_UPDATE", times=4
+            ),
+            id="a block that is still being written",
+        ),
+        pytest.param(lambda faults: faults.wrong_checksum(), id="bytes changed on the way"),
+        pytest.param(lambda faults: faults.damage(), id="a block stored otherwise than sent"),
+        pytest.param(lambda faults: faults.not_found_for(times=30), id="not found for a while"),
+        pytest.param(lambda faults: faults.complete_after(30), id="slow completion"),
+        pytest.param(lambda faults: faults.throttle(START, times=3), id="start throttled"),
+        pytest.param(lambda faults: faults.reset(START, times=3), id="start reset"),
+        pytest.param(lambda faults: faults.reset(START, times=3, after=True), id="start not heard"),
+        pytest.param(lambda faults: faults.fail(COMPLETE, times=3), id="completion fails"),
+        pytest.param(lambda faults: faults.reset(COMPLETE, times=3), id="completion reset"),
+        pytest.param(
+            lambda faults: faults.reset(COMPLETE, times=1, after=True), id="completion not heard"
+        ),
+    ],
+)
+def test_it_passes(server: Ec2Server, uploads: Uploads, harm: Callable[[object], None]) -> None:
+    harm(server.faults)
+
+    check(server, uploads)
+
+
+def test_a_snapshot_may_be_unknown_until_it_is_completed(
+    server: Ec2Server, uploads: Uploads
+) -> None:
+    server.faults.refuse(COMPLETE, "ResourceNotFoundException", status=404, times=3)
+
+    check(server, uploads)
+
+
+def test_a_time_out_passes(
+    server: Ec2Server, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.5)
+    server.faults.hang(PUT, times=5, skip=4)
+
+    check(server, uploads)
+
+
+def test_the_network_is_gone_for_a_while(
+    server: Ec2Server, uploads: Uploads, progress: Watched
+) -> None:
+    server.faults.on(PUT, lambda: server.blackout(1.5), skip=9)
+    uploads.pause = lambda seconds: time.sleep(min(seconds, 0.05))
+
+    check(server, uploads, progress)
+
+    told = [each for each in progress.steps if "tries again" in each]
+    assert told and told[0].startswith("cut (127.0.0.1:")
+    assert progress.steps.index(told[0]) < progress.steps.index("goes on")
+
+
+# ---- what does not
+
+
+def test_connections_that_break_now_and_then_are_not_told(
+    server: Ec2Server, uploads: Uploads, progress: Watched
+) -> None:
+    for skip in range(0, BLOCKS, 4):
+        server.faults.reset(PUT, times=1, skip=skip)
+
+    check(server, uploads, progress)
+
+    assert len(progress.steps) == 3
+
+
+def test_the_network_is_gone_for_good(
+    server: Ec2Server, uploads: Uploads, progress: Watched
+) -> None:
+    server.faults.on(PUT, server.blackout, skip=9)
+
+    with pytest.raises(Cut) as caught:
+        uploads.upload(progress=progress)
+
+    assert not caught.value.connected
+    server.start()
+    check(server, uploads)
+    assert server.count(START) == 1
+
+
+def test_throttling_for_good_ends_it(server: Ec2Server, uploads: Uploads) -> None:
+    server.faults.throttle(PUT, times=None, skip=5)
+
+    with pytest.raises(Refused) as caught:
+        uploads.upload()
+
+    assert caught.value.code == "RequestThrottledException"
+    server.faults.clear()
+    check(server, uploads)
+    assert server.count(START) == 1
+
+
+@pytest.mark.parametrize("action", [START, PUT, COMPLETE])
+def test_a_missing_right_is_never_asked_for_twice(
+    server: Ec2Server, uploads: Uploads, action: str
+) -> None:
+    uploads.connections = 1
+    server.faults.deny(action)
+
+    with pytest.raises(Refused) as caught:
+        uploads.upload()
+
+    assert caught.value.denied
+    assert caught.value.action == action
+    assert server.count(action) == 1
+    # A snapshot that nothing was sent to is worth nothing.
+    assert len(server.snapshots()) == (action == COMPLETE)
+    server.faults.clear()
+    check(server, uploads)
+
+
+def test_a_quota_ends_it(server: Ec2Server, uploads: Uploads) -> None:
+    server.faults.quota(START)
+
+    with pytest.raises(Refused) as caught:
+        uploads.upload()
+
+    assert caught.value.code == "ServiceQuotaExceededException"
+    assert server.count(START) == 1
+    server.faults.clear()
+    check(server, uploads)
+
+
+def test_expired_credentials_end_it_at_once(server: Ec2Server, uploads: Uploads) -> None:
+    uploads.connections = 1
+    server.expire_credentials(after=9)
+
+    with pytest.raises(Refused) as caught:
+        uploads.upload()
+
+    assert caught.value.expired
+    assert server.count(PUT, ok=False) == 1
+    server.renew_credentials()
+    check(server, uploads)
+    assert server.count(START) == 1
+
+
+def test_without_credentials_nothing_is_asked_for(server: Ec2Server, uploads: Uploads) -> None:
+    uploads.account.session = make_session(environ={})
+
+    with pytest.raises(NoCredentials):
+        uploads.upload()
+
+    assert server.requests == []
+
+
+def test_bytes_that_always_change_on_the_way_end_it(server: Ec2Server, uploads: Uploads) -> None:
+    uploads.connections = 1
+    server.faults.wrong_checksum(1000)
+
+    with pytest.raises(UploadError) as caught:
+        uploads.upload()
+
+    (pending,) = server.pending_snapshots()
+    assert str(caught.value) == (
+        f"block 0 of disk.raw arrived damaged at {pending} twice: "
+        "The checksum is not the data's\n"
+        "  do: run the same command again: it goes on where it was; if the same is said again, "
+        "look for a fault of this host's memory, or of a proxy on the way"
+    )
+    assert server.count(PUT) == 2
+    server.faults.wrong_checksum(0)
+    check(server, uploads)
+
+
+def test_a_snapshot_that_ends_in_error_is_deleted(server: Ec2Server, uploads: Uploads) -> None:
+    server.faults.complete_error()
+
+    with pytest.raises(UploadError) as caught:
+        uploads.upload()
+
+    message = str(caught.value)
+    assert message.startswith("EBS could not complete snap-")
+    assert message.endswith(
+        ": it is in error, and was deleted\n"
+        "  do: run the same command again: it sends everything anew"
+    )
+    assert server.snapshots() == []
+    check(server, uploads)
+
+
+def test_a_snapshot_that_others_write_to_is_not_completed(
+    server: Ec2Server, uploads: Uploads
+) -> None:
+    """The count and the checksum are those of what was sent; EBS compares them."""
+
+    def write() -> None:
+        (snapshot_id,) = server.pending_snapshots()
+        snapshot = server.snapshot(snapshot_id)
+        snapshot.written[1] = snapshot.written[0]
+
+    server.faults.on(COMPLETE, write)
+
+    with pytest.raises(UploadError) as caught:
+        uploads.upload()
+
+    message = str(caught.value)
+    assert message.startswith("EBS did not complete snap-")
+    assert message.endswith(
+        f": ChangedBlocksCount is {BLOCKS}, and {BLOCKS + 1} blocks were written\n"
+        "  do: run the same command again: it sends everything anew"
+    )
+    assert server.snapshots() == []
+    check(server, uploads)
+
+
+def test_a_block_that_the_service_lost_is_not_completed(
+    server: Ec2Server, uploads: Uploads
+) -> None:
+    def lose() -> None:
+        (snapshot_id,) = server.pending_snapshots()
+        del server.snapshot(snapshot_id).written[4]
+
+    server.faults.on(COMPLETE, lose)
+
+    with pytest.raises(UploadError, match="EBS did not complete"):
+        uploads.upload()
+
+    assert server.snapshots() == []
+    check(server, uploads)
+
+
+def test_a_snapshot_that_others_delete_is_told(server: Ec2Server, uploads: Uploads) -> None:
+    def delete() -> None:
+        (snapshot_id,) = server.pending_snapshots()
+        uploads.snapshots.delete(snapshot_id)
+
+    server.faults.on(PUT, delete, skip=5)
+
+    with pytest.raises(UploadError) as caught:
+        uploads.upload()
+
+    message = str(caught.value)
+    assert message.endswith(
+        " was deleted while it was written\n"
+        "  do: find out who deletes pending snapshots, and run the same command again"
+    )
+    assert server.snapshots() == []
+    check(server, uploads)
+
+
+def test_a_token_that_was_used_otherwise_is_not_used_again(
+    server: Ec2Server, uploads: Uploads
+) -> None:
+    """As after a journal that was copied from another build."""
+    server.faults.fail(START, times=None)
+    with pytest.raises(Refused):
+        uploads.upload()
+    server.faults.clear()
+    token = uploads.journal().read_text().split('"token": "')[1].split('"')[0]
+    uploads.ebs.start(token, {"VolumeSize": 7})
+
+    sent = uploads.upload()
+
+    assert server.compare(sent.snapshot_id, uploads.disk) == []
+
+
+# ---- the pace
+
+
+def test_a_throttled_queue_slows_down_as_one() -> None:
+    pace = Pace(64)
+    for _ in range(64):  # all were under way when the first was refused
+        pace.shrink(0)
+    assert pace.window == 32
+    pace.shrink(pace.turns)
+    assert pace.window == 16
+    for _ in range(20):
+        pace.shrink(pace.turns)
+    assert pace.window == 1
+
+
+def test_a_queue_that_goes_well_is_as_wide_as_before() -> None:
+    pace = Pace(8)
+    for _ in range(5):
+        pace.shrink(pace.turns)
+    for _ in range(1 + 2 + 3 + 4 + 5 + 6):
+        assert pace.enter() is not None
+        pace.leave(well=True)
+    assert pace.window == 7
+    for _ in range(100):
+        pace.enter()
+        pace.leave(well=True)
+    assert pace.window == 8
+
+
+def test_no_more_requests_are_under_way_than_the_window_has() -> None:
+    pace = Pace(4)
+    turns = [pace.enter() for _ in range(5)]
+    assert turns == [0, 0, 0, 0, None]
+    pace.shrink(0)
+    for _ in range(2):
+        pace.leave(well=False)
+    assert pace.enter() is None  # two are still under way
+    pace.leave(well=True)
+    assert pace.enter() == 1
+
+
+def test_throttling_costs_few_requests(server: Ec2Server, uploads: Uploads) -> None:
+    """A service that is overloaded for a while is not asked by all threads again and again."""
+    uploads.connections = 64
+    write_disk(uploads.disk, {n: block_of(str(n)) for n in range(128)})
+    rule = server.faults.throttle(PUT, times=None)
+    opened = 0.0
+
+    def pause(seconds: float) -> None:
+        nonlocal opened
+        time.sleep(0.001)
+        opened += seconds
+        if opened > 200:
+            rule.times = 0
+
+    uploads.pause = pause
+    uploads.upload()
+
+    assert server.count(PUT, ok=False) < 64 + 64

@@ -1,0 +1,235 @@
+"""Disks as others read them: tables by sfdisk, FAT by mtools and fsck, boot code by its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import subprocess
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from files import make_context
+
+from pipeline.errors import DiskTooSmallError, GuestSilentError
+from pipeline.layouts import LAYOUTS
+from pipeline.model import MIB, ContentKey
+from pipeline.stages.base import Stage
+from pipeline.stages.boot import find_root
+from pipeline.stages.disk import DISK, AssembleDisk
+from pipeline.store import Artifact
+from pipeline.tools import sfdisk
+
+SIZE = 160 * MIB
+SECTOR = 512
+ESP_START, ESP_END = 4 * MIB, 64 * MIB  # of the layout `hybrid`
+
+
+class Root(Stage):
+    """Stands for the stage that makes the root file system: its key is one letter's."""
+
+    name = "root"
+
+    def run(self, inputs: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+
+def root(letter: str = "a") -> Root:
+    return Root(label=letter, inputs=() if letter == "a" else (Root(),))
+
+
+def make_root(folder: Path) -> Artifact:
+    """A small root file system that holds a GRUB configuration."""
+    tree = folder / "tree"
+    (tree / "boot/grub").mkdir(parents=True)
+    (tree / "boot/grub/grub.cfg").write_text("echo the configuration was found\n")
+    image = folder / "root.ext4"
+    words = ["mke2fs", "-q", "-t", "ext4", "-L", "phantom-root", "-d", str(tree), str(image), "8M"]
+    subprocess.run(words, check=True)
+    digest = hashlib.sha256(image.read_bytes()).hexdigest()
+    return Artifact(stage="root", key=ContentKey("r"), folder=folder, facts={"sha256": digest})
+
+
+def assemble(folder: Path, layout: str, *, size: int = SIZE, letter: str = "a") -> Path:
+    folder.mkdir(parents=True)
+    source = make_root(folder)
+    context = make_context(folder)
+    stage = AssembleDisk(inputs=(root(letter),), layout=LAYOUTS[layout], size=size, tools={})
+    facts = stage.run([source], context)
+    assert facts == {"bytes": size, "root_sha256": source.facts["sha256"]}
+    assert (context.out / DISK).stat().st_size == size
+    return context.out / DISK
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return assemble(tmp_path_factory.mktemp("hybrid") / "disk", "hybrid")
+
+
+def read_table(disk: Path) -> dict[str, Any]:
+    words = ["sfdisk", "--json", str(disk)]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    table: dict[str, Any] = json.loads(told)["partitiontable"]
+    return table
+
+
+def read_at(disk: Path, start: int, size: int) -> bytes:
+    with disk.open("rb") as file:
+        return os.pread(file.fileno(), size, start)
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_root_lies_in_every_layout_byte_for_byte(tmp_path: Path, layout: str) -> None:
+    disk = assemble(tmp_path / "disk", layout)
+    content = (tmp_path / "disk/root.ext4").read_bytes()
+    start = LAYOUTS[layout].root_start
+    assert read_at(disk, start, len(content)) == content
+    assert sfdisk.partition_starts(disk)[1] == start
+    assert find_root(disk).names(PurePosixPath("/boot/grub")) == [".", "..", "grub.cfg"]
+
+
+def test_table_of_the_hybrid_disk(hybrid: Path) -> None:
+    """The numbers and types of well-known cloud images; root last, with room for the second GPT."""
+    table = read_table(hybrid)
+    assert (table["label"], table["lastlba"]) == ("gpt", SIZE // SECTOR - 34)
+    partitions = {
+        each["node"].removeprefix(str(hybrid)): (each["start"], each["size"], each["type"])
+        for each in table["partitions"]
+    }
+    assert partitions == {
+        "1": (131072, (SIZE - 65 * MIB) // SECTOR, "0FC63DAF-8483-4772-8E79-3D69D8477DE4"),
+        "14": (2048, 6144, "21686148-6449-6E6F-744E-656564454649"),
+        "15": (8192, 122880, "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"),
+    }
+    verified = subprocess.run(
+        ["sfdisk", "--verify", str(hybrid)], capture_output=True, text=True, check=True
+    )
+    assert "No errors detected." in verified.stdout
+    assert verified.stderr == ""
+
+
+def test_guids_come_from_the_key(hybrid: Path, tmp_path: Path) -> None:
+    def guids(disk: Path) -> list[str]:
+        table = read_table(disk)
+        return [table["id"], *(each["uuid"] for each in table["partitions"])]
+
+    first = guids(hybrid)
+    assert len(set(first)) == 4
+    assert guids(assemble(tmp_path / "same", "hybrid")) == first
+    assert not {*guids(assemble(tmp_path / "other", "hybrid", letter="b"))} & {*first}
+
+
+def test_the_same_inputs_give_the_same_bytes(
+    hybrid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the user's clock, zone and mtools settings are."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/.mtoolsrc").write_text("MTOOLS_LOWER_CASE=1\nMTOOLS_NO_VFAT=1\n")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
+    again = assemble(tmp_path / "again", "hybrid")
+    assert read_at(again, 0, 64 * MIB) == read_at(hybrid, 0, 64 * MIB)
+    tail = SIZE - MIB
+    assert read_at(again, tail, MIB) == read_at(hybrid, tail, MIB)
+
+
+def test_what_boots_is_the_same_for_every_key_and_size(hybrid: Path, tmp_path: Path) -> None:
+    """So that a delta upload never sends it again: only the tables differ."""
+    other = assemble(tmp_path / "other", "hybrid", size=SIZE + 7 * MIB, letter="b")
+    start, size = 34 * SECTOR, 64 * MIB - 34 * SECTOR
+    assert read_at(other, start, size) == read_at(hybrid, start, size)
+    assert read_at(other, 0, 440) == read_at(hybrid, 0, 440)
+
+
+def test_bios_finds_the_core(hybrid: Path) -> None:
+    """boot.img knows the core's first sector, and that knows the rest of the core."""
+    boot, core = read_at(hybrid, 0, SECTOR), read_at(hybrid, MIB, 3 * MIB)
+    assert struct.unpack_from("<Q", boot, 0x5C) == (2048,)
+    start, count, segment = struct.unpack_from("<QHH", core, SECTOR - 12)
+    used = len(core.rstrip(b"\0"))
+    assert (start, segment) == (2049, 0x820)
+    assert 0 < used - SECTOR <= count * SECTOR
+    assert boot[510:] == b"\x55\xaa"
+
+
+def test_bios_finds_the_core_behind_an_mbr(tmp_path: Path) -> None:
+    disk = assemble(tmp_path / "disk", "mbr")
+    boot, core = read_at(disk, 0, SECTOR), read_at(disk, SECTOR, SECTOR)
+    assert struct.unpack_from("<Q", boot, 0x5C) == (1,)
+    assert struct.unpack_from("<Q", core, SECTOR - 12) == (2,)
+
+
+def test_efi_system_partition(hybrid: Path, tmp_path: Path) -> None:
+    """A sound FAT32 that holds one program where UEFI looks for it."""
+    system, program = tmp_path / "efi.fat", tmp_path / "BOOTX64.EFI"
+    system.write_bytes(read_at(hybrid, ESP_START, ESP_END - ESP_START))
+    checked = subprocess.run(
+        ["fsck.vfat", "-n", "-v", str(system)], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout
+    assert "2 FATs, 32 bit entries" in checked.stdout
+    assert f"{ESP_START // SECTOR} hidden sectors" in checked.stdout
+    listed = subprocess.run(
+        ["mdir", "-/", "-b", "-i", str(system), "::"], capture_output=True, text=True, check=True
+    )
+    assert listed.stdout.splitlines() == ["::/EFI/", "::/EFI/BOOT/", "::/EFI/BOOT/BOOTX64.EFI"]
+    copied = ["mcopy", "-i", str(system), "::/EFI/BOOT/BOOTX64.EFI", str(program)]
+    subprocess.run(copied, check=True)
+    content = program.read_bytes()
+    (header,) = struct.unpack_from("<L", content, 0x3C)
+    assert content[:2] == b"MZ"
+    assert content[header : header + 6] == b"PE\0\0" + struct.pack("<H", 0x8664)
+    assert b"(,gpt1)/boot/grub" in content
+
+
+def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
+    """8 MiB of root, 64 before it, and 1 behind it."""
+    with pytest.raises(DiskTooSmallError) as caught:
+        assemble(tmp_path / "disk", "hybrid", size=72 * MIB)
+    assert str(caught.value) == (
+        "the disk of 72 MiB is too small: the root file system and what lies around it take "
+        "73 MiB\n  do: set disk_size to 73MiB or more"
+    )
+    assemble(tmp_path / "fits", "hybrid", size=73 * MIB)
+
+
+def test_a_larger_disk_takes_no_more_room(hybrid: Path, tmp_path: Path) -> None:
+    large = assemble(tmp_path / "disk", "hybrid", size=100 * SIZE)
+    assert large.stat().st_blocks <= hybrid.stat().st_blocks + 8 * MIB // SECTOR
+
+
+def test_layouts_are_known_by_their_names() -> None:
+    assert {name: layout.name for name, layout in LAYOUTS.items()} == {
+        "hybrid": "hybrid",
+        "mbr": "mbr",
+    }
+
+
+def test_needs_of_the_host() -> None:
+    stages = {
+        name: AssembleDisk(layout=layout, size=SIZE, tools={}) for name, layout in LAYOUTS.items()
+    }
+    assert stages["mbr"].requires == ("disk",)
+    assert stages["hybrid"].requires == ("disk", "disk for UEFI")
+
+
+def test_a_changed_tool_changes_the_key() -> None:
+    layout = LAYOUTS["hybrid"]
+    keys = {
+        AssembleDisk(layout=layout, size=SIZE, tools={"mtools": version}).key
+        for version in ("4.0.32", "4.0.43")
+    }
+    assert len(keys) == 2
+
+
+def test_a_table_without_partitions(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.raw"
+    with disk.open("wb") as file:
+        file.truncate(4 * MIB)
+    sfdisk.write_table(disk, "label: gpt\n")
+    assert sfdisk.partition_starts(disk) == {}
+    with pytest.raises(GuestSilentError, match="has no partition 1, where root is to lie"):
+        find_root(disk)

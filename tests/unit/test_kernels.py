@@ -1,0 +1,82 @@
+"""The choice of a kernel, and whether Debian's kernels are as `sources/kernels.py` says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import KernelError
+from pipeline.model import Hardware, NoProgress
+from pipeline.sources.kernels import AUTO, DRIVERS, KERNELS, choose_kernel
+from pipeline.store import Store
+from pipeline.tools import apt
+
+NIMBUS = Hardware(
+    disks=("ata_piix", "virtio_blk"), networks=("8139cp", "virtio_net"), console="ttyS0"
+)
+EC2 = Hardware(disks=("nvme", "xen-blkfront"), networks=("ena", "xen_netfront"), console="ttyS0")
+SATA = Hardware(disks=("ahci",), networks=("virtio_net",), console="ttyS0")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "release", "sites", "chosen"),
+    [
+        (AUTO, "bookworm", {"a": EC2}, "cloud"),
+        (AUTO, "bookworm", {"a": NIMBUS}, "generic"),
+        (AUTO, "bookworm", {"a": EC2, "b": NIMBUS}, "generic"),
+        (AUTO, "bookworm", {"a": SATA}, "generic"),
+        (AUTO, "trixie", {"a": SATA, "b": EC2}, "cloud"),
+        (AUTO, "bookworm", {}, "cloud"),
+        ("generic", "bookworm", {"a": EC2}, "generic"),
+        ("generic", "bookworm", {"a": NIMBUS}, "generic"),
+        ("cloud", "bookworm", {"a": EC2}, "cloud"),
+    ],
+)
+def test_choice(wanted: str, release: str, sites: dict[str, Hardware], chosen: str) -> None:
+    assert choose_kernel(wanted, release, sites) == chosen
+
+
+def test_a_kernel_that_cannot_serve_all_sites() -> None:
+    with pytest.raises(KernelError) as caught:
+        choose_kernel("cloud", "bookworm", {"here": NIMBUS, "amazon": EC2, "there": NIMBUS})
+    assert caught.value.exit_code == 25
+    assert str(caught.value) == (
+        "Debian's cloud kernel has no driver 8139cp (site here) and no 8139cp (site there)\n"
+        "  do: write `kernel: auto`, which takes the smallest kernel that serves all sites of a "
+        "run, or `kernel: generic`, which has all drivers"
+    )
+
+
+def test_what_is_lacking_is_known() -> None:
+    for kernel in KERNELS:
+        assert kernel.lacks | {name for each in kernel.lacked_by.values() for name in each} <= (
+            DRIVERS
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", ["bookworm", "trixie"])
+def test_debian_s_kernels(release: str, tmp_path: Path) -> None:
+    """Each driver that is known of, looked for in the packages as the archive has them now."""
+    archive = apt.Archive(apt.find_mirrors(release), "amd64", Store(tmp_path / "store"))
+    for kernel in KERNELS:
+        drivers = read_drivers(archive, kernel.package, tmp_path)
+        assert len(drivers) > 500
+        assert DRIVERS - drivers == kernel.lacking(release), kernel.name
+
+
+def read_drivers(archive: apt.Archive, package: str, folder: Path) -> set[str]:
+    """The modules and built-in drivers of the kernel that a package brings."""
+    resolution = archive.resolve([package])
+    (kernel,) = (each for each in resolution.packages if re.match(r"linux-image-[0-9]", each.name))
+    alone = apt.Resolution(
+        packages=(kernel,), installed_bytes=0, uris=resolution.uris, stanzas=resolution.stanzas
+    )
+    file = archive.download(alone, NoProgress()) / f"{kernel.sha256}.deb"
+    words = f"dpkg-deb --fsys-tarfile '{file}' | tar -tf -"
+    words += f"; dpkg-deb --fsys-tarfile '{file}' | tar -xOf - --wildcards '*/modules.builtin'"
+    listed = subprocess.run(["sh", "-c", words], capture_output=True, text=True, check=True)
+    return {name.replace("-", "_") for name in re.findall(r"/([^/\s]+)\.ko\b", listed.stdout)}
