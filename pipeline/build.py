@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -35,32 +36,43 @@ class Built:
 
 
 class Resources:
-    """The host's cores and memory, handed out to stages; one that asks for more than there is gets
-    all of it, and runs alone."""
+    """The host's cores and memory, handed out to stages in the order in which they ask; one that
+    asks for more than there is gets all of it, and runs alone."""
 
     def __init__(self, cores: int | None = None, memory: int | None = None) -> None:
         self._all = self._free = (
             cores or os.cpu_count() or 1,
             host.available_memory() if memory is None else memory,
         )
+        self._waiting: deque[object] = deque()
         self._changed = threading.Condition()
 
     @contextmanager
     def taken(self, cores: int, memory: int = 0) -> Iterator[None]:
         """Holds that many cores and bytes of memory, waiting until they are free."""
         cores, memory = min(cores, self._all[0]), min(memory, self._all[1])
+        ticket = object()
         with self._changed:
-            self._changed.wait_for(lambda: self._free[0] >= cores and self._free[1] >= memory)
+            # In turn, or one that needs every core would wait for ever behind many that need one.
+            self._waiting.append(ticket)
+            self._changed.wait_for(
+                lambda: (
+                    self._waiting[0] is ticket
+                    and self._free[0] >= cores
+                    and self._free[1] >= memory
+                )
+            )
+            self._waiting.popleft()
             self._change(-cores, -memory)
         try:
             yield
         finally:
             with self._changed:
                 self._change(cores, memory)
-                self._changed.notify_all()
 
     def _change(self, cores: int, memory: int) -> None:
         self._free = (self._free[0] + cores, self._free[1] + memory)
+        self._changed.notify_all()
 
 
 class Builder:
@@ -76,6 +88,7 @@ class Builder:
         self._resources = Resources()
         self._pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="stage")
         self._futures: dict[ContentKey, Future[Built]] = {}
+        self._checked: set[ContentKey] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
 
@@ -83,11 +96,17 @@ class Builder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._stopping.set()
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            run.stop_all()
+            self.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def stop(self) -> None:
+        """Begins nothing more, and ends the programs that stages run until all of them let go."""
+        self._stopping.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        while not all(future.done() for future in list(self._futures.values())):
+            run.stop_all()
+            time.sleep(0.05)
 
     def build(self, stages: Sequence[Stage]) -> list[Built]:
         """The artifacts of these stages. Inputs that nobody needs are not made.
@@ -129,7 +148,7 @@ class Builder:
 
     def _make(self, stage: Stage, before: Sequence[Future[Built]]) -> Built:
         built = [future.result() for future in before]
-        with self._resources.taken(stage.cores, getattr(stage, "memory", 0)):
+        with self._resources.taken(stage.cores, stage.memory):
             if self._stopping.is_set():
                 raise PhantomError(f"{stage.title} was not started")
             try:
@@ -158,14 +177,23 @@ class Builder:
 
     def _sound(self, stage: Stage) -> Artifact:
         """A stored artifact whose every byte is as it was stored; a damaged one is made anew."""
-        found = self._store.find(stage.name, stage.key)
-        if found is not None:
-            self._progress(stage.title).step("checking what is stored")
-            if found.check():
-                return found
+        if self.renew(stage):
             self._progress(stage.title).step("what is stored was damaged: making it anew")
-            self._store.remove(found)
         return self._make_locked(stage, []).artifact
+
+    def renew(self, stage: Stage) -> bool:
+        """Removes a stage's stored artifact if it is not as it was stored; whether it was not.
+        Reads all of its data, once for all who ask."""
+        with self._store.lock(f"{stage.name}-{stage.key}"):
+            found = self._store.find(stage.name, stage.key)
+            if found is None or stage.key in self._checked:
+                return False
+            self._progress(stage.title).step("checking what is stored")
+            self._checked.add(stage.key)
+            if found.check():
+                return False
+            self._store.remove(found)
+            return True
 
     def _run(self, stage: Stage, inputs: Sequence[Artifact], progress: Progress) -> Artifact:
         log = self._store.log(stage.name, stage.key)

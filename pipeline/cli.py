@@ -18,13 +18,13 @@ from pipeline.errors import PhantomError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.model import Appliance, Site
-    from pipeline.production import Produced
+    from pipeline.production import Cleaned, Produced
     from pipeline.workspace import Workspace
 
 DEFAULT_APPLIANCE = "hello-phantom"
 STORE = "PHANTOM_STORE"
 _INTERRUPTED = 130
-_CLEAN_HOURS = 2.0  # an upload that sends nothing for an hour is given up by the site itself
+_CLEAN_HOURS = 24.0  # so long a killed upload may still be gone on with
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=_CLEAN_HOURS,
         metavar="HOURS",
-        help=f"leave alone what is younger: it may be at work ({_CLEAN_HOURS})",
+        help=f"leave alone what is younger: it may be at work ({_CLEAN_HOURS:g})",
     )
     _verb(verbs, "show", _show, "show a build's manifest", _appliance, _of_build, _json)
     doctor = "look at this host: what is missing, and what mends it"
@@ -322,24 +322,30 @@ def _clean(options: argparse.Namespace) -> int:
     from pipeline.production import clean
 
     found = clean(
-        _sites(options),
-        _workspace(options, None),
-        hours=options.older_than,
-        remove=options.remove,
+        _sites(options), _workspace(options, None), hours=options.older_than, remove=options.remove
     )
-    if options.json:
-        print(json.dumps([{**vars(each), "removed": removed} for each, removed in found], indent=2))
-        return 0
-    for each, removed in found:
-        verb = "removed" if removed else "left"
-        place = _place(vars(each))
-        print(f"{verb:8} {place}  {each.kind}  {each.id}  since {each.since}: {each.reason}")
-    kept = sum(not removed for _, removed in found)
+    refused = [each.error for each in found if each.error is not None]
+    if options.json and not refused:
+        rows = [{**vars(each.leftover), "removed": each.removed} for each in found]
+        print(json.dumps(rows, indent=2))
+    elif not options.json:
+        _print_cleaned(found, options)
+    if refused:
+        raise refused[0]
+    return 0
+
+
+def _print_cleaned(found: Sequence[Cleaned], options: argparse.Namespace) -> None:
+    for each in found:
+        left = each.leftover
+        place = _place(vars(left))
+        verb = "removed" if each.removed else "left"
+        print(f"{verb:8} {place}  {left.kind}  {left.id}  since {left.since}: {left.reason}")
+    kept = sum(not each.removed for each in found)
     if not found:
         print("nothing was left behind")
     elif kept and not options.remove:
         print(f"{kept} found; --remove removes what is older than {options.older_than:g} h")
-    return 0
 
 
 def _show(options: argparse.Namespace) -> int:

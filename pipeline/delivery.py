@@ -25,7 +25,6 @@ from pipeline.model import (
 from pipeline.plan import Plan, Target
 from pipeline.publish import publish_image
 from pipeline.stages.image import describe_image
-from pipeline.tools import run
 from pipeline.workspace import Workspace, link
 
 _PATIENCE = 5.0  # seconds that uploads get, when interrupted, to close what they have open
@@ -42,6 +41,7 @@ class Delivery:
         self.published: tuple[Publication, ...] = ()
         self.error: PhantomError | None = None
         self.defect: BaseException | None = None
+        self.ended = False
         self._plan = plan
         self._target = target
         self._builder = builder
@@ -56,6 +56,7 @@ class Delivery:
             self.error = error
         except BaseException as defect:  # noqa: BLE001 # the main thread raises it
             self.defect = defect
+        self.ended = True
 
     def _run(self, stopping: threading.Event) -> None:
         built = self._wait()
@@ -65,50 +66,66 @@ class Delivery:
         folder = self._workspace.folder(self._plan.appliance.name) / build
         name = self._target.cloud.image_name(self._plan.appliance, build)
         before = manifest.read_manifest(folder.parent, build)
-        known = [
+        self.published = tuple(
             each
             for each in (manifest.publications_of(before) if before is not None else [])
             if each.site == self.site
-        ]
-        self.published = tuple(known)
-        if self._publish and self._is_damaged(built, known):
-            built = self._make_again()
+        )
+        self._note(built, name, folder)
+        if not self._publish:
+            return
+        try:
+            with self._workspace.errors():
+                published = publish_image(
+                    self._target.cloud,
+                    self._booted(),
+                    self._release(build, name, folder),
+                    make_sound=lambda: self._make_sound(built, name, folder),
+                    known=self.published,
+                    store=self._workspace.store,
+                    folder=self._workspace.site_folder(self.site),
+                    progress=_Stoppable(self._workspace.progress(f"publish {self.site}"), stopping),
+                )
+        except PhantomError as error:
+            self._keep(error.published)
+            raise error.located(f"site {self.site}") from error
+        self._keep(published)
+
+    def _keep(self, published: Sequence[Publication]) -> None:
+        """Takes note of what was published now. What lies in other regions, where an earlier run
+        put it, is still there."""
+        regions = {each.region for each in published}
+        others = [each for each in self.published if each.region not in regions]
+        self.published = (*published, *others)
+
+    def _note(self, built: Mapping[ContentKey, Built], name: str, folder: Path) -> None:
+        """Gives the image its name in the build's folder."""
         entry = _make_entry(self._target, built, name)
         with self._workspace.errors():
             link(entry.image.file, folder / entry.file)
         self.entry = entry
-        if self._publish:
-            self.published = publish_image(
-                self._target.cloud,
-                BootedImage(image=entry.image, reports=tuple(entry.reports)),
-                self._release(build, name, folder),
-                known=known,
-                store=self._workspace.store,
-                folder=self._workspace.site_folder(self.site),
-                progress=_Stoppable(self._workspace.progress(f"publish {self.site}"), stopping),
+
+    def _booted(self) -> BootedImage:
+        assert self.entry is not None
+        return BootedImage(image=self.entry.image, reports=tuple(self.entry.reports))
+
+    def _make_sound(
+        self, built: Mapping[ContentKey, Built], name: str, folder: Path
+    ) -> BootedImage:
+        """The image, made anew if it is of an earlier run and not as it was stored."""
+        image = self._target.image
+        if built[image.key].reused and self._builder.renew(image):
+            leaves = self._target.leaves
+            again = Builder(self._workspace.store, self._workspace.progress).build(leaves)
+            self._note(
+                {stage.key: each for stage, each in zip(leaves, again, strict=True)}, name, folder
             )
+        return self._booted()
 
     def _wait(self) -> Mapping[ContentKey, Built]:
         leaves = self._target.leaves
         futures = self._builder.submit(leaves)
         return {stage.key: each.result() for stage, each in zip(leaves, futures, strict=True)}
-
-    def _is_damaged(self, built: Mapping[ContentKey, Built], known: Sequence[Publication]) -> bool:
-        """Whether an image of an earlier run is to be sent now and is not as it was stored."""
-        image = built[self._target.image.key]
-        sent = {each.sha256 for each in known}
-        if not image.reused or _image(self._target, built).sha256 in sent:
-            return False
-        return not image.artifact.check()
-
-    def _make_again(self) -> Mapping[ContentKey, Built]:
-        store = self._workspace.store
-        found = store.find(self._target.image.name, self._target.image.key)
-        if found is not None:
-            store.remove(found)
-        leaves = self._target.leaves
-        built = Builder(store, self._workspace.progress).build(leaves)
-        return {stage.key: each for stage, each in zip(leaves, built, strict=True)}
 
     def _release(self, build: str, name: str, folder: Path) -> Release:
         appliance = self._plan.appliance
@@ -151,7 +168,7 @@ class _Stoppable:
             raise _Stopped
 
 
-def run_side_by_side(deliveries: Sequence[Delivery]) -> None:
+def run_side_by_side(deliveries: Sequence[Delivery], builder: Builder) -> None:
     """Runs each on a thread of its own. When interrupted, it waits a little for them to let go, and
     leaves the rest to the end of the process: all of it survives that."""
     stopping = threading.Event()
@@ -165,14 +182,11 @@ def run_side_by_side(deliveries: Sequence[Delivery]) -> None:
             thread.join()
     except BaseException:
         stopping.set()
-        run.stop_all()
+        builder.stop()
         deadline = time.monotonic() + _PATIENCE
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         raise
-    for each in deliveries:
-        if each.defect is not None:
-            raise each.defect
 
 
 def _image(target: Target, built: Mapping[ContentKey, Built]) -> Image:

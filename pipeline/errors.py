@@ -8,7 +8,7 @@ that a build server can tell them apart; `tests/unit/test_errors.py` holds them 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class PhantomError(Exception):
@@ -16,6 +16,7 @@ class PhantomError(Exception):
 
     `what` is one line; `where` names file and line, stage or site; `todo` says what to do; `log`
     is the file with the full output; `detail` holds further lines, such as the end of a console.
+    `published` has the publications that a site had finished when it raised the error.
     """
 
     exit_code: ClassVar[int] = 1
@@ -35,6 +36,7 @@ class PhantomError(Exception):
         self.todo = todo
         self.log = log
         self.detail = detail
+        self.published: tuple[Any, ...] = ()
 
     def located(self, where: str) -> PhantomError:
         """This error, with `where` filled in unless the raiser knew better."""

@@ -104,7 +104,7 @@ def make_manifest(
             ],
         },
         "root_filesystem": {"sha256": root_sha256},
-        "images": [_image(each) for each in images],
+        "images": [_image(each) for each in sorted(images, key=lambda each: each.image.site)],
         "publications": [asdict(each) for each in sorted(publications, key=lambda p: p.site)],
         "phantom": _launch_configuration(appliance, publications, launch),
         "launch_templates": _sorted_templates(asdict(each) for each in templates),
@@ -167,7 +167,8 @@ def keep_other_sites(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str
     sites = {image["site"] for image in new["images"]}
     images = [*new["images"], *(image for image in old["images"] if image["site"] not in sites)]
     launch = dict(new["phantom"])
-    launch["cloud_params"] = {**old["phantom"]["cloud_params"], **launch["cloud_params"]}
+    params = {**old["phantom"]["cloud_params"], **launch["cloud_params"]}
+    launch["cloud_params"] = dict(sorted(params.items()))
     kept = [each for each in old["launch_templates"] if each["site"] not in sites]
     return {
         **new,

@@ -100,11 +100,9 @@ class RecordedRequest:
     status: int | None
     token: bool = False
     """Whether it came with one of EC2's tokens, valid or not."""
-
-    @property
-    def lacked_token(self) -> bool:
-        """Whether it was refused since it came without a token."""
-        return self.status == 401 and not self.token
+    lacked_token: bool = False
+    """Whether it asked for data without a token where one is required, whatever it got: a service
+    that is late refuses it for another reason."""
 
 
 class MetadataService(Protocol):
@@ -113,6 +111,10 @@ class MetadataService(Protocol):
     @property
     def faults(self) -> Iterable[Fault | None]:
         """What the first requests get; None lets one request through to its proper answer."""
+
+    @property
+    def requires_token(self) -> bool:
+        """Whether data is given only to those who come with a token."""
 
     def answer(self, request: Request) -> Answer:
         """The answer of the real service."""
@@ -137,6 +139,7 @@ class NimbusMetadata:
     Raises ValueError for user-data that Nimbus would not take at launch.
     """
 
+    requires_token: ClassVar[bool] = False
     LATE: ClassVar[Fault] = Fault.FORBIDDEN
     """What the first requests get where it is not ready for a machine that boots."""
     LIMIT: ClassVar[int] = NIMBUS_USER_DATA_CHARACTERS
@@ -202,6 +205,11 @@ class Ec2Metadata:
         if len(self.user_data or b"") > EC2_USER_DATA_BYTES:
             raise ValueError(f"user-data for EC2 has at most {EC2_USER_DATA_BYTES} bytes")
 
+    @property
+    def requires_token(self) -> bool:
+        """Whether data is given only to those who come with a token."""
+        return self.enabled and self.tokens_required and self.token_status is None
+
     def answer(self, request: Request) -> Answer:
         """The answer of the real service."""
         if not self.enabled:
@@ -234,7 +242,7 @@ class Ec2Metadata:
     def _is_allowed(self, request: Request) -> bool:
         token = request.headers.get("x-aws-ec2-metadata-token")
         if token is None:
-            return self.token_status is not None or not self.tokens_required
+            return not self.requires_token
         return time.monotonic() < self._token_ends.get(token, 0)
 
 
@@ -298,6 +306,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
     timeout = IDLE_SECONDS
+    _lacked_token = False
 
     def do_GET(self) -> None:
         self._answer()
@@ -317,6 +326,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         owner = self.server.owner
         path = urlsplit(self.path).path
+        self._lacked_token = False  # one handler answers all requests of a connection
         if owner.on_report is not None and path == owner.report_path:
             self._send(self._take_report())
             return
@@ -326,6 +336,8 @@ class _Handler(BaseHTTPRequestHandler):
                 owner._choose(path)
             self._send(Answer(status=200) if chosen else make_html_page(405, "Method Not Allowed"))
             return
+        asks = self.command == "GET" and path != TOKEN_PATH
+        self._lacked_token = asks and owner.service.requires_token and not self._has_token()
         fault = owner._take_fault()
         if fault is None:
             headers = {name.lower(): value for name, value in self.headers.items()}
@@ -395,8 +407,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"#")
 
     def _record(self, status: int | None) -> None:
-        token = "X-aws-ec2-metadata-token" in self.headers
-        self.server.owner._record(self.command, self.path, status, token)
+        entry = RecordedRequest(
+            time=time.monotonic(),
+            method=self.command,
+            path=self.path,
+            status=status,
+            token=self._has_token(),
+            lacked_token=self._lacked_token,
+        )
+        self.server.owner._record(entry)
+
+    def _has_token(self) -> bool:
+        return "X-aws-ec2-metadata-token" in self.headers
 
 
 class MetadataServer:
@@ -493,10 +515,7 @@ class MetadataServer:
             self.service = self.others[path.rsplit("/", 1)[1]]
             self._faults = iter(self.service.faults)
 
-    def _record(self, method: str, path: str, status: int | None, token: bool) -> None:
-        entry = RecordedRequest(
-            time=time.monotonic(), method=method, path=path, status=status, token=token
-        )
+    def _record(self, entry: RecordedRequest) -> None:
         with self._lock:
             self._requests.append(entry)
 

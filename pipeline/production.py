@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -61,24 +61,25 @@ def produce(
         errors = _check_sites(plan, workspace) if publish else {}
         left = [each for each in plan.targets if each.site.name not in errors]
         if not left:
-            raise _all_of(list(errors.values()))
+            raise _all_of([errors[site.name] for site in sites])
         plan = replace(plan, targets=tuple(left))
         check_host(plan, workspace)
         with Builder(workspace.store, workspace.progress) as builder:
             deliveries = [Delivery(plan, each, builder, workspace, publish) for each in left]
-            run_side_by_side(deliveries)
-        errors |= {each.site: each.error for each in deliveries if each.error is not None}
-        built = [each for each in deliveries if each.entry is not None]
-        if not built:
-            raise _all_of(list(errors.values()))
-        written, path = _write(plan, built, workspace)
-    if errors:
-        raise _all_of(list(errors.values()))
+            try:
+                run_side_by_side(deliveries, builder)
+            finally:  # what was published is told of, whatever ended the others
+                written = _write(plan, [each for each in deliveries if each.ended], workspace)
+    errors |= {each.site: each.error for each in deliveries if each.error is not None}
+    for defect in filter(None, (each.defect for each in deliveries)):
+        raise defect
+    if errors or written is None:
+        raise _all_of([errors[site.name] for site in sites if site.name in errors], written)
     return Produced(
         appliance=appliance.name,
-        build=written["appliance"]["build"],
-        manifest_path=path,
-        manifest=written,
+        build=written.content["appliance"]["build"],
+        manifest_path=written.path,
+        manifest=written.content,
         stages=_told_stages(plan, builder.results()),
     )
 
@@ -87,6 +88,7 @@ def _check_sites(plan: Plan, workspace: Workspace) -> dict[str, PhantomError]:
     """Asks every site, before anything is built, whether it will take its image; what is wrong, by
     site, is told at once, since the others go on."""
     errors: dict[str, PhantomError] = {}
+    defects: list[Exception] = []
 
     def check(target: Target) -> None:
         name = target.site.name
@@ -94,48 +96,63 @@ def _check_sites(plan: Plan, workspace: Workspace) -> dict[str, PhantomError]:
             check_site(target.cloud, workspace.site_folder(name))
         except PhantomError as error:
             errors[name] = error
+        except Exception as defect:  # noqa: BLE001 # the main thread raises it
+            defects.append(defect)
 
-    with ThreadPoolExecutor(max_workers=len(plan.targets)) as pool:
-        list(pool.map(check, plan.targets))
+    # Threads that end with the process: an interrupt need not wait for a network that is gone.
+    threads = [threading.Thread(target=check, args=(each,), daemon=True) for each in plan.targets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for defect in defects:
+        raise defect
     if len(errors) < len(plan.targets):
         for name, error in errors.items():
             workspace.progress(f"publish {name}").step(f"left out: {error.what}")
     return errors
 
 
-def _write(
-    plan: Plan, deliveries: Sequence[Delivery], workspace: Workspace
-) -> tuple[dict[str, Any], Path]:
-    """Writes the manifest of what was built and published; it and its path."""
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    path: Path
+    content: dict[str, Any]
+
+
+def _write(plan: Plan, deliveries: Sequence[Delivery], workspace: Workspace) -> _Written | None:
+    """Writes the manifest of what was built and published; None where nothing was."""
     entries = [each.entry for each in deliveries if each.entry is not None]
+    if not entries:
+        return None
     root_sha256 = entries[0].root_sha256
     build = manifest.build_name(plan.appliance, root_sha256, plan.makers)
     folder = workspace.folder(plan.appliance.name)
-    before = manifest.read_manifest(folder, build)
-    sites = {each.site for each in deliveries}
-    published = [publication for each in deliveries for publication in each.published]
-    if before is not None:
-        published += [each for each in manifest.publications_of(before) if each.site not in sites]
+    sites = {each.site for each in deliveries if each.entry is not None}
     targets = [target for target in plan.targets if target.site.name in sites]
-    written = manifest.make_manifest(
-        appliance=plan.appliance,
-        build=build,
-        packages=plan.root.packages,
-        elements={each.name: each.tree.digest for each in plan.root.elements},
-        root_sha256=root_sha256,
-        images=entries,
-        publications=published,
-        launch={target.site.name: _launch(plan.appliance, target) for target in targets},
-        templates=[
-            each for target in targets for each in _templates(plan.appliance, target, published)
-        ],
-    )
-    if before is not None:
-        written = manifest.keep_other_sites(written, before)
-    with workspace.errors():
+    published = [publication for each in deliveries for publication in each.published]
+    with workspace.manifests(plan.appliance.name), workspace.errors():
+        before = manifest.read_manifest(folder, build)
+        if before is not None:
+            known = manifest.publications_of(before)
+            published += [each for each in known if each.site not in sites]
+        written = manifest.make_manifest(
+            appliance=plan.appliance,
+            build=build,
+            packages=plan.root.packages,
+            elements={each.name: each.tree.digest for each in plan.root.elements},
+            root_sha256=root_sha256,
+            images=entries,
+            publications=published,
+            launch={target.site.name: _launch(plan.appliance, target) for target in targets},
+            templates=[
+                each for target in targets for each in _templates(plan.appliance, target, published)
+            ],
+        )
+        if before is not None:
+            written = manifest.keep_other_sites(written, before)
         path = manifest.write_manifest(folder, written)
         write_atomically(folder / _STAGES, json.dumps(describe(plan)) + "\n")
-    return written, path
+    return _Written(path=path, content=written)
 
 
 def _told_stages(
@@ -148,11 +165,16 @@ def _told_stages(
     )
 
 
-def _all_of(errors: Sequence[PhantomError]) -> PhantomError:
-    """The first error, with what the others say. Sites that share a stage share its error."""
+def _all_of(errors: Sequence[PhantomError], written: _Written | None = None) -> PhantomError:
+    """The first error, with what the others say and what was done all the same. Sites that share a
+    stage share its error."""
     first, *others = dict.fromkeys(errors)
-    if others:
-        first.detail = "\n".join([*filter(None, [first.detail]), *(f"also: {e}" for e in others)])
+    lines = [*filter(None, [first.detail]), *(f"also: {error}" for error in others)]
+    published = written.content["publications"] if written is not None else []
+    lines += [f"published at {each['site']} as {each['image_id']}" for each in published]
+    if written is not None and published:
+        lines.append(f"manifest {written.path}")
+    first.detail = "\n".join(lines) or None
     return first
 
 
@@ -179,7 +201,8 @@ def retire(
     Raises what the sites raise.
     """
     retired = []
-    folder = workspace.folder(found["appliance"]["name"])
+    name = found["appliance"]["name"]
+    folder = workspace.folder(name)
     for site in sites:
         cloud = clouds()[site.cloud](site)
         mine = [each for each in manifest.publications_of(found) if each.site == site.name]
@@ -188,17 +211,29 @@ def retire(
         with opened(cloud, workspace):
             for publication in mine:
                 cloud.retire(publication)
-                found = manifest.without(found, publication)
-                manifest.write_manifest(folder, found, latest=False)
+                with workspace.manifests(name):  # another command may have written to it meanwhile
+                    found = manifest.read_manifest(folder, found["appliance"]["build"]) or found
+                    found = manifest.without(found, publication)
+                    manifest.write_manifest(folder, found, latest=False)
                 retired.append(publication)
     return retired
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cleaned:
+    """What a crash left, and what became of it."""
+
+    leftover: Leftover
+    removed: bool
+    error: PhantomError | None = None
+    """Why it could not be removed."""
+
+
 def clean(
     sites: Sequence[Site], workspace: Workspace, *, hours: float, remove: bool
-) -> list[tuple[Leftover, bool]]:
-    """What crashes left at these sites, and whether it was removed: only if told to, and only what
-    is older than so many hours, since younger things may be at work. Raises what the sites raise.
+) -> list[Cleaned]:
+    """What crashes left at these sites: removed only if told to, and only what is older than so
+    many hours, since younger things may be at work. Raises what looking for them raises.
     """
     found = []
     for site in sites:
@@ -206,11 +241,20 @@ def clean(
         with opened(cloud, workspace):
             for each in cloud.find_leftovers():
                 age = datetime.now(UTC) - datetime.fromisoformat(each.since)
-                removed = remove and age >= timedelta(hours=hours)
-                if removed:
-                    cloud.remove_leftover(each)
-                found.append((each, removed))
+                if remove and age >= timedelta(hours=hours):
+                    found.append(_remove(cloud, each))
+                else:
+                    found.append(Cleaned(leftover=each, removed=False))
     return found
+
+
+def _remove(cloud: Cloud, leftover: Leftover) -> Cleaned:
+    try:
+        cloud.remove_leftover(leftover)
+    except PhantomError as error:
+        error.located(f"site {leftover.site}")
+        return Cleaned(leftover=leftover, removed=False, error=error)
+    return Cleaned(leftover=leftover, removed=True)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ def publish_image(
     booted: BootedImage,
     release: Release,
     *,
+    make_sound: Callable[[], BootedImage],
     known: Sequence[Publication],
     store: Store,
     folder: Path,
@@ -35,9 +36,10 @@ def publish_image(
 ) -> tuple[Publication, ...]:
     """Uploads an image unless its bytes are there, and makes it visible to the site's users.
 
-    Returns the site's own publication and those in further regions. What is there already keeps
-    the time that `known`, the publications of the last manifest, tells. Raises what the site does,
-    located at the site.
+    `make_sound` gives the same image again, every byte of it looked at; it is called before
+    anything is sent. Returns the site's own publication and those in further regions. What is there
+    already keeps the time that `known`, the publications of the last manifest, tells. Raises what
+    the site does, located at the site.
     """
     site = cloud.site.name
     waiting = "another command publishes there; waiting for it"
@@ -45,7 +47,7 @@ def publish_image(
         with store.lock(f"site-{site}", lambda: progress.step(waiting)), cloud.open(folder):
             found = cloud.find(booted.image, release)
             if found is None:
-                found = cloud.upload(booted, release, progress)
+                found = cloud.upload(make_sound(), release, progress)
             else:
                 progress.step(f"{release.name} is there already")
             # Though it was there: an earlier run may have ended between the two.

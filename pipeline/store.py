@@ -306,7 +306,7 @@ class Store:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that it has its old content or the new, whenever the power fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.new")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)

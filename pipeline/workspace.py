@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline import sparse
 from pipeline.errors import NoSpaceError, StoreError
 from pipeline.model import Progress
 from pipeline.store import Store
@@ -31,6 +33,10 @@ class Workspace:
     def site_folder(self, site: str) -> Path:
         """Where a site keeps what is its own on this host, such as a sandbox its objects."""
         return self.build / "sites" / site
+
+    def manifests(self, appliance: str) -> AbstractContextManager[None]:
+        """Held while an appliance's manifest is read, changed and written."""
+        return self.store.lock(f"manifest-{appliance}")
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -57,17 +63,27 @@ def link(stored: Path, named: Path) -> None:
     named.parent.mkdir(parents=True, exist_ok=True)
     if named.exists() and (named.samefile(stored) or _is_copy(named, stored)):
         return
-    temporary = named.with_name(f".{named.name}.{os.getpid()}.new")
+    # Two sites may want the same name at the same time, each on a thread of its own.
+    temporary = named.with_name(f".{named.name}.{os.getpid()}-{threading.get_ident()}.new")
     temporary.unlink(missing_ok=True)
     try:
         os.link(stored, temporary)
     except OSError:  # the store is on another file system
         try:
-            shutil.copy2(stored, temporary)
+            _copy(stored, temporary)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
     temporary.rename(named)
+    temporary.unlink(missing_ok=True)  # it stays where the other name is the same file by now
+
+
+def _copy(stored: Path, copy: Path) -> None:
+    """A copy with the holes, the times and the mode of a stored file."""
+    with copy.open("wb") as file:
+        file.truncate(stored.stat().st_size)
+        sparse.copy_into(stored, file.fileno(), 0)
+    shutil.copystat(stored, copy)
 
 
 def _is_copy(named: Path, stored: Path) -> bool:

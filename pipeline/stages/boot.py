@@ -31,7 +31,7 @@ from pipeline.errors import (
     StageFailedError,
 )
 from pipeline.metadata_server import SERVICES, USER_DATA_PATH, MetadataServer, MetadataService
-from pipeline.model import Machine, Progress
+from pipeline.model import MIB, Machine, Progress
 from pipeline.stages import answers
 from pipeline.stages.base import Context, LocalFile, Stage
 from pipeline.stages.image import unpack_image
@@ -45,6 +45,11 @@ AUTHORIZED_KEYS = PurePosixPath("/root/.ssh/authorized_keys")
 """Where the public keys lie that root may log in with."""
 _CONSOLE_LINES = 25
 _LATE_REQUESTS = 2  # that the metadata service refuses at first, as one that is not ready yet does
+# What may stay free behind root: the second GPT, and the MiB by which partitions are aligned.
+_TAIL_ROOM = 2 * MIB
+# What resize2fs may leave of a partition: a last group of blocks that would hold nothing but its
+# own tables, which are of 8 MiB at most, and of 4 MiB for the group descriptors' copy.
+_GROUP_ROOM = 16 * MIB
 
 # What a console says when waiting longer is of no use.
 _HOPELESS = re.compile(
@@ -65,7 +70,7 @@ class BootCheck(Stage):
 
     name: ClassVar[str] = "boot"
     cores: ClassVar[int] = 1  # what a guest with two CPUs keeps busy under TCG, on average
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     machine: Machine
     report: LocalFile
@@ -184,9 +189,15 @@ class BootCheck(Stage):
             yield "it made no SSH host keys"
         if self.writes_key and _public_key(nonce) not in facts.get("authorized_key", []):
             yield f"the key that the node wrote is not in {AUTHORIZED_KEYS}"
-        root, disk = _number(facts, "root_bytes"), _number(facts, "disk_bytes")
-        if root < disk * 0.9 - (64 << 20):  # tables, journal and inodes take the rest
+        if not _has_grown(facts):
+            root, disk = _number(facts, "root_bytes"), _number(facts, "disk_bytes")
             yield f"root did not grow: {root} bytes on a disk of {disk}"
+        tries = _number(facts, "fetcher_tries")
+        if "fetcher" in facts and tries <= _LATE_REQUESTS:
+            yield (
+                "its user-data fetcher was not tried with a metadata service that is late: it had "
+                f"its user-data at try {tries}, though {_LATE_REQUESTS} requests were refused"
+            )
 
 
 def find_root(disk: Path) -> ext4.FileSystem:
@@ -353,6 +364,17 @@ def _outcomes(
         "late": f"run after {_number(facts, 'fetcher_tries')} tries",
         **tried,
     }
+
+
+def _has_grown(facts: Mapping[str, list[str]]) -> bool:
+    """Whether root's partition reaches the disk's end, and its file system the partition's.
+
+    By what is left over and not by shares: of a large disk, a share would hide all that it grows.
+    """
+    start, end = _number(facts, "root_start"), _number(facts, "root_end")
+    behind = _number(facts, "disk_bytes") - end
+    unused = end - start - _number(facts, "file_system_bytes")
+    return 0 <= behind <= _TAIL_ROOM and 0 <= unused <= _GROUP_ROOM
 
 
 def _status(facts: Mapping[str, list[str]], part: str) -> int:

@@ -93,9 +93,20 @@ driver_above() {
     done
 }
 
+# Tells how large the ext file system on a device is, by its superblock: what can be used of it is
+# less. The block count's halves and the binary logarithm of a block's KiB are words 1, 84 and 6.
+tell_file_system_bytes() {
+    # shellcheck disable=SC2046
+    set -- $(od -An -v -tu4 -j 1024 -N 1024 "$1")
+    tell file_system_bytes "$((($2 + (${85} << 32)) * (1024 << $7)))"
+}
+
 root=$(readlink -f "$(findmnt --noheadings --output SOURCE /)")
 disk=$(lsblk --noheadings --nodeps --output PKNAME "$root" | head -n 1)
 block=/sys/class/block/${disk:-${root##*/}}
+part=/sys/class/block/${root##*/}
+start=0 # where root is the whole disk
+[ ! -e "$part/start" ] || start=$(cat "$part/start")
 card=$(ip -o -4 addr show scope global | awk '{ print $2; exit }')
 
 run_part user_data "$user_data"
@@ -117,6 +128,9 @@ tell boot_seconds "$booted"
 tell fetcher_tries "${PHANTOM_USER_DATA_TRIES-}"
 tell fetcher_protocol "${PHANTOM_METADATA_PROTOCOL-}"
 tell root_bytes "$(lsblk --noheadings --bytes --nodeps --output FSSIZE "$root" | tr -d ' ')"
+tell_file_system_bytes "$root"
+tell root_start "$((start * 512))"
+tell root_end "$(((start + $(cat "$part/size")) * 512))"
 tell disk_bytes "$(($(cat "$block/size") * 512))"
 tell disk_driver "$(driver_above "$block")"
 tell network_driver "$(driver_above "/sys/class/net/$card/device")"

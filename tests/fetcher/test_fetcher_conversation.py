@@ -299,6 +299,7 @@ class Flood:
     """A server that sends more than any cloud's user-data can be."""
 
     faults: tuple[Fault | None, ...] = ()
+    requires_token: bool = False
 
     def answer(self, request: Request) -> Answer:
         return Answer(status=200, body=b"#!/bin/sh\n" + b"#" * (3 << 20))

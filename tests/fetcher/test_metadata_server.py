@@ -163,6 +163,39 @@ def test_what_lacked_a_token_is_told() -> None:
         assert not any(each.lacked_token for each in server.requests)
 
 
+def test_what_lacked_a_token_is_told_whatever_it_got() -> None:
+    """A service that is late refuses everybody, but who has no token will not get one later."""
+    faults = [Fault.UNAVAILABLE, Fault.RESET, Fault.UNAVAILABLE, Fault.UNAVAILABLE]
+    service = Ec2Metadata(user_data=b"data", faults=faults)
+    with MetadataServer(service, on_report=lambda report: None) as server:
+        url = f"{server.url}/latest/user-data"
+        assert ask(url)[0] == 503
+        with pytest.raises(OSError, match="reset"):
+            ask(url)
+        assert ask(url, headers={TOKEN: "any"})[0] == 503
+        assert ask(f"{server.url}/latest/api/token", "PUT", {TTL: "60"})[0] == 503
+        assert ask(f"{server.url}/latest/api/token")[0] == 405
+        assert ask(f"{server.url}/report")[0] == 405
+        lacked = [(each.status, each.lacked_token) for each in server.requests]
+    assert lacked == [
+        (503, True),
+        (None, True),
+        (503, False),
+        (503, False),
+        (405, False),
+        (405, False),
+    ]
+    for free in (
+        NimbusMetadata(faults=[Fault.UNAVAILABLE]),
+        Ec2Metadata(faults=[Fault.UNAVAILABLE], token_status=404),
+        Ec2Metadata(faults=[Fault.UNAVAILABLE], enabled=False),
+    ):
+        with MetadataServer(free) as server:
+            ask(f"{server.url}/latest/user-data")
+            ask(f"{server.url}/latest/user-data")
+            assert [each.lacked_token for each in server.requests] == [False, False]
+
+
 def test_a_guest_chooses_other_services() -> None:
     late = NimbusMetadata(user_data=b"late", faults=[Fault.UNAVAILABLE])
     others = {"absent": NimbusMetadata(), "late": late}

@@ -17,6 +17,7 @@ from pipeline.errors import NoSpaceError, StageFailedError, StoreError
 from pipeline.model import NoProgress
 from pipeline.stages.base import HERE_ONLY, Context, Stage, to_json
 from pipeline.store import Artifact, Store, write_atomically
+from pipeline.tools import run
 
 RUNS: list[str] = []
 
@@ -46,6 +47,18 @@ class Text(Stage):
         before = "".join(each.file("text").read_text() for each in inputs)
         (context.out / "text").write_text(before + self.text)
         return {"length": len(before + self.text)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sleeper(Text):
+    """Runs a program for ever, after some seconds."""
+
+    name: ClassVar[str] = "sleeper"
+
+    def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
+        time.sleep(self.seconds)
+        run.run(["sleep", "1000"], log=context.log)
+        return {}
 
 
 def build(store: Store, *stages: Stage) -> list[str]:
@@ -241,3 +254,60 @@ def test_resources_are_never_handed_out_twice(cores: list[int], memory: list[int
     assert taken == [0, 0]
     assert 1 <= most[0] <= 2
     assert most[1] <= 1000
+
+
+def test_resources_are_handed_out_in_turn() -> None:
+    """One that needs every core gets them though others that need one keep coming."""
+    resources = Resources(cores=2, memory=0)
+    order: list[str] = []
+    first = threading.Event()
+
+    def work(name: str, cores: int) -> None:
+        with resources.taken(cores):
+            order.append(name)
+            first.wait(5) if name == "first" else time.sleep(0.01)
+
+    threads = [threading.Thread(target=work, args=("first", 1))]
+    threads += [threading.Thread(target=work, args=("whole", 2))]
+    threads += [threading.Thread(target=work, args=(f"small {n}", 1)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.02)
+    first.set()
+    for thread in threads:
+        thread.join(10)
+    assert order[:2] == ["first", "whole"]
+    assert len(order) == 6
+
+
+def test_an_interrupted_builder_ends_what_runs(store: Store) -> None:
+    """A program that starts after the interrupt is ended too."""
+    late = Sleeper(text="late", seconds=0.3)
+
+    def interrupt() -> None:
+        with Builder(store, lambda _: NoProgress()) as builder:
+            builder.submit([late])
+            time.sleep(0.1)
+            raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_damage_is_mended_once(store: Store, threads: int) -> None:
+    """However many stages at once find that an input of theirs is damaged."""
+    root = Text(text="a")
+    build(store, root)
+    found = store.find("text", root.key)
+    assert found is not None
+    file = found.file("text")
+    before = file.stat()
+    file.chmod(0o644)
+    file.write_text("x")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    leaves = [Text(text=f"b{number}", inputs=(root,)) for number in range(threads)]
+    assert build(store, *leaves) == [f"ab{number}" for number in range(threads)]
+    assert RUNS.count("a") == 2
