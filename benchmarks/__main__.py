@@ -78,7 +78,7 @@ def measure(folder: Path) -> Iterator[Figure]:
     yield from _disk_size(project, cold.seconds)
     yield from _second_cloud(project, cold)
     yield from _rebuild(project)
-    yield from measure_uploads()
+    yield from measure_uploads(project)
 
 
 def _plain_mmdebstrap(project: Path) -> float:
@@ -160,7 +160,7 @@ def _second_cloud(project: Path, nimbus: Run) -> Iterator[Figure]:
 def _without_boots(run: Run) -> float:
     """The time of a run, less the time in which nothing but boot checks went on: from the first
     that started to the last that ended."""
-    started = run.time_of(r"^boot .*: (unpacking|copying|booting)")
+    started = run.time_of(r"^boot .*: (making|booting)")
     ended = max(when for when, line in run.lines if re.match(r"boot .*: done", line))
     stages = run.answer["stages"]
     assert isinstance(stages, list)

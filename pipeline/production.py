@@ -69,7 +69,8 @@ def produce(
             try:
                 run_side_by_side(deliveries, builder)
             finally:  # what was published is told of, whatever ended the others
-                written = _write(plan, [each for each in deliveries if each.ended], workspace)
+                whole = [each for each in deliveries if each.ended and each.defect is None]
+                written = _write(plan, whole, workspace)
     errors |= {each.site: each.error for each in deliveries if each.error is not None}
     for defect in filter(None, (each.defect for each in deliveries)):
         raise defect

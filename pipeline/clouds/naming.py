@@ -25,6 +25,8 @@ def fill_template(appliance: Appliance, build: str, *, cloud: str, title: str, d
         mistake = f"has no field {', '.join(f'{{{each}}}' for each in unknown)}"
     except ValueError as error:
         mistake = f"cannot be read: {error}"
+    except (KeyError, IndexError):
+        mistake = "cannot be read: a field stands within another"
     raise ImageNameError(
         f"the template {template!r} of {title} image names {mistake}",
         where=str(appliance.definition),

@@ -148,8 +148,8 @@ def test_name_that_nimbus_refuses(project: Project) -> None:
 
 def test_publish_before_build(project: Project) -> None:
     assert fail(project, "publish", status=24) == (
-        "error: hello-phantom is not built: root, disk mbr, image mbr raw gzip, hash mbr, boot "
-        "nimbus-sandbox\n"
+        "error: hello-phantom is not built: root, disk mbr, image mbr raw gzip, hash mbr, drivers "
+        "nimbus-sandbox, boot nimbus-sandbox bios\n"
         "  do: `phantom-image image` builds and publishes\n"
     )
 

@@ -283,9 +283,9 @@ def test_a_quota_reached(ready: Project, amazon: AmazonSite) -> None:
         34,
         "error: site amazon: a quota of the account is reached in us-east-1 (ebs:StartSnapshot: "
         "ServiceQuotaExceededException: Your account has reached its quota)\n"
-        "  do: retire images that are not needed any more (`phantom-image list` names them), remove "
-        "leftovers with `phantom-image clean --site amazon`, or ask AWS for a higher quota (Service "
-        "Quotas in its console)\n",
+        "  do: retire images that are not needed any more (`phantom-image list` names them), "
+        "remove leftovers with `phantom-image clean --site amazon`, or ask AWS for a higher quota "
+        "(Service Quotas in its console)\n",
     )
     assert not amazon.server.costs()
 
@@ -346,7 +346,8 @@ def test_an_image_that_is_in_use(ready: Project, amazon: AmazonSite) -> None:
     amazon.server.run_instance(done.json["publications"][0]["image_id"])
     assert fail(ready, amazon, "retire") == (
         42,
-        "error: site amazon: ami-ID in us-east-1 is used by arn:aws:ec2:us-east-1:HEX:instance/i-ID\n"
+        "error: site amazon: ami-ID in us-east-1 is used by "
+        "arn:aws:ec2:us-east-1:HEX:instance/i-ID\n"
         "  do: let them use another image, or end them, then run the same command again\n",
     )
     assert len(amazon.server.images()) == 1

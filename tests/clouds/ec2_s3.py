@@ -270,15 +270,22 @@ def _abort_upload(call: _S3Call) -> Answer:
 
 def _list_uploads(call: _S3Call) -> Answer:
     prefix = call.query.get("prefix", "")
+    after = (call.query.get("key-marker", ""), call.query.get("upload-id-marker", ""))
+    uploads = sorted(call.bucket.uploads.values(), key=lambda each: (each.key, each.id))
+    found = [e for e in uploads if e.key.startswith(prefix) and (e.key, e.id) > after]
+    limits = [int(call.query.get("max-uploads", "1000")), 1000, call.state.page_limit or 1000]
+    page = found[: min(limits)]
     inside = "".join(
         f"<Upload><Key>{escape(each.key)}</Key><UploadId>{each.id}</UploadId>"
         f"<Initiated>{format_time(each.started)}</Initiated></Upload>"
-        for each in call.bucket.uploads.values()
-        if each.key.startswith(prefix)
+        for each in page
     )
-    return write_s3_answer(
-        "ListMultipartUploadsResult", f"{inside}<IsTruncated>false</IsTruncated>"
-    )
+    more = len(page) < len(found)
+    inside += f"<IsTruncated>{str(more).lower()}</IsTruncated>"
+    if more:
+        inside += f"<NextKeyMarker>{escape(page[-1].key)}</NextKeyMarker>"
+        inside += f"<NextUploadIdMarker>{page[-1].id}</NextUploadIdMarker>"
+    return write_s3_answer("ListMultipartUploadsResult", inside)
 
 
 _OPERATIONS: Mapping[str, tuple[str, Callable[[_S3Call], Answer]]] = {

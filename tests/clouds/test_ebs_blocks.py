@@ -7,6 +7,9 @@ import hashlib
 import http.server
 import json
 import os
+import select
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -255,6 +258,71 @@ def running_proxy() -> Iterator[tuple[str, list[str]]]:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{running.server_address[1]}", asked
         running.shutdown()
+
+
+@pytest.mark.parametrize("scheme", ["", "http://", "https://"], ids=["bare", "http", "https"])
+def test_blocks_go_through_a_tunnel(
+    certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    encrypted = certificate if scheme == "https://" else None
+    with Ec2Server(tls=certificate) as server, running_tunnel(encrypted) as (address, asked):
+        monkeypatch.setenv("https_proxy", f"{scheme}some%40one:secret@{address}")
+        account = Account(
+            make_session(environ=dict(server.environ)),
+            endpoint=server.endpoint,
+            verify=str(certificate[0]),
+        )
+        snapshot_id = put_one(account)
+
+        assert server.snapshot(snapshot_id).written.keys() == {3}
+        service = server.endpoint.removeprefix("https://")
+        allowed = "Basic " + base64.b64encode(b"some@one:secret").decode()
+        assert asked == [(f"CONNECT {service}", allowed)] * 2  # botocore's way, and ours
+
+
+@contextmanager
+def running_tunnel(
+    tls: tuple[Path, Path] | None,
+) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+    """A proxy that connects to what it is asked for, and remembers that."""
+    asked: list[tuple[str, str | None]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            asked.append((f"CONNECT {self.path}", self.headers["Proxy-Authorization"]))
+            host, _, port = self.path.partition(":")
+            with socket.create_connection((host, int(port))) as there:
+                self.send_response(200)
+                self.end_headers()
+                relay(self.connection, there)
+            self.close_connection = True
+
+        def log_message(self, *_: object) -> None: ...
+
+    class Server(http.server.ThreadingHTTPServer):
+        def get_request(self) -> tuple[socket.socket, Any]:
+            plain, address = super().get_request()
+            if tls is None:
+                return plain, address
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            return context.wrap_socket(plain, server_side=True), address
+
+    with Server(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{running.server_address[1]}", asked
+        running.shutdown()
+
+
+def relay(here: socket.socket, there: socket.socket) -> None:
+    """Carries bytes both ways until one side ends."""
+    ways = {here: there, there: here}
+    while True:
+        for each in select.select([here, there], [], [])[0]:
+            data = each.recv(1 << 16)  # as much as a record of TLS: none is left behind
+            if not data:
+                return
+            ways[each].sendall(data)
 
 
 # ---- memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ from harness import Watched
 from pipeline.clouds.ec2 import connection
 from pipeline.clouds.ec2.aws import Cut, NoCredentials, Refused, make_session
 from pipeline.clouds.ec2.transfer import Pace
-from pipeline.errors import UploadError
+from pipeline.clouds.ec2.upload import upload_snapshot
+from pipeline.errors import NoSpaceError, StoreError, UploadError
 
 PUT, START, COMPLETE = "ebs:PutSnapshotBlock", "ebs:StartSnapshot", "ebs:CompleteSnapshot"
 BLOCKS = 24
@@ -330,6 +332,160 @@ def test_a_token_that_was_used_otherwise_is_not_used_again(
     sent = uploads.upload()
 
     assert server.compare(sent.snapshot_id, uploads.disk) == []
+
+
+def test_a_missing_right_is_told_though_there_is_a_parent(
+    server: Ec2Server, uploads: Uploads
+) -> None:
+    uploads.upload()
+    write_disk(uploads.disk, {0: b"new"})
+    before = server.count(START)
+    server.faults.deny(START)
+
+    with pytest.raises(Refused) as caught:
+        uploads.upload("two", parent=uploads.index())
+
+    assert caught.value.denied
+    assert server.count(START) == before + 1
+
+
+@pytest.mark.parametrize("reason", ["UNAUTHORIZED_ACCOUNT", "DEPENDENCY_ACCESS_DENIED"])
+def test_a_parent_that_may_not_be_used_is_left_out(
+    server: Ec2Server, uploads: Uploads, reason: str
+) -> None:
+    uploads.upload()
+    write_disk(uploads.disk, {0: b"new"})
+    server.faults.refuse(START, "AccessDeniedException", status=403, reason=reason)
+
+    sent = uploads.upload("two", parent=uploads.index())
+
+    assert sent.parent_id is None
+    assert server.compare(sent.snapshot_id, uploads.disk) == []
+
+
+def test_a_snapshot_that_takes_long_is_waited_for_again(
+    server: Ec2Server, uploads: Uploads, progress: Watched
+) -> None:
+    server.faults.complete_after(100_000)
+    for _ in range(2):  # the second one finds that it is no longer pending
+        with pytest.raises(UploadError) as caught:
+            uploads.upload(progress=progress)
+        assert "is still not completed after 60 minutes" in str(caught.value)
+        (snapshot,) = server.snapshots()
+        assert uploads.journal().exists()
+    puts = server.count(PUT)
+    assert f"{snapshot.id} is pending" in progress.lines
+
+    assert snapshot.completing is not None
+    snapshot.completing.looks = 0
+    server.faults.complete_after(0)
+    check(server, uploads)
+    assert server.count(PUT) == puts == BLOCKS
+
+
+def test_a_snapshot_that_vanishes_while_it_is_completed_is_told(
+    server: Ec2Server, uploads: Uploads
+) -> None:
+    def delete() -> None:
+        (snapshot,) = server.snapshots()
+        uploads.snapshots.delete(snapshot.id)
+
+    server.faults.complete_after(100_000)
+    server.faults.on("ec2:DescribeSnapshots", delete, skip=3)
+
+    with pytest.raises(UploadError, match="was deleted while it was written"):
+        uploads.upload()
+
+    assert not uploads.journal().exists()
+
+
+# ---- a file system that is full, or does not let
+
+
+@pytest.mark.parametrize("record", ["site.journal.new", "site.blocks.new"])
+def test_a_full_file_system_is_told(server: Ec2Server, uploads: Uploads, record: str) -> None:
+    full = uploads.records().with_name(record)
+    full.symlink_to("/dev/full")
+
+    with pytest.raises(NoSpaceError) as caught:
+        uploads.upload()
+
+    assert str(caught.value) == (
+        f"{full.parent}: no space for the record of the upload\n"
+        "  do: free some space there, then run the same command again: it goes on where it was"
+    )
+    full.unlink()
+    check(server, uploads)
+    assert (server.count(START), server.count(PUT)) == (1, BLOCKS)
+
+
+def fill(file: Path) -> None:
+    """Whoever has the file open finds no space left from now on."""
+    with open("/dev/full", "wb") as full:
+        for each in Path("/proc/self/fd").iterdir():
+            if each.is_symlink() and os.path.realpath(each) == str(file):
+                os.dup2(full.fileno(), int(each.name))
+
+
+def test_a_journal_that_cannot_grow_is_told(server: Ec2Server, uploads: Uploads) -> None:
+    server.faults.on(PUT, lambda: fill(uploads.journal()), skip=3)
+
+    with pytest.raises(NoSpaceError, match="no space for the record of the upload"):
+        uploads.upload()
+
+    check(server, uploads)
+    assert server.count(START) == 1
+
+
+def test_what_came_first_is_not_hidden_by_the_journal(server: Ec2Server, uploads: Uploads) -> None:
+    uploads.connections = 1
+    server.faults.on(PUT, lambda: fill(uploads.journal()), skip=2)
+    server.faults.deny(PUT, skip=2)
+
+    with pytest.raises(Refused) as caught:
+        uploads.upload()
+
+    assert caught.value.denied
+
+
+def test_an_interrupt_is_not_hidden_by_the_journal(server: Ec2Server, uploads: Uploads) -> None:
+    class Interrupting(Watched):
+        def advance(self, done: int, total: int | None) -> None:
+            fill(uploads.journal())
+            raise KeyboardInterrupt
+
+    server.faults.slow(PUT, 0.3)  # so that some are under way
+
+    with pytest.raises(KeyboardInterrupt):
+        uploads.upload(progress=Interrupting())
+
+    server.faults.clear()
+    check(server, uploads)
+
+
+def test_a_journal_that_cannot_be_made_is_told(server: Ec2Server, uploads: Uploads) -> None:
+    uploads.journal().mkdir()
+
+    with pytest.raises(StoreError) as caught:
+        uploads.upload()
+
+    assert str(caught.value).startswith(
+        f"{uploads.journal()}: the record of the upload cannot be written: Is a directory\n"
+    )
+    assert server.snapshots() == []
+
+
+def test_a_disk_that_is_gone_is_told(server: Ec2Server, uploads: Uploads) -> None:
+    order = uploads.order()
+    uploads.disk.unlink()
+
+    with pytest.raises(StoreError) as caught:
+        upload_snapshot(uploads.ebs, order, uploads.snapshots, Watched())
+
+    assert str(caught.value).startswith(
+        f"{uploads.disk}: the disk cannot be read: No such file or directory\n  do: see that"
+    )
+    assert server.requests == []
 
 
 # ---- the pace

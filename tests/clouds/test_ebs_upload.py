@@ -13,6 +13,7 @@ from harness import Watched
 
 from pipeline.clouds.ec2.aws import Refused
 from pipeline.clouds.ec2.blocks import BLOCK, MAX_CHAIN, find_parent
+from pipeline.clouds.ec2.region import Region
 from pipeline.clouds.ec2.upload import IDLE_MINUTES
 from pipeline.errors import UploadError
 from pipeline.model import GIB
@@ -148,6 +149,19 @@ def test_a_disk_that_changes_while_it_is_sent_is_no_snapshot(
     )
     assert server.snapshots() == []
     assert not uploads.journal().exists()
+
+
+def test_a_snapshot_of_another_account_is_not_ours(server: Ec2Server, uploads: Uploads) -> None:
+    """An index may lie beside the build of a site that has another account now."""
+    snapshot = server.snapshot(uploads.upload().snapshot_id)
+    region = Region(uploads.account, uploads.region)
+    assert region.state(snapshot.id) == "completed"
+
+    snapshot.owner = "999999999999"
+    snapshot.shared_with.add("all")
+
+    assert uploads.snapshots.state(snapshot.id) == "completed"
+    assert region.state(snapshot.id) is None
 
 
 # ---- as a delta
@@ -434,6 +448,46 @@ def test_a_journal_of_another_parent_is_not_used(server: Ec2Server, uploads: Upl
     assert sent.parent_id == second
     assert {each.id for each in server.snapshots()} == {first, second, sent.snapshot_id}
     assert server.compare(sent.snapshot_id, uploads.disk) == []
+
+
+@pytest.mark.parametrize("state", ["completed", "pending"])
+def test_a_snapshot_that_got_everything_is_taken_whatever_is_ordered_now(
+    server: Ec2Server, uploads: Uploads, state: str
+) -> None:
+    """A run was killed while EBS completed it; parent and tags have changed since."""
+    parent = uploads.upload("zero").snapshot_id
+    write_disk(uploads.disk, {n: block_of(f"new {n}") for n in range(6)})
+    server.faults.deny("ec2:DescribeSnapshots")
+    with pytest.raises(Refused):
+        uploads.upload(parent=uploads.index("zero"))
+    server.faults.clear()
+    (waiting,) = {each.id for each in server.snapshots()} - {parent}
+    if state == "completed":
+        while uploads.snapshots.state(waiting) != "completed":
+            pass
+    asked = len(puts(server))
+
+    sent = uploads.upload(parent=None, tags={"Name": "another"})
+
+    assert (sent.snapshot_id, sent.parent_id, sent.blocks_sent) == (waiting, parent, 0)
+    assert len(puts(server)) == asked
+    assert server.compare(waiting, uploads.disk) == []
+    index = uploads.index()
+    assert index is not None and (index.parent_id, index.chain) == (parent, 1)
+    assert sent.blocks_total == index.digests.summary()[0] == 6
+
+
+@pytest.mark.parametrize("changed", [{"encrypted": True}, {"volume_gib": 2}])
+def test_a_snapshot_that_got_everything_is_not_taken_for_another_kind(
+    server: Ec2Server, uploads: Uploads, changed: dict[str, object]
+) -> None:
+    server.faults.deny("ec2:DescribeSnapshots")
+    with pytest.raises(Refused):
+        uploads.upload()
+    server.faults.clear()
+    (waiting,) = server.snapshots()
+
+    assert uploads.upload(**changed).snapshot_id != waiting.id  # type: ignore[arg-type]
 
 
 def test_a_full_upload_goes_on_where_a_parent_was_refused(

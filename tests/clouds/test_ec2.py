@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from pipeline.errors import (
     InUseError,
     NameTakenError,
     PhantomError,
+    RightsError,
     UploadError,
     UsageError,
     VolumeTooSmallError,
@@ -84,6 +87,7 @@ def test_good_options(options: dict[str, object]) -> None:
         {"region": "us-east-1", "share_with": ["12345678901"]},
         {"region": "us-east-1", "share_with": [111122223333]},
         {"region": "us-east-1", "tags": {"aws:x": "y"}},
+        {"region": "us-east-1", "tags": {"AWS:x": "y"}},
         {"region": "us-east-1", "tags": {"phantom:sha256": "y"}},
         {"region": "us-east-1", "tags": {"x": "y" * 257}},
         {"region": "us-east-1", "tags": {str(each): "y" for each in range(44)}},
@@ -105,6 +109,16 @@ def test_bad_options(options: dict[str, object]) -> None:
             {"method": "import"},
             "method import needs a bucket",
             "name an S3 bucket of the region with `bucket`",
+        ),
+        (
+            {"volume_size": "65537GiB"},
+            "volumes of type gp3 have at most 65536GiB",
+            "make `volume_size` smaller, or take another `volume_type`",
+        ),
+        (
+            {"volume_size": "1025GiB", "volume_type": "standard"},
+            "volumes of type standard have at most 1024GiB",
+            "make `volume_size` smaller, or take another `volume_type`",
         ),
         (
             {"copy_to": ["eu-west-1", "us-east-1"]},
@@ -205,6 +219,13 @@ def test_bad_names(name: str, wrong: str) -> None:
         f"images/hello-phantom/appliance.yaml: EC2 refuses the image name {name!r}: {wrong}\n"
         "  do: change `clouds: ec2: image_name:` (or name and version) of the appliance"
     )
+
+
+@pytest.mark.parametrize("template", ["{name:{foo}}", "{name:{}}", "{name:{0}}", "{name", "{x}"])
+def test_templates_that_cannot_be_filled_in(template: str) -> None:
+    with pytest.raises(ImageNameError) as caught:
+        make_cloud().image_name(make_appliance("ec2", template), "4f2a9c01")
+    assert repr(template) in caught.value.what
 
 
 @pytest.mark.parametrize(
@@ -408,6 +429,134 @@ def test_two_commands_make_one_image(kit: Kit) -> None:
     kit.ec2.faults.on("ec2:RegisterImage", lambda: other.upload(), times=1)
     made = kit.upload()
     assert [each.id for each in kit.ec2.server.images()] == [made.image_id]
+    assert not kit.ec2.server.costs()
+
+
+def test_snapshot_of_a_lost_race_goes(kit: Kit) -> None:
+    """Another host made a snapshot of its own of the same bytes, and was faster with the name."""
+    other = Kit(kit.ec2, kit.folder)
+    other.booted = kit.booted
+    other.release = dataclasses.replace(kit.release, folder=kit.folder / "other" / "build")
+
+    def lose() -> None:
+        (mine,) = kit.ec2.server.snapshots()
+        tags = [{"Key": "phantom:sha256"}]  # so that it is not found and shared
+        kit.ec2.server.client("ec2").delete_tags(Resources=[mine.id], Tags=tags)
+        other.upload()
+
+    kit.ec2.faults.on("ec2:RegisterImage", lose, times=1)
+    made = kit.upload()
+    assert [each.id for each in kit.ec2.server.images()] == [made.image_id]
+    assert len(kit.ec2.server.snapshots()) == 1
+
+
+def test_image_that_is_not_shown_yet_is_waited_for(kit: Kit) -> None:
+    """Its name is taken before anybody can see it."""
+    other = Kit(kit.ec2, kit.folder)
+    other.booted = kit.booted
+    other.release = dataclasses.replace(kit.release, folder=kit.folder / "other" / "build")
+    kit.ec2.faults.refuse("ec2:RegisterImage", "InvalidAMIName.Duplicate")
+    kit.ec2.faults.on("ec2:DescribeImages", lambda: other.upload(), skip=3)
+    made = kit.upload()
+    assert [each.id for each in kit.ec2.server.images()] == [made.image_id]
+
+
+# ---- two sites of one account
+
+
+@contextmanager
+def open_as(kit: Kit, name: str, **options: Any) -> Iterator[Ec2]:
+    site = replace(kit.ec2.make_site(**options), name=name)
+    cloud = Ec2(site, environ=kit.ec2.environ, pause=lambda _: None)
+    with cloud.open(kit.folder / name):
+        yield cloud
+
+
+def test_another_sites_image_is_not_taken_over(kit: Kit) -> None:
+    made = kit.upload()
+    with open_as(kit, "public", share_with=["all"]) as cloud:
+        assert cloud.find(kit.booted.image, kit.release) is None
+        with pytest.raises(NameTakenError) as caught:
+            cloud.upload(kit.booted, kit.release, kit.progress)
+        with pytest.raises(UsageError) as refused:
+            cloud.retire(made)
+    assert str(caught.value) == (
+        f"site public: {made.image_id} in us-east-1 has the name 'hello-1.2.0-4f2a9c01' already, "
+        "and is of site virginia\n"
+        "  do: put something that differs into `image_name` (`clouds: ec2: image_name:`) of the "
+        "appliances, or make virginia and public one site"
+    )
+    assert "its tags say that it is of site virginia" in refused.value.what
+    (image,) = kit.ec2.server.images()
+    assert image.launch_permissions == [] and image.tags["phantom:site"] == "virginia"
+    assert len(kit.ec2.server.snapshots()) == 1
+
+
+def test_another_sites_image_in_a_further_region_is_not_taken_over(kit: Kit) -> None:
+    with open_as(kit, "ireland", region="eu-west-1") as cloud:
+        cloud.upload(kit.booted, kit.release, kit.progress)
+    with pytest.raises(NameTakenError) as caught:
+        kit.publish(copy_to=["eu-west-1"], share_with=[SECOND])
+    assert "in eu-west-1 has the name" in caught.value.what
+    assert caught.value.what.endswith("is of site ireland")
+    (theirs,) = kit.ec2.server.images("eu-west-1")
+    assert theirs.launch_permissions == [] and theirs.tags["phantom:site"] == "ireland"
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"encrypt": True}, "unencrypted"),
+        ({"volume_type": "gp2"}, "with a volume of type gp3"),
+        ({"volume_size": "9GiB"}, "with a volume of 8 GiB"),
+    ],
+)
+def test_other_options_of_the_volume_are_told(
+    kit: Kit, options: dict[str, Any], wrong: str
+) -> None:
+    made = kit.upload(volume_size="8GiB")
+    with kit.open(**{"volume_size": "8GiB", **options}) as cloud:
+        assert cloud.find(kit.booted.image, kit.release) is None
+    with pytest.raises(NameTakenError) as caught:
+        kit.upload(**{"volume_size": "8GiB", **options})
+    assert str(caught.value) == (
+        f"site virginia: {made.image_id} in us-east-1 has the same bytes, and was made {wrong}, "
+        "which site virginia does not ask for any more\n"
+        "  do: retire it first (`phantom-image retire`), or give the site its old options back"
+    )
+
+
+def test_another_key_is_told(kit: Kit) -> None:
+    regions = ["eu-west-1"]
+    here, there = kit.publish(encrypt=True, kms_key=KEY, copy_to=regions)
+    assert kit.publish(encrypt=True, kms_key=KEY, copy_to=regions) == (here, there)
+    with pytest.raises(NameTakenError) as caught:
+        kit.publish(encrypt=True, kms_key=KEY.replace("1234abcd", "5678abcd"), copy_to=regions)
+    assert f"was made with the key {KEY}" in caught.value.what
+
+
+def test_unencrypted_copy_is_told(kit: Kit) -> None:
+    _, there = kit.publish(encrypt=True, copy_to=["eu-west-1"])
+    kit.ec2.server.snapshot(there.location.rsplit("/", 1)[1]).encrypted = False
+    with pytest.raises(NameTakenError) as caught:
+        kit.publish(encrypt=True, copy_to=["eu-west-1"])
+    assert "in eu-west-1 has the same bytes, and was made unencrypted" in caught.value.what
+
+
+def test_encryption_by_default_is_no_other_option(kit: Kit) -> None:
+    made = kit.upload()
+    for each in kit.ec2.server.snapshots():
+        each.encrypted = True
+    assert kit.publish() == (made,)
+    assert any("is encrypted, as the account's default may be" in e for e in kit.progress.lines)
+
+
+def test_disabled_image_is_told(kit: Kit) -> None:
+    made = kit.upload()
+    kit.ec2.server.image(made.image_id).state = "disabled"
+    with pytest.raises(UploadError) as caught:
+        kit.publish()
+    assert "is disabled" in caught.value.what and "retire it" in (caught.value.todo or "")
 
 
 def test_name_taken_by_an_image_of_others(kit: Kit) -> None:
@@ -472,6 +621,15 @@ def test_copy_whose_answer_was_lost_is_found(kit: Kit) -> None:
     assert len(kit.ec2.server.images("eu-west-1")) == 1
 
 
+def test_copy_that_is_removed_again_and_again(kit: Kit) -> None:
+    for _ in range(5):
+        published = kit.publish(copy_to=["eu-west-1"])
+        assert [e.id for e in kit.ec2.server.images("eu-west-1")] == [published[1].image_id]
+        with kit.open(copy_to=["eu-west-1"]) as cloud:
+            cloud.retire(published[1])
+    assert not list(kit.release.folder.glob("*.copy"))
+
+
 def test_copy_that_was_removed_is_made_again(kit: Kit) -> None:
     first = kit.publish(copy_to=["eu-west-1"])
     with kit.open(copy_to=["eu-west-1"]) as cloud:
@@ -487,10 +645,25 @@ def test_a_region_that_fails_does_not_stop_the_others(kit: Kit) -> None:
     with pytest.raises(PhantomError) as caught:
         kit.publish(copy_to=["eu-west-1", "eu-central-1"])
     assert "ec2:CopyImage in eu-west-1" in caught.value.what
-    assert len(kit.ec2.server.images("eu-central-1")) == 1
+    (copy,) = kit.ec2.server.images("eu-central-1")
+    (here,) = kit.ec2.server.images("us-east-1")
+    assert [each.image_id for each in caught.value.published] == [here.id, copy.id]
     kit.ec2.faults.clear()
     assert len(kit.publish(copy_to=["eu-west-1", "eu-central-1"])) == 3
     assert len(kit.ec2.server.images("eu-central-1")) == 1
+
+
+def test_all_regions_that_fail_are_told(kit: Kit) -> None:
+    kit.ec2.faults.deny("ec2:CopyImage", region="eu-west-1")
+    kit.ec2.faults.deny("ec2:ModifyImageAttribute", region="eu-central-1")
+    with pytest.raises(PhantomError) as caught:
+        kit.publish(copy_to=["eu-west-1", "eu-central-1"], share_with=[SECOND])
+    assert "ec2:CopyImage in eu-west-1" in caught.value.what
+    assert "also: site virginia: the account may not call ec2:ModifyImageAttribute in" in (
+        caught.value.detail or ""
+    )
+    # The copy is there, though it is not shared.
+    assert [each.region for each in caught.value.published] == ["us-east-1", "eu-central-1"]
 
 
 def test_name_taken_in_a_further_region(kit: Kit) -> None:
@@ -520,6 +693,28 @@ def test_sharing_with_accounts_and_organisations(kit: Kit) -> None:
     )
     assert again == published
     assert kit.ec2.server.count("ec2:EnableImageDeprecation") == 2
+
+
+def test_deprecation_that_has_passed(kit: Kit) -> None:
+    """An image is published again when its day is over: EC2 refuses a time that has passed."""
+    made = kit.upload()
+    kit.ec2.server.clock.advance(40 * 86400)
+    now = datetime.fromtimestamp(kit.ec2.server.clock.now(), UTC)
+    cloud = Ec2(
+        kit.ec2.make_site(deprecate_after="30d"),
+        environ=kit.ec2.environ,
+        clock=lambda: now,
+        pause=lambda _: None,
+    )
+    image = kit.ec2.server.image(made.image_id)
+    with cloud.open(kit.folder):
+        cloud.publish(made, kit.release, kit.progress)
+        assert image.deprecation is not None
+        assert 0 < image.deprecation - now.timestamp() <= 300
+        kit.ec2.server.clock.advance(600)
+        now += timedelta(seconds=600)
+        cloud.publish(made, kit.release, kit.progress)
+    assert kit.ec2.server.count("ec2:EnableImageDeprecation") == 1
 
 
 def test_sharing_with_all(kit: Kit) -> None:
@@ -576,6 +771,14 @@ def test_retire_of_what_is_in_use(kit: Kit, fallback: bool) -> None:
         "  do: let them use another image, or end them, then run the same command again"
     )
     assert caught.value.exit_code == 42
+    assert len(kit.ec2.server.images()) == len(kit.ec2.server.snapshots()) == 1
+
+
+def test_launch_templates_that_cannot_be_seen_stop_a_retirement(kit: Kit) -> None:
+    made = kit.upload()
+    kit.ec2.faults.deny("ec2:DescribeLaunchTemplateVersions")
+    with kit.open() as cloud, pytest.raises(RightsError):
+        cloud.retire(made)
     assert len(kit.ec2.server.images()) == len(kit.ec2.server.snapshots()) == 1
 
 
@@ -701,6 +904,7 @@ def test_copy_that_failed_is_made_again(kit: Kit) -> None:
             kit.publish(copy_to=["eu-west-1"])
     published = kit.publish(copy_to=["eu-west-1"])
     assert [each.id for each in kit.ec2.server.images("eu-west-1")] == [published[1].image_id]
+    assert not kit.ec2.server.costs()
 
 
 def test_a_size_in_whole_mib_is_enough_for_any_disk(kit: Kit) -> None:

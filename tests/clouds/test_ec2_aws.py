@@ -23,6 +23,27 @@ from pipeline.clouds.ec2.aws import (
     retrying,
     translated,
 )
+from pipeline.clouds.ec2.explain import explain
+from pipeline.clouds.ec2.settings import Ec2Settings
+
+SETTINGS = Ec2Settings(
+    site="test",
+    region="us-east-1",
+    profile=None,
+    method="ebs",
+    bucket=None,
+    import_role="vmimport",
+    volume_type="gp3",
+    volume_gib=None,
+    copy_to=(),
+    share_with=(),
+    deprecate_days=None,
+    encrypt=False,
+    kms_key=None,
+    endpoint=None,
+    verify=True,
+    sandbox=False,
+)
 
 
 def refused(code: str, status: int = 400, reason: str | None = None) -> Refused:
@@ -124,18 +145,22 @@ def test_given_up_when_the_outage_is_over() -> None:
     assert len(made) == len(waited) + 1
 
 
-def test_the_time_counts_from_the_last_call_of_any_thread_that_went_well() -> None:
+def test_the_time_counts_from_the_first_failure_after_a_call_of_any_thread_that_went_well() -> None:
     now = [0.0]
     outage = Outage(clock=lambda: now[0])
-    now[0] = OUTAGE_SECONDS - 1
-    assert not outage.is_over(0)
-    outage.succeeded()
+    now[0] = 2 * OUTAGE_SECONDS  # while nothing is asked for, nothing fails
+    assert not outage.failed(0)
     now[0] += OUTAGE_SECONDS - 1
-    assert not outage.is_over(0)
-    now[0] += 1
-    assert outage.is_over(0)
+    assert not outage.failed(0)
     outage.succeeded()
-    assert outage.is_over(OUTAGE_SECONDS)  # of one call that alone never gets through
+    now[0] += OUTAGE_SECONDS
+    assert not outage.failed(0)
+    now[0] += OUTAGE_SECONDS - 1
+    assert not outage.failed(0)
+    now[0] += 1
+    assert outage.failed(0)
+    outage.succeeded()
+    assert outage.failed(OUTAGE_SECONDS)  # of one call that alone never gets through
 
 
 def test_an_outage_is_told_once_and_the_next_one_again() -> None:
@@ -176,6 +201,12 @@ def test_cut(error: Exception, connected: bool) -> None:
         (known.CredentialRetrievalError(provider="p", error_msg="token has expired"), True),
         (known.UnauthorizedSSOTokenError(), True),
         (known.TokenRetrievalError(provider="p", error_msg="no"), True),
+        (
+            RuntimeError(
+                "Credentials were refreshed, but the refreshed credentials are still expired."
+            ),
+            True,
+        ),
     ],
     ids=lambda each: type(each).__name__,
 )
@@ -183,6 +214,46 @@ def test_no_credentials(error: Exception, expired: bool) -> None:
     with pytest.raises(NoCredentials) as caught, translated("ec2:DescribeImages"):
         raise error
     assert caught.value.expired is expired
+
+
+def test_a_defect_is_no_lack_of_credentials() -> None:
+    with pytest.raises(RuntimeError), translated("ec2:DescribeImages"):
+        raise RuntimeError("dictionary changed size during iteration")
+
+
+def test_what_botocore_asks_for_by_itself_is_named() -> None:
+    """Credentials of a role are got in the midst of another call."""
+    for operation, action in (
+        ("AssumeRole", "sts:AssumeRole"),
+        ("AssumeRoleWithWebIdentity", "sts:AssumeRoleWithWebIdentity"),
+        ("GetRoleCredentials", "sso:GetRoleCredentials"),
+        ("DescribeImages", "ec2:DescribeImages"),
+    ):
+        code = "ForbiddenException" if operation == "GetRoleCredentials" else "AccessDenied"
+        answer = {"Error": {"Code": code, "Message": "no"}}
+        with pytest.raises(Refused) as caught, translated("ec2:DescribeImages"):
+            raise known.ClientError(answer, operation)
+        assert caught.value.action == action and caught.value.denied
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "skewed"),
+    [
+        ("SignatureDoesNotMatch", "Signature expired: 20260101T000000Z is now earlier than", True),
+        ("InvalidSignatureException", "Signature not yet current: 20260101T000000Z", True),
+        ("RequestTimeTooSkewed", "The difference between the request time and the", True),
+        ("RequestExpired", "Request has expired.", False),
+        ("SignatureDoesNotMatch", "The request signature we calculated does not match", False),
+        ("ExpiredToken", "The security token included in the request is expired", False),
+    ],
+)
+def test_a_clock_that_is_off_is_told_from_bad_keys(code: str, message: str, skewed: bool) -> None:
+    error = Refused("ec2:DescribeImages", code, message, status=403)
+    assert error.skewed is skewed
+    assert not is_transient(error)
+    assert not (skewed and error.expired)
+    told = explain(error, SETTINGS)
+    assert ("this host's clock" in str(told)) is skewed
 
 
 def test_refusal_of_each_kind_of_service(ec2: Ec2Harness) -> None:

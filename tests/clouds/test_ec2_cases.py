@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ec2_kit import Kit
-from harness import find_free_port
+from harness import Watched, find_free_port
 
-from pipeline.clouds.ec2.aws import Account, make_session
+from pipeline.clouds.ec2.aws import Account, Outage, make_session
 from pipeline.clouds.ec2.cloud import Ec2
 from pipeline.clouds.ec2.rights import make_probes
 from pipeline.clouds.ec2.settings import resolve_settings
@@ -27,6 +28,7 @@ from pipeline.errors import (
     SharingBlockedError,
     SiteUnreachableError,
     UploadError,
+    UsageError,
     VolumeTooSmallError,
 )
 from pipeline.model import Site
@@ -181,11 +183,13 @@ def allowed_actions(kit: Kit, **options: Any) -> set[str]:
         "ec2:DeregisterImage",
         "ec2:DescribeImageReferences",
         "ec2:DescribeInstances",
+        "ec2:DescribeLaunchTemplateVersions",
         "ec2:RegisterImage",
         "ec2:ModifyImageAttribute",
         "ec2:ModifySnapshotAttribute",
         "ec2:EnableImageDeprecation",
         "ec2:GetImageBlockPublicAccessState",
+        "ec2:GetSnapshotBlockPublicAccessState",
         "ebs:StartSnapshot",
         "ebs:PutSnapshotBlock",
         "ebs:CompleteSnapshot",
@@ -265,7 +269,16 @@ def test_documented_policy_is_what_is_called(kit: Kit, monkeypatch: pytest.Monke
                 cloud.retire(each)
     # Not called without a fault: what is removed then.
     called |= {"s3:AbortMultipartUpload"}
-    assert called - {"sts:GetCallerIdentity"} == read_policy()
+    policy = read_policy()
+    keys = {each for each in policy if each.startswith("kms:")}  # used by EC2 in our name
+    assert called - {"sts:GetCallerIdentity"} == policy - keys
+    assert keys == {
+        "kms:CreateGrant",
+        "kms:Decrypt",
+        "kms:DescribeKey",
+        "kms:GenerateDataKeyWithoutPlaintext",
+        "kms:ReEncrypt*",
+    }
 
 
 # ---- regions
@@ -403,6 +416,13 @@ def test_public_snapshots_alone_are_blocked(kit: Kit) -> None:
         kit.publish(share_with=["all"])
 
 
+def test_blocked_public_snapshots_are_told_before_the_build(kit: Kit) -> None:
+    kit.ec2.server.forbid_public()
+    kit.ec2.server.state.regions["us-east-1"].image_block_public = False
+    error = fail(kit, SharingBlockedError, share_with=["all"])
+    assert error.what.endswith("in us-east-1: the account blocks it (block-all-sharing)")
+
+
 def test_image_larger_than_the_volume(kit: Kit) -> None:
     image = kit.booted.image
     object.__setattr__(image, "disk_bytes", 3 << 30)
@@ -479,6 +499,113 @@ def test_import_that_failed_is_tried_again(importing: Kit) -> None:
     assert not kit.ec2.server.costs()
 
 
+@pytest.mark.parametrize("message", ["Disk validation failed", "The service role is wrong"])
+def test_import_that_failed_for_good_works_once_it_is_mended(importing: Kit, message: str) -> None:
+    """EC2 answers a repeated token with the task that failed."""
+    kit = importing
+
+    def spoil() -> None:
+        for task in kit.ec2.server.state.regions["us-east-1"].imports.values():
+            task.pending, task.status, task.message = None, "deleted", message
+
+    kit.ec2.faults.on("ec2:DescribeImportSnapshotTasks", spoil, times=None)
+    for _ in range(2):
+        with pytest.raises((UploadError, ImportRoleError)) as caught:
+            kit.upload(**IMPORT)
+        assert message in caught.value.what
+    kit.ec2.faults.clear()
+    kit.upload(**IMPORT)
+    assert not kit.ec2.server.costs()
+    assert not list(kit.release.folder.glob("*.import"))
+
+
+class Stopping(Watched):
+    """Interrupted when the first bytes are sent."""
+
+    def advance(self, done: int, total: int | None) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("size", [4 << 20, 12 << 20], ids=["whole", "in parts"])
+def test_interrupted_while_the_object_is_sent(
+    importing: Kit, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr("pipeline.clouds.ec2.vm_import._PART", 5 << 20)
+    kit = importing
+    kit.booted = kit.make(bytes(range(256)) * (size >> 8))
+    kit.progress = Stopping()
+    with pytest.raises(KeyboardInterrupt):
+        kit.upload(**IMPORT)
+    assert kit.ec2.server.count("ec2:ImportSnapshot") == 0
+    assert not kit.ec2.server.costs()
+    kit.progress = Watched()
+    assert kit.upload(**IMPORT)
+
+
+def test_interrupted_while_a_task_reads_the_object(importing: Kit) -> None:
+    class Interrupted(Watched):
+        def step(self, text: str) -> None:
+            if text.startswith("EC2 imports"):
+                raise KeyboardInterrupt
+
+    kit = importing
+    kit.progress = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        kit.upload(**IMPORT)
+    assert len(kit.ec2.server.costs().objects) == 1
+    kit.progress = Watched()
+    kit.upload(**IMPORT)
+    assert kit.ec2.server.count("ec2:ImportSnapshot") == 2
+    assert len(kit.ec2.server.state.regions["us-east-1"].imports) == 1
+    assert not kit.ec2.server.costs()
+
+
+def test_a_long_upload_is_no_outage(importing: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage counts from the last bytes that were sent, not from the begin."""
+    now = [0.0]
+
+    class Slow(Watched):
+        def advance(self, done: int, total: int | None) -> None:
+            now[0] += 3600
+
+    def make_outage() -> Outage:
+        return Outage(clock=lambda: now[0])
+
+    monkeypatch.setattr("pipeline.clouds.ec2.vm_import.Outage", make_outage)
+    monkeypatch.setattr("pipeline.clouds.ec2.aws.PART_ATTEMPTS", 1)
+    kit = importing
+    kit.progress = Slow()
+    kit.ec2.faults.fail("s3:PutObject", times=1)
+    assert kit.upload(**IMPORT)
+    assert kit.ec2.server.count("s3:PutObject") == 2
+
+
+def test_snapshot_of_an_import_that_nobody_waited_for(importing: Kit) -> None:
+    """The import service gives its snapshots no tags: the task's prove whose it is."""
+    kit = importing
+    kit.ec2.faults.deny("ec2:DescribeImportSnapshotTasks")
+    with pytest.raises(RightsError):
+        kit.upload(**IMPORT)
+    kit.ec2.faults.clear()
+    kit.ec2.server.client("ec2").describe_import_snapshot_tasks()  # time passes
+    kit.ec2.server.client("ec2").describe_import_snapshot_tasks()
+    (snapshot,) = kit.ec2.server.snapshots()
+    assert not snapshot.tags
+    foreign = kit.ec2.server.client("ebs").start_snapshot(VolumeSize=1)["SnapshotId"]
+    with kit.open(bucket="example-images") as cloud:  # `method: import` was taken out
+        found = cloud.find_leftovers()
+        assert [(each.kind, each.id) for each in found] == [
+            ("unused snapshot", snapshot.id),
+            ("S3 object", found[1].id),
+        ]
+        with pytest.raises(UsageError):
+            cloud.remove_leftover(replace(found[0], id=foreign))
+        for each in found:
+            cloud.remove_leftover(each)
+        assert cloud.find_leftovers() == []
+    assert [each.id for each in kit.ec2.server.snapshots()] == [foreign]
+
+
 @pytest.mark.parametrize("verb", ["check", "upload"])
 def test_import_role_is_missing(kit: Kit, verb: str) -> None:
     kit.ec2.server.add_bucket("example-images")
@@ -509,7 +636,15 @@ def test_bucket_that_is_not_in_the_region(kit: Kit, where: str) -> None:
 
 @pytest.mark.parametrize(
     "action",
-    ["s3:PutObject", "s3:GetObject", "s3:DeleteObject", "s3:ListBucket", "ec2:ImportSnapshot"],
+    [
+        "s3:PutObject",
+        "s3:GetObject",
+        "s3:DeleteObject",
+        "s3:ListBucket",
+        "s3:ListBucketMultipartUploads",
+        "s3:AbortMultipartUpload",
+        "ec2:ImportSnapshot",
+    ],
 )
 def test_missing_right_of_import(importing: Kit, action: str) -> None:
     importing.ec2.faults.deny(action)
@@ -551,9 +686,21 @@ def test_leftovers_of_a_killed_import(importing: Kit) -> None:
         assert found[0].since == "2026-01-02T03:04:05Z"
         for each in found:
             cloud.remove_leftover(each)
+            cloud.remove_leftover(each)  # gone, or ended, is no error
         assert cloud.find_leftovers() == []
     assert sorted(kit.ec2.server.costs().objects) == [
         "example-images/letters/x",
         "example-images/phantom-image/other/b/x.raw",
     ]
     assert not kit.ec2.server.costs().uploads
+
+
+def test_all_pages_of_uploads_are_read(importing: Kit) -> None:
+    kit = importing
+    s3 = kit.ec2.server.client("s3")
+    for number in range(5):
+        key = f"phantom-image/virginia/b/{number // 2}.raw"
+        s3.create_multipart_upload(Bucket="example-images", Key=key)
+    kit.ec2.server.set_page_limit(2)
+    with kit.open(**IMPORT) as cloud:
+        assert len({each.id for each in cloud.find_leftovers()}) == 5

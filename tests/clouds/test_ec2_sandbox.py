@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from pipeline.clouds.ec2.aws import Account, make_dummy_session, make_session
 from pipeline.clouds.ec2.cloud import Ec2
 from pipeline.clouds.ec2.ebs import Ebs
 from pipeline.clouds.ec2.sandbox import compare_blocks
-from pipeline.errors import HostError, NameTakenError, UploadError
+from pipeline.errors import HostError, NameTakenError, NoSpaceError, StoreError, UploadError
 from pipeline.model import MIB, BootedImage, Publication, Site
 from pipeline.tools import run
 
@@ -273,6 +274,63 @@ def test_it_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "  do: `make setup` installs what is missing; with a site of cloud ec2 in sites.yaml it is "
         "not needed"
     )
+
+
+def test_it_is_missed_before_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "moto", None)
+    with pytest.raises(HostError) as caught:
+        make_cloud().check_size(MIB)
+    assert "(moto) is not installed" in caught.value.what
+    assert "make setup" in (caught.value.todo or "")
+    Ec2(replace(SITE, sandbox=False, options={"region": "us-east-1"})).check_size(MIB)
+
+
+@contextmanager
+def limited_files(size: int) -> Iterator[None]:
+    """Processes started here can write no larger files: the nearest to a full disk without root."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_its_disk_gets_full(tmp_path: Path, booted: BootedImage, progress: Watched) -> None:
+    cloud, release = make_cloud(), make_release(tmp_path, "hello-1.2.0-4f2a9c01")
+    with ExitStack() as stack:
+        with limited_files(700_000):
+            stack.enter_context(cloud.open(tmp_path / "site"))
+        with pytest.raises(NoSpaceError) as caught:
+            cloud.upload(booted, release, progress)
+    assert caught.value.where == str(tmp_path / "site")
+    assert "again" in (caught.value.todo or "")
+    assert not (tmp_path / "site/upload").exists()
+
+
+def test_a_disk_that_is_too_small_is_told_before(tmp_path: Path) -> None:
+    full, disk = Path("/proc"), tmp_path / "disk.raw"  # a file system without any space
+    with disk.open("wb") as file:
+        file.truncate(64 * MIB)
+        sandbox.check_space(full, disk)  # holes need none
+        file.write(b"x")
+    with pytest.raises(NoSpaceError) as caught:
+        sandbox.check_space(full, disk)
+    assert caught.value.what == (
+        "no space on the disk of this host: the rehearsal needs 512 KiB, 0 B are free"
+    )
+    assert (caught.value.where, caught.value.exit_code) == ("/proc", 17)
+    assert caught.value.todo
+
+
+def test_records_that_cannot_be_written_are_told(
+    tmp_path: Path, booted: BootedImage, progress: Watched
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/rehearsed").write_text("in the way")
+    with pytest.raises(StoreError) as caught:
+        rehearse(make_cloud(), booted, tmp_path, progress)
+    assert caught.value.where == str(tmp_path / "site/rehearsed") and caught.value.todo
 
 
 def test_its_memory_does_not_grow_with_the_image(tmp_path: Path, progress: Watched) -> None:

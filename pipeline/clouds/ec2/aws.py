@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,8 +31,8 @@ PART_ATTEMPTS = 6
 """Of each part of an S3 object; with botocore's pauses that is about a minute."""
 
 OUTAGE_SECONDS = 300.0
-"""So long work goes on after the last call that went well: a network that is gone for some minutes
-loses nothing."""
+"""So long work goes on after the first call that failed since one went well: a network that is gone
+for some minutes loses nothing."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 15.0  # seconds; a pause is random between 0 and the doubled one
 
@@ -56,7 +57,7 @@ THROTTLED = frozenset(
 _TIMED_OUT = frozenset({"RequestTimeout", "RequestTimeoutException"})
 _TRANSIENT_REASONS = frozenset({"WRITE_REQUEST_TIMEOUT"})  # EBS's, inside a ValidationException
 
-_DENIED = ("AccessDenied", "UnauthorizedOperation", "Unauthorized")
+_DENIED = ("AccessDenied", "Forbidden", "UnauthorizedOperation", "Unauthorized")
 _EXPIRED = frozenset(
     {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 )
@@ -75,6 +76,30 @@ _BAD_CREDENTIALS = frozenset(
         "UnrecognizedClientException",
     }
 )
+
+
+_DATED = frozenset(
+    {
+        "InvalidSignatureException",
+        "RequestExpired",
+        "RequestTimeTooSkewed",
+        "SignatureDoesNotMatch",
+    }
+)
+"""How services refuse a signature for its date, and for other faults: the message tells which."""
+_SKEWED = re.compile(r"skew|signature expired|not yet current", re.IGNORECASE)
+
+_RENEWING = {
+    "AssumeRole": "sts:AssumeRole",
+    "AssumeRoleWithSAML": "sts:AssumeRoleWithSAML",
+    "AssumeRoleWithWebIdentity": "sts:AssumeRoleWithWebIdentity",
+    "CreateOAuth2Token": "signin:CreateOAuth2Token",
+    "CreateToken": "sso-oauth:CreateToken",
+    "GetRoleCredentials": "sso:GetRoleCredentials",
+}
+"""What botocore calls by itself for credentials, and the rights that it needs."""
+
+_STALE = "Credentials were refreshed, but"  # botocore's words; the exception is a RuntimeError
 
 
 class Refused(Exception):
@@ -100,12 +125,18 @@ class Refused(Exception):
     @property
     def expired(self) -> bool:
         """The credentials were valid once."""
-        return self.code in _EXPIRED
+        return self.code in _EXPIRED and not self.skewed
+
+    @property
+    def skewed(self) -> bool:
+        """This host's clock is not the service's: a signature is good for some minutes."""
+        told = _SKEWED.search(f"{self.code} {self.message}")
+        return told is not None and self.code in _DATED
 
     @property
     def unknown_credentials(self) -> bool:
-        """The service does not know the credentials, or they do not fit together."""
-        return self.code in _BAD_CREDENTIALS
+        """The service does not know the credentials, or they do not fit together, or its clock."""
+        return self.code in _BAD_CREDENTIALS or self.skewed
 
 
 class Cut(Exception):
@@ -152,7 +183,8 @@ def translated(action: str) -> Iterator[None]:
     try:
         yield
     except known.ClientError as error:
-        raise _refused(action, error.response) from error
+        renewing = _RENEWING.get(error.operation_name)  # asked by botocore, before the call itself
+        raise _refused(renewing or action, error.response) from error
     except S3UploadFailedError as error:  # it names the real one, and keeps it as its context
         inner = error.__context__
         if isinstance(inner, known.ClientError):
@@ -160,6 +192,10 @@ def translated(action: str) -> Iterator[None]:
         raise Cut(str(error), connected=True) from error
     except _lost(known) as error:
         raise NoCredentials(_one_line(error), expired=_is_expiry(known, error)) from error
+    except RuntimeError as error:
+        if not str(error).startswith(_STALE):
+            raise
+        raise NoCredentials(_one_line(error), expired=True) from error
     except _never_connected(known) as error:
         raise Cut(_one_line(error), connected=False) from error
     except (
@@ -357,19 +393,24 @@ class Outage:
         self._seconds = seconds
         self._clock = clock
         self._lock = threading.Lock()
-        self._success = clock()
+        self._failing: float | None = None
+        """Since when."""
         self._told = False
 
     def succeeded(self) -> None:
         """A call went well."""
         with self._lock:
-            self._success = self._clock()
+            self._failing = None
             self._told = False
 
-    def is_over(self, waited: float) -> bool:
-        """Whether to give up: nobody had success for so long, or one call waited for so long."""
+    def failed(self, waited: float) -> bool:
+        """A call failed that had waited for so long. Returns whether to give up: since the first
+        failure after the last success, or for this one call, it has lasted long enough."""
         with self._lock:
-            return max(self._clock() - self._success, waited) >= self._seconds
+            now = self._clock()
+            if self._failing is None:
+                self._failing = now
+            return max(now - self._failing, waited) >= self._seconds
 
     def tell(self, progress: Progress, reason: str) -> None:
         """Tells once an outage that work waits."""
@@ -404,7 +445,7 @@ def retrying(
                 is_transient(error) or (also is not None and also(error))
             ):
                 raise
-            if outage.is_over(waited):
+            if outage.failed(waited):
                 raise
             if isinstance(error, Cut):
                 outage.tell(progress or NoProgress(), error.reason)

@@ -15,9 +15,11 @@ import json
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import NoSpaceError, StoreError
 from pipeline.model import GIB, KIB, Sha256
 
 BLOCK = 512 * KIB
@@ -103,8 +105,7 @@ class BlockIndex:
     digests: Digests
 
     def write(self, file: Path) -> None:
-        """Writes it whole or not at all."""
-        spare = file.with_name(f"{file.name}.new")
+        """Writes it whole or not at all. Raises NoSpaceError and StoreError."""
         header = {
             "format": _FORMAT,
             "snapshot": self.snapshot_id,
@@ -116,19 +117,17 @@ class BlockIndex:
             "encrypted": self.encrypted,
             "kms_key": self.kms_key,
         }
+        write_record(file, self._make_lines(header))
+
+    def _make_lines(self, header: dict[str, object]) -> Iterator[bytes]:
         hashed = hashlib.sha256()
-        with spare.open("wb") as opened:
-            for line in itertools.chain(
-                [json.dumps(header).encode() + b"\n"],
-                (b"%d %s\n" % (each, found.hex().encode()) for each, found in self.digests.items()),
-            ):
-                hashed.update(line)
-                opened.write(line)
-            opened.write(b"end %s\n" % hashed.hexdigest().encode())
-            opened.flush()
-            os.fsync(opened.fileno())
-        spare.rename(file)
-        sync_folder(file.parent)
+        for line in itertools.chain(
+            [json.dumps(header).encode() + b"\n"],
+            (b"%d %s\n" % (each, found.hex().encode()) for each, found in self.digests.items()),
+        ):
+            hashed.update(line)
+            yield line
+        yield b"end %s\n" % hashed.hexdigest().encode()
 
     @classmethod
     def read(cls, file: Path) -> BlockIndex | None:
@@ -221,6 +220,18 @@ def read_block(descriptor: int, number: int, buffer: bytearray) -> None:
         view, at = view[count:], at + count
 
 
+def digest_blocks(disk: Path, blocks: int) -> Digests:
+    """The digests of a disk's blocks that are not all zeros, on a volume of so many. Raises
+    StoreError."""
+    found, buffer = Digests(blocks), bytearray(BLOCK)
+    with reading(disk), disk.open("rb", buffering=0) as opened:
+        for number in find_blocks(opened.fileno()):
+            read_block(opened.fileno(), number, buffer)
+            if buffer != ZEROS:
+                found.note(number, hashlib.sha256(buffer).digest())
+    return found
+
+
 def merge(*numbers: Iterator[int]) -> Iterator[int]:
     """Ordered numbers in one order, each once."""
     import heapq
@@ -232,7 +243,55 @@ def merge(*numbers: Iterator[int]) -> Iterator[int]:
         last = number
 
 
-def sync_folder(folder: Path) -> None:
+def write_record(file: Path, lines: Iterable[bytes]) -> None:
+    """Writes a record of an upload whole or not at all. It lasts when this returns. Raises
+    NoSpaceError and StoreError."""
+    spare = file.with_name(f"{file.name}.new")
+    with recording(file):
+        with spare.open("wb") as opened:
+            opened.writelines(lines)
+            opened.flush()
+            os.fsync(opened.fileno())
+        spare.rename(file)
+        _sync_folder(file.parent)
+
+
+@contextmanager
+def recording(file: Path) -> Iterator[None]:
+    """Turns what the file system says of a record into NoSpaceError and StoreError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(
+                "no space for the record of the upload",
+                where=str(file.parent),
+                todo="free some space there, then run the same command again: it goes on where it "
+                "was",
+            ) from error
+        raise StoreError(
+            f"the record of the upload cannot be written: {error.strerror or error}",
+            where=str(file),
+            todo="let this user write there (--build names another folder), then run the same "
+            "command again",
+        ) from error
+
+
+@contextmanager
+def reading(disk: Path) -> Iterator[None]:
+    """Turns what the file system says of a disk into StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"the disk cannot be read: {error.strerror or error}",
+            where=str(disk),
+            todo="see that it is there, that this user may read it, and what the kernel says of "
+            "its device (`dmesg`); then run the same command again",
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
     """Makes a rename in a folder last."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

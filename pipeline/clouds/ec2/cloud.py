@@ -37,6 +37,7 @@ from pipeline.clouds.ec2.region import (
     Described,
     Region,
     Registration,
+    find_site,
     format_moment,
     get_snapshots,
     get_tags,
@@ -49,10 +50,13 @@ from pipeline.clouds.ec2.sandbox import (
     CONNECTIONS,
     Rehearsal,
     Rehearsals,
+    check_emulator,
+    check_space,
     compare_blocks,
     emulator_log,
     start_emulator,
 )
+from pipeline.clouds.ec2.sandbox_server import NO_SPACE
 from pipeline.clouds.ec2.settings import (
     CONTENT_TAG,
     PIPELINE,
@@ -66,12 +70,15 @@ from pipeline.clouds.ec2.settings import (
 )
 from pipeline.clouds.ec2.spread import (
     Original,
+    check_volume,
     copy_image,
     deprecate_image,
+    find_holder,
     find_image,
     run_in_parallel,
     share_image,
 )
+from pipeline.clouds.ec2.tokens import KeptToken, make_space_error, written
 from pipeline.clouds.ec2.upload import SnapshotOrder, upload_snapshot
 from pipeline.clouds.ec2.vm_import import Importer, ImportOrder
 from pipeline.clouds.naming import fill_template
@@ -114,6 +121,7 @@ _LOCATION = re.compile(
     r"/(?P<image>ami-[0-9a-f]+)/(?P<snapshot>snap-[0-9a-f]+)"
 )
 _GONE_STATES = ("terminated", "shutting-down")
+_UNKNOWN_ACTION = ("InvalidAction", "UnknownOperation", "UnsupportedOperation")
 
 
 def _now() -> datetime:
@@ -220,9 +228,13 @@ class Ec2:
         return name
 
     def check_size(self, disk_size: int) -> None:
-        """Looks whether the disk fits on the site's volumes, and whether its options go together:
-        no earlier verb could tell. Raises VolumeTooSmallError, DefinitionError."""
+        """Looks whether the disk fits on the site's volumes, whether its options go together, and
+        whether a sandbox's emulator is installed: no earlier verb could tell.
+
+        Raises VolumeTooSmallError, DefinitionError, HostError."""
         find_volume_gib(resolve_settings(self.site), disk_size, self.site)
+        if self.site.sandbox:
+            check_emulator()
 
     # ---- the session
 
@@ -317,15 +329,24 @@ class Ec2:
 
     def find(self, image: Image, release: Release) -> Publication | None:
         """The publication whose image has this name and these bytes. None too where the name is
-        another's: `upload` says what to do then."""
+        another's, or the volume is not as the site has it now: `upload` says what to do then."""
         if self.site.sandbox and (known := self._find_rehearsed(image, release)) is not None:
             return known
         with self._explained():
             try:
-                found = find_image(self._home, release.name, image.disk_sha256)
+                found = self._find_image(image, release.name)
             except NameTakenError:
                 return None
             return None if found is None else self._publish_as(found, self._home, image.sha256)
+
+    def _find_image(self, image: Image, name: str) -> Described | None:
+        """The site's image of this name and these bytes. Raises NameTakenError where the name is
+        another's, and where the image was made with other options."""
+        found = find_image(self._home, name, image.disk_sha256, self._settings)
+        if found is not None:
+            volume_gib = find_volume_gib(self._settings, image.disk_bytes, self.site)
+            check_volume(found, self._home, self._settings, volume_gib)
+        return found
 
     def _find_rehearsed(self, image: Image, release: Release) -> Publication | None:
         known = self._rehearsals.find(release.name)
@@ -371,7 +392,7 @@ class Ec2:
                 return known
             self._check_rehearsed_name(image, release)
         _ = self._account_id  # wrong credentials are found out before the image is read
-        found = find_image(self._home, release.name, image.disk_sha256)
+        found = self._find_image(image, release.name)
         if found is not None:
             progress.output(f"{found['ImageId']} has the same bytes: nothing to send")
             return self._publish_as(found, self._home, image.sha256)
@@ -442,10 +463,16 @@ class Ec2:
         ebs = Ebs(session.account, self._home.name, connections=CONNECTIONS)
         scratch = session.folder / "upload"
         shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
-        scratch.mkdir()
+        check_space(session.folder, image.file)
+        with written(scratch):
+            scratch.mkdir()
         try:
             order = self._make_order(image, release, tags, scratch / "records")
             sent = upload_snapshot(ebs, order, self._home, progress, pause=self._pause)
+        except Refused as refused:
+            if refused.code != NO_SPACE:
+                raise
+            raise make_space_error(str(session.folder), refused.message) from refused
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         progress.step(f"reading {sent.snapshot_id} back")
@@ -466,6 +493,7 @@ class Ec2:
             build=release.build,
             description=_describe(release),
             tags=tags,
+            token=KeptToken(release.folder / f"{self.site.name}.import"),
         )
         return importer.run(order, progress)
 
@@ -517,18 +545,30 @@ class Ec2:
         except Refused as refused:
             if refused.code != "InvalidAMIName.Duplicate":
                 raise
-            found = find_image(self._home, registration.name, image.disk_sha256)
-            if found is None:
-                raise NameTakenError(
-                    f"an image in {self._home.name} has the name {registration.name!r} already",
-                    where=f"site {self.site.name}",
-                    todo="run the same command again; if it stays so, raise the appliance's "
-                    "version",
-                ) from refused
-            image_id = str(found["ImageId"])
+            image_id = self._find_winner(registration, image)
         made = self._home.wait_image(image_id, progress)
         self._home.ensure_tags(image_id, get_tags(made), registration.tags)
         return made
+
+    def _find_winner(self, registration: Registration, image: Image) -> str:
+        """The image that holds the name that was to be registered. The snapshot that was made for
+        it goes, unless that image uses it. Raises NameTakenError."""
+        home, name = self._home, registration.name
+        try:
+            found = find_holder(home, name, image.disk_sha256, self._settings)
+            if found is None:
+                raise NameTakenError(
+                    f"an image in {home.name} has the name {name!r} already",
+                    where=f"site {self.site.name}",
+                    todo="run the same command again; if it stays so, raise the appliance's "
+                    "version",
+                )
+        except NameTakenError:
+            home.delete_unused(registration.snapshot_id)
+            raise
+        if registration.snapshot_id not in get_snapshots(found):
+            home.delete_unused(registration.snapshot_id)
+        return str(found["ImageId"])
 
     # ---- publishing
 
@@ -539,39 +579,57 @@ class Ec2:
         shares each with those whom the site names, and sets its deprecation.
 
         Raises UploadError when the image is not there, NameTakenError, SharingBlockedError,
-        QuotaError, RightsError, CredentialsError, SiteUnreachableError.
+        QuotaError, RightsError, CredentialsError, SiteUnreachableError: the first, when all regions
+        were tried, with the others in it. Its `published` has the image and the copies that are
+        there all the same.
         """
         self._opened().progress = progress
         if self.site.sandbox:
             known = self._rehearsals.find(release.name)
             if known is not None and known.published:
                 return known.publications
+        original = self._find_original(publication, release, progress)
+        jobs = [
+            partial(self._publish_in, region, original, publication, progress)
+            for region in self._settings.regions
+        ]
+        outcomes = run_in_parallel(jobs)
+        published = tuple(made for made, _ in outcomes if made is not None)
+        errors = [error for _, error in outcomes if error is not None]
+        if errors:
+            raise _join(errors, published)
+        if self.site.sandbox:
+            self._remember(release, original.content, published, published=True)
+        return published
+
+    def _find_original(
+        self, publication: Publication, release: Release, progress: Progress
+    ) -> Original:
+        """The image to be published, when it can be started."""
+        _, _, image_id, _ = self._parse(publication)
         with self._explained():
-            _, _, image_id, _ = self._parse(publication)
-            image = self._home.describe_image(image_id)
-            if image is None:
+            if self._home.describe_image(image_id) is None:
                 raise UploadError(
                     f"{publication.location} is not there, so it cannot be published",
                     where=f"site {self.site.name}",
                     todo="upload the image first: run `phantom-image publish` again",
                 )
-            image = self._home.wait_image(image_id, progress)
-            content = get_tags(image).get(CONTENT_TAG) or self._find_content(release)
-            original = Original(
-                image=image,
-                region=self._home,
-                name=release.name,
-                description=_describe(release),
-                content=content,
-            )
-        jobs = [
-            partial(self._publish_in, region, original, publication, progress)
-            for region in self._settings.regions
-        ]
-        published = tuple(run_in_parallel(jobs))
-        if self.site.sandbox:
-            self._remember(release, content, published, published=True)
-        return published
+        try:
+            with self._explained():
+                image = self._home.wait_image(image_id, progress)
+        except PhantomError as error:
+            error.published = (publication,)
+            raise
+        content = get_tags(image).get(CONTENT_TAG) or self._find_content(release)
+        folder = self._opened().folder if self.site.sandbox else release.folder
+        return Original(
+            image=image,
+            region=self._home,
+            name=release.name,
+            description=_describe(release),
+            content=content,
+            records=folder / self.site.name,
+        )
 
     def _find_content(self, release: Release) -> str:
         known = self._rehearsals.find(release.name) if self.site.sandbox else None
@@ -579,18 +637,29 @@ class Ec2:
 
     def _publish_in(
         self, region_name: str, original: Original, publication: Publication, progress: Progress
-    ) -> Publication:
-        """Copies where it is not the image's own region, then shares and sets the deprecation."""
+    ) -> tuple[Publication | None, PhantomError | None]:
+        """Copies where it is not the image's own region, then shares and sets the deprecation. What
+        is there in the end, and what went wrong."""
         region, settings = self._region(region_name), self._settings
         optional = partial(self._make_optional, progress)
-        with self._explained(region_name):
-            home = region is original.region
-            image = original.image if home else copy_image(original, region, settings, progress)
-            share_image(image, region, settings)
-            deprecate_image(image, region, settings, optional)
-            if home:
-                return publication
-            return self._publish_as(image, region, publication.sha256)
+        home = region is original.region
+        made = publication if home else None
+        try:
+            with self._explained(region_name):
+                image = original.image
+                if not home:
+                    image = copy_image(original, region, settings, progress)
+                    made = self._publish_as(image, region, publication.sha256)
+                if _is_encrypted(image) and not settings.encrypt:
+                    progress.output(
+                        f"{image['ImageId']} in {region_name} is encrypted, as the account's "
+                        "default may be: the site does not ask for it"
+                    )
+                share_image(image, region, settings)
+                deprecate_image(image, region, settings, optional, self._clock())
+        except PhantomError as error:
+            return made, error
+        return made, None
 
     def _make_optional(self, progress: Progress, step: str, call: Callable[[], Any]) -> Any:
         """Makes a step. One that a sandbox's emulator has not got is skipped."""
@@ -667,19 +736,14 @@ class Ec2:
             for described in (image, snapshot):
                 if described is not None and not is_ours(described):
                     raise self._make_foreign(publication, "its tags do not say that we made it")
+                if described is not None and find_site(described) != self.site.name:
+                    reason = f"its tags say that it is of site {find_site(described)}"
+                    raise self._make_foreign(publication, reason)
             if image is not None:
                 self._check_unused(region, image_id)
                 region.deregister(image_id)
             if snapshot is not None:
-                self._delete_snapshot(region, snapshot_id)
-
-    def _delete_snapshot(self, region: Region, snapshot_id: str) -> None:
-        try:
-            region.delete(snapshot_id)
-        except Refused as refused:
-            if refused.code != "InvalidSnapshot.InUse":
-                raise
-            # The same content has another name too; the last of them takes the snapshot along.
+                region.delete_unused(snapshot_id)
 
     def _check_unused(self, region: Region, image_id: str) -> None:
         users = self._find_users(region, image_id)
@@ -692,26 +756,48 @@ class Ec2:
 
     def _find_users(self, region: Region, image_id: str) -> list[str]:
         """What in this account refers to an image."""
-        try:
-            listing = region.pages(
-                "DescribeImageReferences",
-                "ImageReferences",
-                ImageIds=[image_id],
-                IncludeAllResourceTypes=True,
-            )
-            return [str(each["Arn"]) for each in listing]
-        except Refused as refused:
-            if refused.code not in ("InvalidAction", "UnknownOperation", "UnsupportedOperation"):
-                raise
-        # A service that does not know the call knows its instances.
+        if self.site.sandbox:
+            return []
+        listed = self._list_if_known(
+            region,
+            "DescribeImageReferences",
+            "ImageReferences",
+            ImageIds=[image_id],
+            IncludeAllResourceTypes=True,
+        )
+        users = [str(each["Arn"]) for each in listed or ()]
         wanted = [{"Name": "image-id", "Values": [image_id]}]
+        # References may leave out what the account may not describe; this call is refused then.
+        versions = self._list_if_known(
+            region,
+            "DescribeLaunchTemplateVersions",
+            "LaunchTemplateVersions",
+            Versions=["$Latest", "$Default"],
+            Filters=wanted,
+        )
+        templates = dict.fromkeys(str(each["LaunchTemplateId"]) for each in versions or ())
+        users += [each for each in templates if not any(user.endswith(each) for user in users)]
+        if listed is not None:
+            return users
+        # A service that does not know the first call knows its instances.
         reservations = region.pages("DescribeInstances", "Reservations", Filters=wanted)
-        return [
+        return users + [
             str(each["InstanceId"])
             for reservation in reservations
             for each in reservation.get("Instances", ())
             if each.get("State", {}).get("Name") not in _GONE_STATES
         ]
+
+    def _list_if_known(
+        self, region: Region, operation: str, key: str, **parameters: Any
+    ) -> list[Described] | None:
+        """What a listing has; None from a service that does not know the call."""
+        try:
+            return [*region.pages(operation, key, **parameters)]
+        except Refused as refused:
+            if refused.code not in _UNKNOWN_ACTION:
+                raise
+            return None
 
     def list(self) -> Sequence[Publication]:
         """The images that the site's tag names, in all its regions; of a sandbox, what its records
@@ -777,6 +863,20 @@ class Ec2:
             where=f"site {self.site.name}",
             todo="name a site and account that the publication belongs to",
         )
+
+
+def _join(errors: Sequence[PhantomError], published: tuple[Publication, ...]) -> PhantomError:
+    """The first error, with what the others say, and with what is there all the same."""
+    first, *others = errors
+    if others:
+        first.detail = "\n".join([*filter(None, [first.detail]), *(f"also: {e}" for e in others)])
+    first.published = published
+    return first
+
+
+def _is_encrypted(image: Described) -> bool:
+    mappings = image.get("BlockDeviceMappings") or ()
+    return any(each.get("Ebs", {}).get("Encrypted") for each in mappings)
 
 
 def _describe(release: Release) -> str:

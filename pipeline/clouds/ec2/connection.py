@@ -12,8 +12,10 @@ import hmac
 import http.client
 import json
 import os
+import socket
 import ssl
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
@@ -29,6 +31,7 @@ ANSWER_SECONDS = 60.0
 connections share it."""
 
 PUT = "ebs:PutSnapshotBlock"
+_PORTS = {"http": 80, "https": 443}
 _SIGNED = (
     "host;x-amz-checksum;x-amz-checksum-algorithm;x-amz-content-sha256;x-amz-data-length;x-amz-date"
 )
@@ -45,13 +48,18 @@ class Service:
         url = account.client("ebs", region).meta.endpoint_url
         parts = urlsplit(url)
         assert parts.hostname is not None
-        usual = {"http": 80, "https": 443}[parts.scheme]
+        usual = _PORTS[parts.scheme]
         self._address = (parts.hostname, parts.port or usual)
         self.host = parts.hostname if self._address[1] == usual else parts.netloc
         self.path = parts.path.rstrip("/")
         self._context = _make_context(account) if parts.scheme == "https" else None
-        proxy = _find_proxy(account, url, parts.scheme)
+        proxy = _find_proxy(account, url)
         self._proxy = urlsplit(proxy) if proxy else None
+        self._proxy_context = (
+            _make_context(account)
+            if (self._proxy is not None and self._proxy.scheme == "https")
+            else None
+        )
         self._authorization = (
             _authorize(self._proxy.username, self._proxy.password)
             if (self._proxy is not None and self._proxy.username)
@@ -66,17 +74,57 @@ class Service:
 
     def connect(self) -> http.client.HTTPConnection:
         """A connection that is opened when it is first used."""
-        first = self._address
-        if self._proxy is not None:
-            first = (self._proxy.hostname or "", self._proxy.port or 80)
-        if self._context is None:
-            return http.client.HTTPConnection(*first, timeout=CONNECT_SECONDS)
-        connection = http.client.HTTPSConnection(
-            *first, timeout=CONNECT_SECONDS, context=self._context
+        if self._proxy is None:
+            return _make_connection(self._address, self._context)
+        port = self._proxy.port or _PORTS[self._proxy.scheme]
+        first = (self._proxy.hostname or "", port)
+        if self._context is None:  # it is the proxy that is spoken to
+            return _make_connection(first, self._proxy_context)
+        connection = (
+            _make_connection(first, self._context)
+            if self._proxy_context is None
+            else _TwiceEncrypted(first, self._proxy_context, self._context)
         )
-        if self._proxy is not None:
-            connection.set_tunnel(*self._address, headers=self._authorization)
+        connection.set_tunnel(*self._address, headers=self._authorization)
         return connection
+
+
+def _make_connection(
+    address: tuple[str, int], context: ssl.SSLContext | None
+) -> http.client.HTTPConnection:
+    if context is None:
+        return http.client.HTTPConnection(*address, timeout=CONNECT_SECONDS)
+    return http.client.HTTPSConnection(*address, timeout=CONNECT_SECONDS, context=context)
+
+
+class _TwiceEncrypted(http.client.HTTPConnection):
+    """TLS to a service through a proxy that is spoken to over TLS too. http.client knows only one
+    of the two, and a socket of `ssl` can be wrapped in no other."""
+
+    def __init__(
+        self, proxy: tuple[str, int], outer: ssl.SSLContext, inner: ssl.SSLContext
+    ) -> None:
+        super().__init__(*proxy, timeout=CONNECT_SECONDS)
+        self._outer = outer
+        self._inner = inner
+        self._name = ""
+
+    def set_tunnel(
+        self, host: str, port: int | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Names the service behind the proxy."""
+        self._name = host
+        super().set_tunnel(host, port, headers)
+
+    def connect(self) -> None:
+        """Connects to the proxy, through it to the service, and greets that."""
+        from urllib3.util.ssltransport import SSLTransport
+
+        plain = socket.create_connection((self.host, self.port), CONNECT_SECONDS)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = self._outer.wrap_socket(plain, server_hostname=self.host)
+        self._tunnel()  # type: ignore[attr-defined]
+        self.sock = SSLTransport(self.sock, self._inner, server_hostname=self._name)
 
 
 class BlockConnection:
@@ -208,15 +256,23 @@ def _make_context(account: Account) -> ssl.SSLContext:
     if verify is False:
         return ssl._create_unverified_context()  # noqa: S323 (asked for in sites.yaml)
     file = Path(get_cert_path(verify))
-    if file.is_dir():
-        return ssl.create_default_context(capath=file)
-    return ssl.create_default_context(cafile=file)
+    try:
+        if file.is_dir():
+            return ssl.create_default_context(capath=file)
+        return ssl.create_default_context(cafile=file)
+    except OSError as error:
+        raise Cut(f"certificates {file}: {error.strerror or error}", connected=False) from error
 
 
-def _find_proxy(account: Account, url: str, scheme: str) -> str | None:
+def _find_proxy(account: Account, url: str) -> str | None:
+    from botocore.httpsession import ProxyConfiguration
     from botocore.utils import get_environ_proxies
 
-    return None if account.isolated else get_environ_proxies(url).get(scheme)
+    if account.isolated:
+        return None
+    # It takes a proxy without a scheme, as many hosts name theirs.
+    proxy = ProxyConfiguration(get_environ_proxies(url)).proxy_url_for(url)
+    return str(proxy) if proxy else None
 
 
 def _authorize(user: str | None, password: str | None) -> dict[str, str]:

@@ -77,6 +77,13 @@ def _explain_refusal(
     refused: Refused, settings: Ec2Settings, where: str, place: str
 ) -> PhantomError:
     said = f"{refused.code}: {_shorten(refused.message)}"
+    if refused.skewed:
+        return CredentialsError(
+            f"AWS refuses what is signed by this host's clock: {said}",
+            where=where,
+            todo="set this host's clock (such as with `timedatectl set-ntp true`), then run the "
+            "same command again: it goes on where it was",
+        )
     if refused.expired:
         return _expired(where, said)
     if refused.code == "OptInRequired":

@@ -13,14 +13,15 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
-from pipeline.clouds.ec2.blocks import Digests, count_blocks, sync_folder
+from pipeline.clouds.ec2.blocks import Digests, count_blocks, recording, write_record
 from pipeline.model import GIB, Sha256
 
-_FORMAT = 1
+_FORMAT = 2
 _BLOCK = re.compile(rb"block (\d{1,12}) ([0-9a-f]{64})\n")
 _SNAPSHOT = re.compile(rb"snapshot (snap-[0-9a-zA-Z]+) (\d+)\n")
 _COMPLETING = b"completing\n"
@@ -28,7 +29,8 @@ _COMPLETING = b"completing\n"
 
 @dataclass
 class Journal:
-    """One upload's notes. `begin` makes new ones, `read` finds those of an earlier run."""
+    """One upload's notes. `begin` makes new ones, `read` finds those of an earlier run. What writes
+    them raises NoSpaceError and StoreError."""
 
     file: Path
     token: str
@@ -36,6 +38,11 @@ class Journal:
     region: str
     start: Mapping[str, object]
     """The parameters of StartSnapshot, without the token."""
+    chain: int
+    """How many deltas will lie between the snapshot and a full upload."""
+    encrypted: bool
+    kms_key: str | None
+    """That of the snapshot; with a parent `start` does not say it."""
     sent: Digests
     """What EBS has taken."""
     snapshot_id: str | None = None
@@ -43,11 +50,19 @@ class Journal:
     """When StartSnapshot answered: seconds of the epoch."""
     completing: bool = False
     """CompleteSnapshot may have been called."""
-    _opened: IO[bytes] | None = field(default=None, repr=False)
+    _opened: BinaryIO | None = field(default=None, repr=False)
 
     @classmethod
     def begin(
-        cls, file: Path, *, content: Sha256, region: str, start: Mapping[str, object]
+        cls,
+        file: Path,
+        *,
+        content: Sha256,
+        region: str,
+        start: Mapping[str, object],
+        chain: int = 0,
+        encrypted: bool = False,
+        kms_key: str | None = None,
     ) -> Journal:
         """Notes a new token. It lasts when this returns."""
         token = secrets.token_hex(16)
@@ -57,20 +72,20 @@ class Journal:
             "content": content,
             "region": region,
             "start": start,
+            "chain": chain,
+            "encrypted": encrypted,
+            "kms_key": kms_key,
         }
-        spare = file.with_name(f"{file.name}.new")
-        with spare.open("wb") as opened:
-            opened.write(json.dumps(header).encode() + b"\n")
-            opened.flush()
-            os.fsync(opened.fileno())
-        spare.rename(file)
-        sync_folder(file.parent)
+        write_record(file, [json.dumps(header).encode() + b"\n"])
         return cls(
             file=file,
             token=token,
             content=content,
             region=region,
             start=start,
+            chain=chain,
+            encrypted=encrypted,
+            kms_key=kms_key,
             sent=_make_table(start),
         )
 
@@ -97,8 +112,17 @@ class Journal:
             content=Sha256(header["content"]),
             region=str(header["region"]),
             start=start,
+            chain=int(header["chain"]),
+            encrypted=bool(header["encrypted"]),
+            kms_key=header["kms_key"],
             sent=_make_table(start),
         )
+
+    @property
+    def parent_id(self) -> str | None:
+        """The snapshot that this one is a delta to."""
+        parent = self.start.get("ParentSnapshotId")
+        return None if parent is None else str(parent)
 
     def _take(self, lines: Iterable[bytes]) -> None:
         for line in lines:
@@ -134,23 +158,28 @@ class Journal:
     def remove(self) -> None:
         """Removes the notes."""
         self.close()
-        self.file.unlink(missing_ok=True)
+        with recording(self.file):
+            self.file.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Leaves the notes for a later run."""
         if self._opened is not None:
-            self._opened.close()
+            with suppress(OSError):  # a block whose line is lost is sent again
+                self._opened.close()
             self._opened = None
 
     def _write(self, text: bytes, *, lasting: bool) -> None:
-        if self._opened is None:
-            self._opened = self.file.open("ab")
-            # The last line may be cut, and would swallow the first one that follows.
-            self._opened.write(b"\n")
-        self._opened.write(text)
-        self._opened.flush()
-        if lasting:
-            os.fsync(self._opened.fileno())
+        with recording(self.file):
+            if self._opened is None:
+                # Without a buffer nothing is left to be written, and to fail, when it is closed.
+                self._opened = self.file.open("ab", buffering=0)
+                # The last line may be cut, and would swallow the first one that follows.
+                text = b"\n" + text
+            left = memoryview(text)
+            while left:
+                left = left[self._opened.write(left) :]
+            if lasting:
+                os.fsync(self._opened.fileno())
 
 
 def journal_file(records: Path) -> Path:

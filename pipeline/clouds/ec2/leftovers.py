@@ -14,6 +14,7 @@ from pipeline.clouds.ec2.region import (
     FAILED_STATES,
     Described,
     Region,
+    find_site,
     format_moment,
     get_snapshots,
     get_tags,
@@ -62,7 +63,8 @@ def find_leftovers(region: Region, settings: Ec2Settings) -> Iterator[Leftover]:
             continue
         made = parse_time(snapshot["StartTime"])
         yield _make(settings, region, known[0], str(snapshot["SnapshotId"]), made, known[1])
-    if settings.method == "import" and region.name == settings.region:
+    # Whatever the method is now: the bucket tells that it was `import` once.
+    if settings.bucket is not None and region.name == settings.region:
         yield from _find_tasks(region, settings)
         yield from _find_objects(region, settings)
 
@@ -76,12 +78,20 @@ def _is_used(region: Region, snapshot: Described) -> bool:
 
 def _find_tasks(region: Region, settings: Ec2Settings) -> Iterator[Leftover]:
     for task in region.pages("DescribeImportSnapshotTasks", "ImportSnapshotTasks"):
-        tags = get_tags(task)
-        active = (task.get("SnapshotTaskDetail") or {}).get("Status") in ("active", "pending")
-        if active and is_ours(task) and tags.get(SITE_TAG) == settings.site:
-            since = parse_time(tags.get(STARTED_TAG) or datetime.fromtimestamp(0, UTC))
+        if find_site(task) != settings.site:
+            continue
+        task_id, detail = str(task["ImportTaskId"]), task.get("SnapshotTaskDetail") or {}
+        if detail.get("Status") in ("active", "pending"):
+            since = parse_time(get_tags(task).get(STARTED_TAG) or datetime.fromtimestamp(0, UTC))
             reason = "an import that nobody waits for"
-            yield _make(settings, region, TASK, str(task["ImportTaskId"]), since, reason)
+            yield _make(settings, region, TASK, task_id, since, reason)
+        elif detail.get("Status") == "completed" and detail.get("SnapshotId"):
+            snapshot = region.describe_snapshot(str(detail["SnapshotId"]))
+            # With our tags it was found already.
+            if snapshot is None or is_ours(snapshot) or _is_used(region, snapshot):
+                continue
+            made, reason = parse_time(snapshot["StartTime"]), f"of {task_id}; no image uses it"
+            yield _make(settings, region, UNUSED, str(snapshot["SnapshotId"]), made, reason)
 
 
 def _find_objects(region: Region, settings: Ec2Settings) -> Iterator[Leftover]:
@@ -97,11 +107,18 @@ def _find_objects(region: Region, settings: Ec2Settings) -> Iterator[Leftover]:
         if not page.get("NextContinuationToken"):
             break
         token = {"ContinuationToken": page["NextContinuationToken"]}
-    parts = region.call("ListMultipartUploads", service="s3", Bucket=settings.bucket, Prefix=prefix)
-    for each in parts.get("Uploads") or ():
-        described = f"{each['Key']}?uploadId={each['UploadId']}"
-        reason = "parts of an upload that did not come to its end"
-        yield _make(settings, region, PARTS, described, each["Initiated"], reason)
+    token = {}
+    while True:
+        page = region.call(
+            "ListMultipartUploads", service="s3", Bucket=settings.bucket, Prefix=prefix, **token
+        )
+        for each in page.get("Uploads") or ():
+            described = f"{each['Key']}?uploadId={each['UploadId']}"
+            reason = "parts of an upload that did not come to its end"
+            yield _make(settings, region, PARTS, described, each["Initiated"], reason)
+        if not page.get("IsTruncated"):
+            break
+        token = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
 
 def _make(
@@ -128,11 +145,7 @@ def remove_leftover(leftover: Leftover, region: Region, settings: Ec2Settings) -
         image = region.describe_image(leftover.id)
         if image is not None:
             _check_ours(leftover, image, settings)
-            region.deregister(leftover.id)
-            for snapshot_id in get_snapshots(image):
-                snapshot = region.describe_snapshot(snapshot_id)
-                if snapshot is not None and is_ours(snapshot):
-                    region.delete(snapshot_id)
+            region.remove_failed(image, settings.site)
     elif leftover.kind == TASK:
         _cancel_task(leftover, region, settings)
     elif leftover.kind in (OBJECT, PARTS):
@@ -145,7 +158,8 @@ def _remove_snapshot(leftover: Leftover, region: Region, settings: Ec2Settings) 
     snapshot = region.describe_snapshot(leftover.id)
     if snapshot is None:
         return
-    _check_ours(leftover, snapshot, settings)
+    if find_site(snapshot) is not None or not _is_imported(leftover, region, settings):
+        _check_ours(leftover, snapshot, settings)
     if _is_used(region, snapshot):
         raise UsageError(
             f"{leftover.kind} {leftover.id} is in use by an image now",
@@ -155,12 +169,29 @@ def _remove_snapshot(leftover: Leftover, region: Region, settings: Ec2Settings) 
     region.delete(leftover.id)
 
 
+def _is_imported(leftover: Leftover, region: Region, settings: Ec2Settings) -> bool:
+    """Whether a task of the site made a snapshot: the import service gives it no tags."""
+    if settings.bucket is None or region.name != settings.region:
+        return False
+    return any(
+        find_site(task) == settings.site
+        and (task.get("SnapshotTaskDetail") or {}).get("SnapshotId") == leftover.id
+        for task in region.pages("DescribeImportSnapshotTasks", "ImportSnapshotTasks")
+    )
+
+
 def _cancel_task(leftover: Leftover, region: Region, settings: Ec2Settings) -> None:
     tasks = region.pages("DescribeImportSnapshotTasks", "ImportSnapshotTasks")
     task = next((each for each in tasks if each["ImportTaskId"] == leftover.id), None)
-    if task is not None:
-        _check_ours(leftover, task, settings)
+    if task is None:
+        return
+    _check_ours(leftover, task, settings)
+    try:
         region.call("CancelImportTask", ImportTaskId=leftover.id)
+    except Refused as refused:
+        # It ended, or is forgotten, since it was found.
+        if refused.code != "IncorrectState" and "ConversionTask" not in refused.code:
+            raise
 
 
 def _remove_object(leftover: Leftover, region: Region, settings: Ec2Settings) -> None:
@@ -179,7 +210,7 @@ def _remove_object(leftover: Leftover, region: Region, settings: Ec2Settings) ->
 
 
 def _check_ours(leftover: Leftover, described: Described, settings: Ec2Settings) -> None:
-    if not is_ours(described) or get_tags(described).get(SITE_TAG) != settings.site:
+    if find_site(described) != settings.site:
         raise _make_foreign(leftover, settings)
 
 

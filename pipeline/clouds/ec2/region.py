@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.clouds.ec2.aws import Account, Outage, Refused, retrying
-from pipeline.clouds.ec2.settings import PIPELINE, PIPELINE_TAG
+from pipeline.clouds.ec2.settings import PIPELINE, PIPELINE_TAG, SITE_TAG
 from pipeline.errors import UploadError
 from pipeline.model import NoProgress, Progress
 
@@ -66,6 +66,11 @@ def is_ours(described: Described) -> bool:
     return get_tags(described).get(PIPELINE_TAG) == PIPELINE
 
 
+def find_site(described: Described) -> str | None:
+    """The site that its tags prove it to be of; None for what is not ours."""
+    return get_tags(described).get(SITE_TAG) if is_ours(described) else None
+
+
 def get_snapshots(image: Described) -> list[str]:
     """The ids of an image's snapshots."""
     mappings = image.get("BlockDeviceMappings") or ()
@@ -104,7 +109,7 @@ class Region:
     ) -> None:
         self.name = name
         self._account = account
-        self._pause = pause
+        self.pause = pause
         self._find_progress = find_progress
         self._reached = False
 
@@ -115,7 +120,7 @@ class Region:
             lambda: self._account.call(service, self.name, operation, **parameters),
             outage=outage,
             progress=self._find_progress(),
-            pause=self._pause,
+            pause=self.pause,
         )
         self._reached = True
         return answer
@@ -160,7 +165,7 @@ class Region:
     def find_new_image(self, image_id: str) -> Described | None:
         """An image of which EC2 just told the id; None when it is gone. For a while nobody may know
         of one that is new, and a repeated token brings back the id of one that was removed."""
-        for seconds in self._polls(UNKNOWN_SECONDS):
+        for seconds in self.polls(UNKNOWN_SECONDS):
             try:
                 found = self.call("DescribeImages", ImageIds=[image_id])["Images"]
             except Refused as refused:
@@ -171,7 +176,7 @@ class Region:
             else:
                 if found:
                     return found[0] if found[0].get("State") != "deregistered" else None
-            self._pause(seconds)
+            self.pause(seconds)
         return None
 
     def register(self, wanted: Registration) -> str:
@@ -216,18 +221,24 @@ class Region:
     def wait_image(self, image_id: str, progress: Progress | None = None) -> Described:
         """Waits until an image can be started. Raises UploadError when it never will."""
         image = self.find_new_image(image_id)
-        for seconds in self._polls(IMAGE_SECONDS):
+        for seconds in self.polls(IMAGE_SECONDS):
             state = image.get("State") if image else "gone"
             if image is not None and state == "available":
                 return image
-            if state in ("gone", "disabled", *FAILED_STATES):
+            if state == "disabled":
+                raise UploadError(
+                    f"image {image_id} in {self.name} is disabled",
+                    todo="enable it in the EC2 console or retire it (`phantom-image retire`), then "
+                    "run the same command again",
+                )
+            if state in ("gone", *FAILED_STATES):
                 reason = (image or {}).get("StateReason", {}).get("Message", "no reason is told")
                 raise UploadError(
                     f"image {image_id} in {self.name} is {state}: {reason}",
                     todo="run the same command again; `phantom-image clean` removes what is left",
                 )
             (progress or NoProgress()).output(f"{image_id} in {self.name} is {state}")
-            self._pause(seconds)
+            self.pause(seconds)
             image = self.describe_image(image_id)
         raise self._late("image", image_id, IMAGE_SECONDS, "is not available")
 
@@ -241,9 +252,11 @@ class Region:
         return list(listing)
 
     def describe_snapshot(self, snapshot_id: str) -> Described | None:
-        """One snapshot; None when there is none."""
+        """One snapshot of the account's own; None when there is none."""
         try:
-            found = self.call("DescribeSnapshots", SnapshotIds=[snapshot_id])["Snapshots"]
+            found = self.call("DescribeSnapshots", SnapshotIds=[snapshot_id], OwnerIds=["self"])[
+                "Snapshots"
+            ]
         except Refused as refused:
             if refused.code in _GONE:
                 return None
@@ -263,10 +276,28 @@ class Region:
             if refused.code not in _GONE:
                 raise
 
+    def delete_unused(self, snapshot_id: str) -> None:
+        """Removes a snapshot unless an image uses it, as it may under another name: the last of
+        them takes it along."""
+        try:
+            self.delete(snapshot_id)
+        except Refused as refused:
+            if refused.code != "InvalidSnapshot.InUse":
+                raise
+
+    def remove_failed(self, image: Described, site: str) -> None:
+        """Removes an image that nothing can come of, with those of its snapshots that are proven
+        to be the site's."""
+        self.deregister(str(image["ImageId"]))
+        for snapshot_id in get_snapshots(image):
+            snapshot = self.describe_snapshot(snapshot_id)
+            if snapshot is not None and find_site(snapshot) == site:
+                self.delete_unused(snapshot_id)
+
     def wait_snapshot(self, snapshot_id: str, progress: Progress) -> None:
         """Waits until a snapshot is completed. Raises UploadError when it never will be."""
         told = ""
-        for seconds in self._polls(SNAPSHOT_SECONDS):
+        for seconds in self.polls(SNAPSHOT_SECONDS):
             found = self.describe_snapshot(snapshot_id)
             state = str(found["State"]) if found else "unknown"
             if state == "completed":
@@ -282,7 +313,7 @@ class Region:
             if done != told:
                 told = done
                 progress.step(f"EC2 completes snapshot {snapshot_id} ({done or state})")
-            self._pause(seconds)
+            self.pause(seconds)
         raise self._late("snapshot", snapshot_id, SNAPSHOT_SECONDS, "is not completed")
 
     # ---- tags
@@ -295,7 +326,7 @@ class Region:
         if missing:
             self.call("CreateTags", Resources=[described_id], Tags=make_tag_list(missing))
 
-    def _polls(self, limit: float) -> Iterator[float]:
+    def polls(self, limit: float) -> Iterator[float]:
         """Pauses between looks, growing, until they make up the limit."""
         waited, seconds = 0.0, FIRST_POLL
         while waited < limit:

@@ -52,6 +52,7 @@ def make_probes(settings: Ec2Settings, region: str) -> Iterator[Probe]:
     yield probe("DeregisterImage", ImageId=NO_IMAGE)
     yield probe("DescribeImageReferences", ImageIds=[NO_IMAGE], IncludeAllResourceTypes=True)
     yield probe("DescribeInstances")
+    yield probe("DescribeLaunchTemplateVersions", Versions=["$Latest", "$Default"])
     if region == settings.region:
         yield probe(
             "RegisterImage",
@@ -192,7 +193,7 @@ class Checker:
         for probe in make_probes(self._settings, region.name):
             call = partial(region.call, probe.operation, DryRun=True, **probe.parameters)
             self._probe(call, region.name)
-        check_sharing(region, self._settings, lambda _, call: call())
+        check_sharing(region, self._settings)
 
     def _probe(self, call: Callable[[], object], region: str) -> None:
         """Makes a call that cannot succeed; how it is refused tells whether it is allowed."""
@@ -261,6 +262,18 @@ class Checker:
             region.call("PutObject", service="s3", Bucket=bucket, Key=key, Body=b"")
             region.call("GetObject", service="s3", Bucket=bucket, Key=key)["Body"].close()
             region.call("DeleteObject", service="s3", Bucket=bucket, Key=key)
+            region.call("ListMultipartUploads", service="s3", Bucket=bucket, MaxUploads=1)
+            self._probe(
+                partial(
+                    region.call,
+                    "AbortMultipartUpload",
+                    service="s3",
+                    Bucket=bucket,
+                    Key=key,
+                    UploadId="none",
+                ),
+                region.name,
+            )
         except Refused as refused:
             if refused.status == 404:
                 raise self._make_bucket_error() from refused

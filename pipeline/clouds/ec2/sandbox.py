@@ -9,8 +9,10 @@ nothing can be started from it, and its manifest says `sandbox: true`.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,18 +24,42 @@ from pathlib import Path
 from pipeline.clouds.ec2.blocks import ZEROS, find_blocks, merge, read_block
 from pipeline.clouds.ec2.ebs import Ebs
 from pipeline.clouds.ec2.sandbox_server import LOG
+from pipeline.clouds.ec2.tokens import make_space_error, written
 from pipeline.errors import HostError, StageFailedError, UploadError
-from pipeline.model import MIB, Progress, Publication
+from pipeline.model import MIB, Progress, Publication, format_size
 from pipeline.store import write_atomically
 from pipeline.tools import run
 
 CONNECTIONS = 4  # to an emulator that has the same cores as we
 
+_PACKAGES = ("moto", "flask", "flask_cors")  # of moto's extra "server"
 _ROOT = Path(__file__).resolve().parents[3]
 _ENVIRONMENT = {
     "PYTHONPATH": str(_ROOT),
     "MOTO_EC2_LOAD_DEFAULT_AMIS": "false",  # some hundred images of Amazon's that nobody asks for
 }
+
+
+def check_emulator() -> None:
+    """Looks for the emulator's package. Raises HostError."""
+    missing = [each for each in _PACKAGES if importlib.util.find_spec(each) is None]
+    if missing:
+        raise _make_missing(f"there is no {missing[0]}")
+
+
+def check_space(folder: Path, disk: Path) -> None:
+    """Looks whether there is room for the blocks of a disk, which the emulator keeps in a file of
+    the folder. Raises NoSpaceError."""
+    descriptor = os.open(disk, os.O_RDONLY)
+    try:
+        needed = sum(1 for _ in find_blocks(descriptor)) * len(ZEROS)
+    finally:
+        os.close(descriptor)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise make_space_error(
+            str(folder), f"the rehearsal needs {format_size(needed)}, {format_size(free)} are free"
+        )
 
 
 @contextmanager
@@ -42,7 +68,8 @@ def start_emulator(folder: Path) -> Iterator[str]:
 
     Raises HostError where moto is not installed, and StageFailedError.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     argv = [sys.executable, "-P", "-m", "pipeline.clouds.ec2.sandbox_server", str(folder)]
     with run.start(argv, env=_ENVIRONMENT, lifeline=True) as process:
         assert process.stdout is not None
@@ -54,16 +81,20 @@ def start_emulator(folder: Path) -> Iterator[str]:
 
 def _explain_start(output: str, folder: Path) -> HostError | StageFailedError:
     if "ModuleNotFoundError" in output or "ImportError" in output:
-        return HostError(
-            "the EC2 emulator (moto) is not installed",
-            todo="`make setup` installs what is missing; with a site of cloud ec2 in sites.yaml it "
-            "is not needed",
-            detail=output.strip().splitlines()[-1],
-        )
+        return _make_missing(output.strip().splitlines()[-1])
     return StageFailedError(
         "the EC2 emulator (moto) did not start",
         todo=f"see whether {folder} can be written; `make setup` renews the installation",
         detail="\n".join(output.strip().splitlines()[-run.LAST_LINES :]),
+    )
+
+
+def _make_missing(detail: str) -> HostError:
+    return HostError(
+        "the EC2 emulator (moto) is not installed",
+        todo="`make setup` installs what is missing; with a site of cloud ec2 in sites.yaml it is "
+        "not needed",
+        detail=detail,
     )
 
 
@@ -139,10 +170,13 @@ class Rehearsals:
         return sorted((each for each in found if each is not None), key=lambda each: each.name)
 
     def write(self, rehearsal: Rehearsal) -> None:
-        """Writes one, in the place of any older one of its name."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Writes one, in the place of any older one of its name.
+
+        Raises NoSpaceError, StoreError."""
         said = {**asdict(rehearsal), "format": 1}
-        write_atomically(self._file(rehearsal.name), json.dumps(said, indent=2) + "\n")
+        with written(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._file(rehearsal.name), json.dumps(said, indent=2) + "\n")
 
     def remove(self, publication: Publication) -> None:
         """Forgets a publication, and the record with its last one."""
@@ -153,7 +187,8 @@ class Rehearsals:
             if left:
                 self.write(replace(each, publications=left))
             else:
-                self._file(each.name).unlink(missing_ok=True)
+                with written(self._folder):
+                    self._file(each.name).unlink(missing_ok=True)
 
     def _file(self, name: str) -> Path:
         # Names of images hold slashes and more.

@@ -13,6 +13,7 @@ name, so that memory does not grow with the image; moto would hold them in memor
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -26,7 +27,10 @@ from pathlib import Path
 from typing import Any
 
 LOG = "emulator.log"
+NO_SPACE = "SandboxDiskFull"
+"""A code of its own: the same call again would not help."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK_PATH = re.compile(r"/snapshots/(?P<snapshot>snap-[0-9a-f]+)/blocks/(?P<number>[0-9]+)")
 _SCOPE = re.compile(r"Credential=[^/]+/[0-9]+/([^/]+)/ebs/")
 
@@ -88,7 +92,12 @@ class BlockService:
         checksum = environ.get("HTTP_X_AMZ_CHECKSUM")
         if checksum != base64.b64encode(hashlib.sha256(data).digest()).decode():
             return _refuse(start_response, "ValidationException", "the checksum is another")
-        snapshot.blocks[number] = self._spill.add(data, checksum, "SHA256", len(data))
+        try:
+            snapshot.blocks[number] = self._spill.add(data, checksum, "SHA256", len(data))
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            return _refuse(start_response, NO_SPACE, str(error))
         headers = [("x-amz-Checksum", checksum), ("x-amz-Checksum-Algorithm", "SHA256")]
         start_response("201 Created", [*headers, ("Content-Length", "2")])
         return [b"{}"]

@@ -34,6 +34,9 @@ STARTED_TAG = f"{PREFIX}started"
 MOST_TAGS, LONGEST_TAG_KEY, LONGEST_TAG_VALUE = 50, 128, 256  # EC2 user guide, "Tag restrictions"
 _OWN_TAGS = 7  # the six above that images have, and Name
 
+LARGEST_VOLUMES = {"gp3": 65536, "gp2": 16384, "standard": 1024}
+"""GiB, by type (EBS user guide, "EBS volume types")."""
+
 # ---- the options
 
 _REGION = {"type": "string", "pattern": "^[a-z]{2,}(-[a-z]+)+-[0-9]+$"}
@@ -85,8 +88,8 @@ SITE_SCHEMA: Mapping[str, object] = {
             "default": "gp3",
         },
         "volume_size": {
-            "description": "The size of the instances' root volume, such as 8GiB; root grows to "
-            "it at boot. By default the disk's size, rounded up to GiB.",
+            "description": "The size of the instances' root volume, such as 8GiB, at most "
+            "65536GiB; root grows to it at boot. By default the disk's size, rounded up to GiB.",
             "type": "string",
             "pattern": "^[1-9][0-9]{0,4}GiB$",
             "errorMessage": "must be a whole number of GiB, such as 8GiB",
@@ -136,7 +139,7 @@ SITE_SCHEMA: Mapping[str, object] = {
             "type": "object",
             "maxProperties": MOST_TAGS - _OWN_TAGS,
             "propertyNames": {
-                "pattern": "^(?!aws:|phantom:).",
+                "pattern": "^(?![Aa][Ww][Ss]:|[Pp][Hh][Aa][Nn][Tt][Oo][Mm]:).",
                 "maxLength": LONGEST_TAG_KEY,
                 "errorMessage": f"must have at most {LONGEST_TAG_KEY} characters and begin neither "
                 "with aws: (Amazon's) nor with phantom: (the pipeline's)",
@@ -294,6 +297,12 @@ def _find_mistake(settings: Ec2Settings, *, named: str | None) -> tuple[str, str
     accounts = [each for each in settings.share_with if each != "all"]
     if named == "import" and settings.bucket is None:
         return "method import needs a bucket", "name an S3 bucket of the region with `bucket`"
+    largest = LARGEST_VOLUMES[settings.volume_type]
+    if settings.volume_gib is not None and settings.volume_gib > largest:
+        return (
+            f"volumes of type {settings.volume_type} have at most {largest}GiB",
+            "make `volume_size` smaller, or take another `volume_type`",
+        )
     if settings.region in settings.copy_to:
         return (
             f"copy_to holds the site's own region, {settings.region}",

@@ -12,7 +12,8 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,11 +33,12 @@ from pipeline.clouds.ec2.blocks import (
     find_blocks,
     merge,
     read_block,
+    reading,
 )
 from pipeline.clouds.ec2.connection import BlockConnection, TimedOut
 from pipeline.clouds.ec2.ebs import Ebs
 from pipeline.clouds.ec2.journal import Journal
-from pipeline.errors import UploadError
+from pipeline.errors import PhantomError, UploadError
 from pipeline.model import NoProgress, Progress
 
 UNKNOWN_SECONDS = 120.0
@@ -160,10 +162,12 @@ class Transfer:
         self._running = 0
 
     def run(self, progress: Progress) -> Sent:
-        """Sends what the snapshot lacks. Raises Refused, Cut, NoCredentials, UploadError and
-        SnapshotGone; the journal then tells what was sent."""
-        with self._disk.open("rb") as opened:
-            total = sum(1 for _ in self._make_numbers(opened.fileno()))
+        """Sends what the snapshot lacks. Raises Refused, Cut, NoCredentials, UploadError,
+        StoreError, NoSpaceError and SnapshotGone; the journal then tells what was sent."""
+        with ExitStack() as stack:
+            with reading(self._disk):
+                opened = stack.enter_context(self._disk.open("rb"))
+                total = sum(1 for _ in self._make_numbers(opened.fileno()))
             self._numbers = self._make_numbers(opened.fileno())
             count = min(self._ebs.connections, total)
             workers = [_Worker() for _ in range(count)]
@@ -175,15 +179,15 @@ class Transfer:
                 for thread in threads:
                     thread.start()
                 self._watch(workers, total, progress)
-            finally:
-                self._stop.set()
-                deadline = time.monotonic() + _STOP_SECONDS
-                for thread in threads:
-                    if thread.ident is not None:
-                        thread.join(max(0.0, deadline - time.monotonic()))
-                self._collect()
-        if self._failure is not None:
-            raise self._failure
+                if self._failure is not None:
+                    raise self._failure
+            except BaseException:
+                self._halt(threads)
+                with suppress(PhantomError):  # what came first is told
+                    self._collect()
+                raise
+            self._halt(threads)
+            self._collect()
         return Sent(
             blocks=sum(each.sent for each in workers),
             zeros=sum(each.zeros for each in workers),
@@ -200,6 +204,8 @@ class Transfer:
         cut_at: int | None = None
         while self._running and self._failure is None:
             self._wake.wait(_COLLECT_SECONDS)
+            if self._failure is not None:  # it shall not be hidden by one of the journal's
+                break
             self._collect()
             _tell(workers, total, progress)
             sent = sum(each.sent for each in workers)
@@ -211,6 +217,13 @@ class Transfer:
                 cut_at = None
         _tell(workers, total, progress)
 
+    def _halt(self, threads: Sequence[threading.Thread]) -> None:
+        self._stop.set()
+        deadline = time.monotonic() + _STOP_SECONDS
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+
     def _collect(self) -> None:
         self._journal.note_blocks(self._taken.popleft() for _ in range(len(self._taken)))
 
@@ -218,7 +231,11 @@ class Transfer:
 
     def _work(self, worker: _Worker) -> None:
         try:
-            with self._disk.open("rb", buffering=0) as opened, self._ebs.connect() as connection:
+            with (
+                self._ebs.connect() as connection,
+                reading(self._disk),
+                self._disk.open("rb", buffering=0) as opened,
+            ):
                 while not self._stop.is_set():
                     with self._lock:
                         number = next(self._numbers, None)
@@ -303,7 +320,7 @@ class Transfer:
                 self._pace.shrink(turn)
         elif isinstance(error, TimedOut):  # as an overloaded service, or line, behaves
             self._pace.shrink(turn)
-        if self._outage.is_over(waited):
+        if self._outage.failed(waited):
             raise error
         if isinstance(error, Cut) and waited >= _TELL_SECONDS:
             self._outage.tell(self._messages, error.reason)

@@ -15,11 +15,19 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.clouds.ec2.aws import Cut, NoCredentials, Outage, Refused, is_transient, retrying
-from pipeline.clouds.ec2.blocks import BLOCK, BlockIndex, Digests, count_blocks, index_file
+from pipeline.clouds.ec2.blocks import (
+    BLOCK,
+    BlockIndex,
+    Digests,
+    count_blocks,
+    digest_blocks,
+    index_file,
+    reading,
+)
 from pipeline.clouds.ec2.ebs import Ebs
 from pipeline.clouds.ec2.journal import Journal, journal_file
 from pipeline.clouds.ec2.transfer import UNKNOWN_SECONDS, Sent, SnapshotGone, Transfer, make_changed
-from pipeline.errors import UploadError
+from pipeline.errors import PhantomError, UploadError
 from pipeline.model import GIB, Progress, Sha256
 
 IDLE_MINUTES = 24 * 60
@@ -31,17 +39,20 @@ HEARD_SECONDS = 900.0
 """So long a refused call to complete may mean that an earlier one was heard."""
 _POLL_SECONDS = (1.0, 15.0)  # between two looks at a snapshot: at first, and at most
 
-_PARENT_REFUSED = frozenset(
-    {"ValidationException", "ResourceNotFoundException", "AccessDeniedException"}
-)
+_PARENT_REFUSED = frozenset({"ValidationException", "ResourceNotFoundException"})
 """How StartSnapshot answers for a parent that is deleted, not ours or encrypted otherwise. It may
 mean something else: then the call without a parent is answered in the same way."""
+_PARENT_DENIED = frozenset({"UNAUTHORIZED_ACCOUNT", "DEPENDENCY_ACCESS_DENIED"})
+"""EBS's reasons of an AccessDeniedException that is about the parent, or its key. Without one the
+account lacks the right to call StartSnapshot."""
 
 _NOT_COMPLETED = frozenset(
     {"ValidationException", "ResourceNotFoundException", "ConflictException"}
 )
 """How CompleteSnapshot answers for a wrong count or checksum, and for a snapshot that is no longer
 pending, as after an earlier call whose answer was not heard."""
+_NOT_PENDING = "INVALID_SNAPSHOT_ID"
+"""EBS's reason for the latter; the code is then ValidationException."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +108,9 @@ def upload_snapshot(
 ) -> UploadedSnapshot:
     """Sends a disk, or what an earlier run did not send of it, and waits until it is completed.
 
-    Raises UploadError for what is found here, and Refused, Cut and NoCredentials as the service or
-    the network gave them. Whatever was raised, the same call goes on from there.
+    Raises UploadError for what is found here, StoreError and NoSpaceError for what the file system
+    says, and Refused, Cut and NoCredentials as the service or the network gave them. Whatever was
+    raised, the same call goes on from there.
     """
     return _Upload(ebs, order, snapshots, progress, pause).run()
 
@@ -140,7 +152,7 @@ class _Upload:
             return self._fill(journal)
         except Refused as refused:
             if not is_transient(refused) and next(journal.sent.numbers(), None) is None:
-                with suppress(Refused, Cut, NoCredentials):  # nothing is lost by it
+                with suppress(Refused, Cut, NoCredentials, PhantomError):  # nothing is lost by it
                     self._discard(journal)
             raise
         except SnapshotGone as gone:
@@ -178,11 +190,9 @@ class _Upload:
         if journal is None:
             return None
         full, delta = self._make_start(None), self._make_start(self._parent)
-        if (
-            (journal.content, journal.region) != (self._order.content, self._ebs.region)
-            # A parent may have been refused, or have come since: a full upload is always right.
-            or journal.start not in (full, delta)
-        ):
+        same = (journal.content, journal.region) == (self._order.content, self._ebs.region)
+        # A parent may have been refused, or have come since: a full upload is always right.
+        if not same or (journal.start not in (full, delta) and not self._is_whole(journal)):
             self._discard(journal)
             return None
         if journal.start == full:
@@ -191,7 +201,7 @@ class _Upload:
             try:
                 self._start(journal)
             except Refused as refused:
-                if refused.code not in (*_PARENT_REFUSED, "ConflictException"):
+                if not _blames_parent(refused) and refused.code != "ConflictException":
                     raise
                 journal.remove()
                 self._parent = self._order.parent
@@ -205,6 +215,15 @@ class _Upload:
             return None
         self._progress.step(f"goes on with {journal.snapshot_id}")
         return journal
+
+    def _is_whole(self, journal: Journal) -> bool:
+        """Whether its snapshot got all of the disk. Then it is what was ordered, whatever the
+        parent and the tags would be today."""
+        return (
+            journal.completing
+            and journal.start["VolumeSize"] == self._order.volume_gib
+            and (journal.encrypted, journal.kms_key) == (self._order.encrypted, self._order.kms_key)
+        )
 
     def _discard(self, journal: Journal) -> None:
         """Deletes what a journal's run began, unless it was completed, and the journal."""
@@ -249,7 +268,7 @@ class _Upload:
             try:
                 self._start(journal)
             except Refused as refused:
-                if refused.code not in _PARENT_REFUSED:
+                if not _blames_parent(refused):
                     raise
                 journal.remove()
                 self._progress.step(
@@ -269,6 +288,9 @@ class _Upload:
             content=self._order.content,
             region=self._ebs.region,
             start=self._make_start(parent),
+            chain=parent.chain + 1 if parent is not None else 0,
+            encrypted=self._order.encrypted,
+            kms_key=self._order.kms_key,
         )
 
     def _start(self, journal: Journal) -> str:
@@ -285,25 +307,32 @@ class _Upload:
 
     def _fill(self, journal: Journal) -> UploadedSnapshot:
         assert journal.snapshot_id is not None
-        found = Digests(count_blocks(self._order.volume_gib * GIB))
-        parent = self._parent.digests if self._parent is not None else None
-        transfer = Transfer(self._ebs, journal, self._order.disk, parent, found, pause=self._pause)
-        if not journal.completing:
-            self._progress.step(f"sends blocks to {journal.snapshot_id}")
         try:
-            sent = transfer.run(self._progress)
+            sent, found = self._read(journal) if journal.completing else self._send(journal)
             if _take_stamp(self._order.disk) != self._stamp:
                 self._discard(journal)
                 raise make_changed(self._order.disk)
             self._complete(journal)
         finally:
             journal.close()
-        self._make_index(journal.snapshot_id, found).write(index_file(self._order.records))
+        self._make_index(journal, found).write(index_file(self._order.records))
         journal.remove()
-        return self._sum_up(journal.snapshot_id, sent)
+        return self._sum_up(journal.snapshot_id, journal.parent_id, sent)
 
-    def _sum_up(self, snapshot_id: str, sent: Sent) -> UploadedSnapshot:
-        parent_id = self._parent.snapshot_id if self._parent is not None else None
+    def _send(self, journal: Journal) -> tuple[Sent, Digests]:
+        found = Digests(count_blocks(self._order.volume_gib * GIB))
+        parent = self._parent.digests if self._parent is not None else None
+        transfer = Transfer(self._ebs, journal, self._order.disk, parent, found, pause=self._pause)
+        self._progress.step(f"sends blocks to {journal.snapshot_id}")
+        return transfer.run(self._progress), found
+
+    def _read(self, journal: Journal) -> tuple[Sent, Digests]:
+        """Of a disk that was sent: only what the index holds."""
+        found = digest_blocks(self._order.disk, count_blocks(self._order.volume_gib * GIB))
+        before, data = journal.sent.summary()[0], found.summary()[0]
+        return Sent(blocks=0, zeros=0, before=before, data=data), found
+
+    def _sum_up(self, snapshot_id: str, parent_id: str | None, sent: Sent) -> UploadedSnapshot:
         zeros = f" and {sent.zeros:,} of zeros" if sent.zeros else ""
         more = [f"{sent.before:,} were sent before"] if sent.before else []
         more += [f"delta to {parent_id}"] if parent_id is not None else []
@@ -319,12 +348,13 @@ class _Upload:
             parent_id=parent_id,
         )
 
-    def _make_index(self, snapshot_id: str, found: Digests) -> BlockIndex:
+    def _make_index(self, journal: Journal, found: Digests) -> BlockIndex:
+        assert journal.snapshot_id is not None
         return BlockIndex(
-            snapshot_id=snapshot_id,
+            snapshot_id=journal.snapshot_id,
             region=self._ebs.region,
-            parent_id=self._parent.snapshot_id if self._parent is not None else None,
-            chain=self._parent.chain + 1 if self._parent is not None else 0,
+            parent_id=journal.parent_id,
+            chain=journal.chain,
             volume_gib=self._order.volume_gib,
             content=self._order.content,
             encrypted=self._order.encrypted,
@@ -362,38 +392,49 @@ class _Upload:
         except Refused as refused:
             if refused.code not in _NOT_COMPLETED:
                 raise
-            if not self._is_completed(snapshot_id, HEARD_SECONDS if heard else 0.0):
+            # Of a wrong count or checksum nothing can come.
+            if refused.code == "ValidationException" and refused.reason != _NOT_PENDING:
+                if self._is_completed(journal, HEARD_SECONDS if heard else 0.0):
+                    return
                 self._discard(journal)
                 raise UploadError(
                     f"EBS did not complete {snapshot_id}: {refused.message or refused.code}",
                     todo="run the same command again: it sends everything anew",
                 ) from refused
-        else:
-            if not self._is_completed(snapshot_id, COMPLETION_SECONDS):
-                raise UploadError(
-                    f"{snapshot_id} is still not completed after "
-                    f"{COMPLETION_SECONDS / 60:.0f} minutes",
-                    todo="run the same command again: it goes on waiting; nothing is sent twice",
-                )
+        if not self._is_completed(journal, COMPLETION_SECONDS):
+            raise UploadError(
+                f"{snapshot_id} is still not completed after {COMPLETION_SECONDS / 60:.0f} minutes",
+                todo="run the same command again: it goes on waiting; nothing is sent twice",
+            )
 
-    def _is_completed(self, snapshot_id: str, seconds: float) -> bool:
-        """Waits for so long. Raises UploadError for a snapshot that went wrong."""
+    def _is_completed(self, journal: Journal, seconds: float) -> bool:
+        """Waits for so long. Raises UploadError where it went wrong, and SnapshotGone."""
+        assert journal.snapshot_id is not None
+        snapshot_id = journal.snapshot_id
         waited, (step, longest) = 0.0, _POLL_SECONDS
         while True:
             state = self._snapshots.state(snapshot_id)
             if state == "completed":
                 return True
             if state == "error":
-                self._snapshots.delete(snapshot_id)
-                journal_file(self._order.records).unlink(missing_ok=True)
+                self._discard(journal)
                 raise UploadError(
                     f"EBS could not complete {snapshot_id}: it is in error, and was deleted",
                     todo="run the same command again: it sends everything anew",
                 )
+            if state is None and (waited >= UNKNOWN_SECONDS or not _is_young(journal)):
+                raise SnapshotGone(snapshot_id)
+            self._progress.output(f"{snapshot_id} is {state or 'not known yet'}")
             if waited >= seconds:
                 return False
             self._pause(step)
             waited, step = waited + step, min(step * 2, longest)
+
+
+def _blames_parent(refused: Refused) -> bool:
+    if refused.code == "AccessDeniedException":
+        return refused.reason in _PARENT_DENIED
+    return refused.code in _PARENT_REFUSED
 
 
 def _is_young(journal: Journal) -> bool:
@@ -403,5 +444,6 @@ def _is_young(journal: Journal) -> bool:
 
 def _take_stamp(disk: Path) -> tuple[int, int, int]:
     """Size, inode and time: what a file that is written to does not keep."""
-    status = disk.stat()
+    with reading(disk):
+        status = disk.stat()
     return status.st_size, status.st_ino, status.st_mtime_ns

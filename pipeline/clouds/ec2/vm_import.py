@@ -1,12 +1,11 @@
 """A disk becomes a snapshot by way of S3 and EC2's import service, where EBS direct is not allowed.
 
-The object in the bucket costs money, so it is removed however the import ends; what a `kill -9`
-leaves, `leftovers.py` finds.
+The object in the bucket costs money, so it is removed when the task that reads it has ended,
+however it did; what a run leaves that was stopped, `leftovers.py` finds.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pipeline.clouds.ec2.aws import (
     NoCredentials,
     Outage,
     Refused,
+    is_transient,
     retrying,
     translated,
 )
@@ -25,6 +25,7 @@ from pipeline.clouds.ec2.explain import make_role_error
 from pipeline.clouds.ec2.region import Described, Region, format_moment, get_tags, make_tag_list
 from pipeline.clouds.ec2.rights import KEY_PREFIX
 from pipeline.clouds.ec2.settings import STARTED_TAG, Ec2Settings
+from pipeline.clouds.ec2.tokens import KeptToken
 from pipeline.errors import UploadError
 from pipeline.model import MIB, Progress, Sha256
 
@@ -45,6 +46,8 @@ class ImportOrder:
     build: str
     description: str
     tags: Mapping[str, str]
+    token: KeptToken
+    """Of the task."""
 
 
 class Importer:
@@ -64,6 +67,8 @@ class Importer:
         self._settings = settings
         self._pause = pause
         self._clock = clock
+        self._reading = False
+        """Whether a task may read the object."""
 
     def run(self, order: ImportOrder, progress: Progress) -> str:
         """The id of a completed snapshot of the disk. Raises UploadError, ImportRoleError."""
@@ -72,9 +77,11 @@ class Importer:
             self._send(order, key, progress)
             snapshot_id = self._import(order, key, progress)
         finally:
-            self._remove(key, progress)
+            if not self._reading:
+                self._remove(key, progress)
         self._region.wait_snapshot(snapshot_id, progress)
         self._region.ensure_tags(snapshot_id, {}, order.tags)
+        order.token.drop()
         return snapshot_id
 
     # ---- to S3
@@ -91,25 +98,41 @@ class Importer:
             multipart_threshold=_PART, multipart_chunksize=_PART, max_concurrency=_THREADS
         )
 
+        outage = Outage()
+        stopped: list[BaseException] = []
+
         def send() -> None:
             done = 0
 
             def advance(count: int) -> None:
                 nonlocal done
                 done += count
-                progress.advance(max(0, done), size)
+                if stopped:
+                    raise stopped[0]
+                try:
+                    progress.advance(max(0, done), size)
+                except BaseException as stop:
+                    stopped.append(stop)
+                    raise
+                outage.succeeded()  # bytes flow
 
-            with translated("s3:PutObject"):
-                client.upload_file(
-                    str(order.disk),
-                    self._settings.bucket,
-                    key,
-                    ExtraArgs={"Metadata": {_CONTENT_NOTE: order.content}},
-                    Callback=advance,
-                    Config=config,
-                )
+            try:
+                with translated("s3:PutObject"):
+                    client.upload_file(
+                        str(order.disk),
+                        self._settings.bucket,
+                        key,
+                        ExtraArgs={"Metadata": {_CONTENT_NOTE: order.content}},
+                        Callback=advance,
+                        Config=config,
+                    )
+            finally:
+                # boto3 takes no notice of a KeyboardInterrupt in its threads, and ends as if it had
+                # sent all.
+                if stopped:
+                    raise stopped[0]
 
-        retrying(send, outage=Outage(), progress=progress, pause=self._pause)
+        retrying(send, outage=outage, progress=progress, pause=self._pause)
 
     def _has(self, order: ImportOrder, key: str, size: int) -> bool:
         """Whether an earlier run sent it all."""
@@ -134,19 +157,23 @@ class Importer:
     # ---- from S3
 
     def _import(self, order: ImportOrder, key: str, progress: Progress) -> str:
-        """Starts a task, or finds the one that a killed run started by its token, and waits."""
+        """Starts a task, or finds the one that a killed run started by its token, and waits. The
+        token of one that failed is dropped, as it would bring back the same task."""
         said = "no task was started"
-        for number in range(_TRIES):
-            task = self._start(order, key, number)
+        for _ in range(_TRIES):
+            task = self._start(order, key)
             task_id = str(task["ImportTaskId"])
             progress.step(f"EC2 imports the snapshot ({task_id}): this takes minutes to an hour")
             detail = self._wait(task_id, progress)
+            self._reading = False
             snapshot_id = detail.get("SnapshotId")
             if detail.get("Status") == "completed" and snapshot_id:
                 if self._region.state(str(snapshot_id)) is not None:
                     return str(snapshot_id)
                 said = f"its snapshot {snapshot_id} is gone"  # of an earlier run's task
+                order.token.drop()
                 continue
+            order.token.drop()
             said = str(detail.get("StatusMessage") or "no reason is told")
             if _is_about_role(said):
                 raise make_role_error(self._settings, f"site {self._settings.site}", said)
@@ -155,31 +182,32 @@ class Importer:
             todo="run the same command again; if it happens again, try `method: ebs-direct`",
         )
 
-    def _start(self, order: ImportOrder, key: str, number: int) -> Described:
+    def _start(self, order: ImportOrder, key: str) -> Described:
         settings = self._settings
-        words = (order.content, order.build, settings.site, str(settings.bucket), str(number))
-        encryption: dict[str, Any] = {}
+        parameters: dict[str, Any] = {
+            "Description": order.description,
+            "RoleName": settings.import_role,
+            "DiskContainer": {
+                "Description": order.description,
+                "Format": "RAW",
+                "UserBucket": {"S3Bucket": settings.bucket, "S3Key": key},
+            },
+            "TagSpecifications": [
+                {"ResourceType": "import-snapshot-task", "Tags": make_tag_list(order.tags)}
+            ],
+        }
         if settings.encrypt:
-            encryption["Encrypted"] = True
+            parameters["Encrypted"] = True
             if settings.kms_key is not None:
-                encryption["KmsKeyId"] = settings.kms_key
+                parameters["KmsKeyId"] = settings.kms_key
+        token = order.token.get(parameters)
+        self._reading = True
         try:
-            answer = self._region.call(
-                "ImportSnapshot",
-                ClientToken=hashlib.sha256("\0".join(words).encode()).hexdigest(),
-                Description=order.description,
-                RoleName=settings.import_role,
-                DiskContainer={
-                    "Description": order.description,
-                    "Format": "RAW",
-                    "UserBucket": {"S3Bucket": settings.bucket, "S3Key": key},
-                },
-                TagSpecifications=[
-                    {"ResourceType": "import-snapshot-task", "Tags": make_tag_list(order.tags)}
-                ],
-                **encryption,
-            )
+            answer = self._region.call("ImportSnapshot", ClientToken=token, **parameters)
         except Refused as refused:
+            self._reading = is_transient(refused)  # then an earlier try may have been heard
+            if not (self._reading or refused.denied or refused.expired):
+                order.token.drop()
             if refused.denied or not _is_about_role(refused.message):
                 raise
             where = f"site {settings.site}"
