@@ -147,9 +147,9 @@ def test_the_next_build_sends_what_changed(ready: Project, amazon: AmazonSite) -
 @pytest.mark.slow
 def test_a_killed_upload_goes_on(ready: Project, amazon: AmazonSite) -> None:
     amazon.configure(ready)
-    amazon.server.faults.slow("ebs:PutSnapshotBlock", 0.05)
+    amazon.server.faults.slow("ebs:PutSnapshotBlock", 0.5)
     running = ready.start("image", **amazon.environ)
-    running.wait_until(lambda: amazon.count_puts() > 200, "200 blocks")
+    running.wait_until(lambda: amazon.count_puts() > 500, "500 blocks")
     running.kill()
     sent = amazon.count_puts()
     amazon.server.faults.clear()
@@ -159,7 +159,7 @@ def test_a_killed_upload_goes_on(ready: Project, amazon: AmazonSite) -> None:
     (snapshot,) = amazon.server.snapshots()
     blocks = read_blocks(next(latest(ready).glob("*.raw")))
     assert without_zeros(amazon.server.content(snapshot.id)) == blocks
-    assert amazon.count_puts() - sent < len(blocks) - 100
+    assert amazon.count_puts() - sent < len(blocks) - 250
     assert not amazon.server.costs()
     assert_clean(ready)
 
@@ -290,18 +290,33 @@ def test_a_quota_reached(ready: Project, amazon: AmazonSite) -> None:
     assert not amazon.server.costs()
 
 
+def register_by_hand(amazon: AmazonSite, name: str) -> None:
+    """An image of the account's that is none of the pipeline's."""
+    ebs, ec2 = amazon.server.client("ebs"), amazon.server.client("ec2")
+    snapshot = ebs.start_snapshot(VolumeSize=1)["SnapshotId"]
+    ebs.complete_snapshot(SnapshotId=snapshot, ChangedBlocksCount=0)
+    while ec2.describe_snapshots(SnapshotIds=[snapshot])["Snapshots"][0]["State"] == "pending":
+        pass
+    ec2.register_image(
+        Name=name,
+        RootDeviceName="/dev/sda1",
+        BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot}}],
+    )
+
+
 def test_a_name_that_is_taken(ready: Project, amazon: AmazonSite) -> None:
     amazon.configure(ready)
     ready.define("taken", "clouds: {ec2: {image_name: the name}}\n")
-    theirs = amazon.server.other_account_snapshot({0: b"x"}, volume_gib=2)
-    amazon.server.client("ec2").register_image(
-        Name="the name",
-        RootDeviceName="/dev/sda1",
-        BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": theirs}}],
+    register_by_hand(amazon, "the name")
+    assert fail(ready, amazon, "image", "taken") == (
+        38,
+        "error: site amazon: ami-ID in us-east-1 has the name 'the name' already, and is not of "
+        "this pipeline\n"
+        "  do: rename or deregister it, raise the appliance's version, or put {build} into "
+        "`clouds: ec2: image_name:`\n",
     )
-    assert fail(ready, amazon, "image", "taken") == (38, "")
     assert amazon.count_puts() == 0
-    assert not amazon.server.costs()
+    assert len(amazon.server.images()) == len(amazon.server.snapshots()) == 1
 
 
 def test_public_sharing_is_blocked(ready: Project, amazon: AmazonSite) -> None:

@@ -426,12 +426,13 @@ class Ec2:
             return self._rehearse_snapshot(image, release, tags, progress)
         records = release.folder / self.site.name
         # What its own journal tells of comes first: it is to be brought to an end.
-        if not journal_file(records).exists():
+        direct = self._settings.method == "ebs-direct"
+        if not (direct and journal_file(records).exists()):
             known = self._find_snapshot(image)
             if known is not None:
                 progress.step(f"snapshot {known} has the same bytes: nothing to send")
                 return known
-        if self._settings.method == "import":
+        if not direct:
             return self._import_snapshot(image, release, tags, progress)
         release.folder.mkdir(parents=True, exist_ok=True)
         order = self._make_order(image, release, tags, records)
