@@ -35,6 +35,21 @@ def data_chunks(descriptor: int, size: int) -> Iterator[tuple[int, bytes]]:
         offset += CHUNK
 
 
+def extents(descriptor: int) -> Iterator[tuple[int, int]]:
+    """Start and end of each piece of a file that is no hole, in order; what is in them is not read,
+    so stored zeros count as data."""
+    size, end = os.fstat(descriptor).st_size, 0
+    while end < size:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole until the end
+                return
+            raise
+        end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        yield start, end
+
+
 def digest(file: Path) -> Sha256:
     """A SHA-256 of the size, and of the offset and content of the chunks that are not all zeros.
 

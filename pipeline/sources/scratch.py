@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from pipeline import sparse
+from pipeline import host, sparse
 from pipeline.errors import StageFailedError
 from pipeline.model import GIB, MIB, Package
 from pipeline.stages.base import HERE_ONLY, Context, LocalFile, Stage, digest_of_file
@@ -138,7 +138,7 @@ class ScratchRoot(Stage):
         too short for it. The tree is as large as its packages say, and a half more for what hooks
         add; as much again stays free for everything else."""
         tree = self._tree_bytes() * 3 // 2 + 512 * MIB
-        return 2 * tree // MIB if _available_memory() > 3 * tree + GIB else 0
+        return 2 * tree // MIB if host.available_memory() > 3 * tree + GIB else 0
 
     def _environment(
         self, context: Context, repository: Path, inside: Path, build: Path
@@ -204,14 +204,6 @@ def _copy(file: LocalFile, copy: Path) -> None:
         raise StageFailedError(
             f"{file.path} was changed after the plan was made", todo="run the same command again"
         )
-
-
-def _available_memory() -> int:
-    """Bytes that the kernel could give without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def _network_environment() -> dict[str, str]:

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.metadata_server import EC2_USER_DATA_BYTES
+from pipeline.metadata_server import SERVICES
 
 _REFUSED = 65  # the fetcher's exit status for user-data that cannot be run (its README)
 _NOTHING = "-"  # in a report, in place of a digest or of what ran
@@ -39,9 +39,10 @@ class Case:
 def make_cases(metadata: str, nonce: str) -> tuple[Case, ...]:
     """The cases of a kind of metadata service. What runs in the guest sends back the `nonce`."""
     absent = Case(name="absent", user_data=None, outcome="nothing run")
-    if metadata != "ec2":
+    service = SERVICES[metadata]
+    if not service.ANY_BYTES:
         return (absent,)
-    small, large = _script(f"gzip {nonce}", 0), _script(f"largest {nonce}", EC2_USER_DATA_BYTES)
+    small, large = _script(f"gzip {nonce}", 0), _script(f"largest {nonce}", service.LIMIT)
     # Neither text nor gzip, and nothing that a shell would take for a script.
     binary = b"\x7fphantom\0" + bytes(range(256)) * 4
     return (
@@ -65,7 +66,7 @@ def make_cases(metadata: str, nonce: str) -> tuple[Case, ...]:
             user_data=large,
             ran=f"largest {nonce}",
             kept=large,
-            outcome=f"run, all of its {EC2_USER_DATA_BYTES} bytes",
+            outcome=f"run, all of its {service.LIMIT} bytes",
         ),
     )
 

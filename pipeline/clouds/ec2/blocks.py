@@ -19,8 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline import sparse
 from pipeline.errors import NoSpaceError, StoreError
 from pipeline.model import GIB, KIB, Sha256
+from pipeline.store import sync
 
 BLOCK = 512 * KIB
 """The only size of a block that EBS takes."""
@@ -203,7 +205,7 @@ def find_blocks(descriptor: int) -> Iterator[int]:
     """The numbers of the blocks of a file that hold data, for all that its file system knows: holes
     are left out, stored zeros are not."""
     following = 0
-    for start, end in _find_extents(descriptor):
+    for start, end in sparse.extents(descriptor):
         first = max(following, start // BLOCK)
         following = max(following, count_blocks(end))
         yield from range(first, following)
@@ -253,7 +255,7 @@ def write_record(file: Path, lines: Iterable[bytes]) -> None:
             opened.flush()
             os.fsync(opened.fileno())
         spare.rename(file)
-        _sync_folder(file.parent)
+        sync(file.parent)
 
 
 @contextmanager
@@ -289,28 +291,6 @@ def reading(disk: Path) -> Iterator[None]:
             todo="see that it is there, that this user may read it, and what the kernel says of "
             "its device (`dmesg`); then run the same command again",
         ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in a folder last."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _find_extents(descriptor: int) -> Iterator[tuple[int, int]]:
-    size, end = os.fstat(descriptor).st_size, 0
-    while end < size:
-        try:
-            start = os.lseek(descriptor, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole until the end
-                return
-            raise
-        end = os.lseek(descriptor, start, os.SEEK_HOLE)
-        yield start, end
 
 
 def _modified(file: Path) -> float:

@@ -91,6 +91,7 @@ from pipeline.errors import (
     UploadError,
     UsageError,
 )
+from pipeline.metadata_server import EC2_USER_DATA_BYTES
 from pipeline.model import (
     GIB,
     MIB,
@@ -113,8 +114,6 @@ from pipeline.model import (
 DEFAULT_IMAGE_NAME = "{name}-{version}-{build}"
 NAME_RULE = r"[A-Za-z0-9 ()\[\]./\-'@_]{3,128}"  # RegisterImage
 LONGEST_DESCRIPTION = 255  # characters, of images and of snapshots
-
-USER_DATA_BYTES = 16 * 1024
 
 _LOCATION = re.compile(
     r"ec2://(?P<account>[0-9]{12}|sandbox)/(?P<region>[a-z0-9-]+)"
@@ -846,7 +845,7 @@ class Ec2:
             "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 2},
         }
         if user_data is not None:
-            if len(user_data) > USER_DATA_BYTES:
+            if len(user_data) > EC2_USER_DATA_BYTES:
                 raise ValueError(f"{len(user_data)} bytes of user-data, of at most 16 KiB")
             data["UserData"] = base64.b64encode(user_data).decode()
         return data
