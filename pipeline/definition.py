@@ -22,11 +22,14 @@ from pipeline.checking import Schema, check_schema, label, quote, suggest
 from pipeline.errors import DefinitionError, UsageError
 from pipeline.model import (
     Appliance,
+    ApplianceBuild,
+    BaseImageSource,
     BootCheckPolicy,
     CloudOverride,
     FileCopy,
     PhantomPolicy,
     ScratchSource,
+    Sha256,
     Site,
     parse_size,
 )
@@ -52,9 +55,13 @@ BUILT_IN_SITES = (
     Site(name="ec2-sandbox", cloud="ec2", sandbox=True, where="built in"),
 )
 
+URL_SCHEMES = ("http", "https", "s3")
+"""How a base image may come over a network."""
+
 MAX_DISK = parse_size("2TiB")  # an MBR counts 512-byte sectors in 32 bits
 MAX_USER_DATA = 1024  # the database column of Phantom's web application (facts: R)
 
+_OF_ONE_FILE = ("sha256", "format")
 _OWN_KEYS = ("name", "version", "summary")
 _TEMPLATE_WORDS = ("name", "version", "build")
 _PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
@@ -79,17 +86,23 @@ def list_appliances(images: Path) -> tuple[str, ...]:
 
 
 def load_appliance(
-    path_or_name: Path | str, images: Path, *, clouds: Collection[str] | None = None
+    path_or_name: Path | str,
+    images: Path,
+    *,
+    clouds: Collection[str] | None = None,
+    pinned: bool = True,
 ) -> Appliance:
     """The appliance of a definition, with what it extends merged in, and all its paths absolute.
 
     A `Path`, and text that holds `/` or ends in `.yaml`, is the definition or its folder; other
-    text is a name: `images/<name>/appliance.yaml`. `clouds` are the clouds that it may name.
+    text is a name: `images/<name>/appliance.yaml`. `clouds` are the clouds that it may name. With
+    `pinned` false, a base image of the network may lack its digest.
     Raises UsageError for an unknown name, and DefinitionError with every mistake found.
     """
     path = _find_definition(path_or_name, images)
     loader = _Loader(images, _cloud_names() if clouds is None else clouds)
     data = loader.load(path)
+    _check_base_image(loader.files, data, pinned=pinned)
     _raise_mistakes(loader.files, _TODO)
     return _make_appliance(data, path)
 
@@ -244,6 +257,33 @@ def _spell(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
+def _check_base_image(files: Sequence[YamlFile], data: Mapping[str, Any], *, pinned: bool) -> None:
+    """What a definition with a base image must say, wherever among the files it says it."""
+    base = data.get("source", {}).get("base_image") if not _any_mistake(files) else None
+    if not isinstance(base, dict):
+        return
+    keys: Keys = ("source", "base_image")
+    file = next(each for each in files if _find_keys(each.data, (*keys, "location")) is not None)
+    location = base["location"]
+    if "disk_size" not in data:
+        file.add("'disk_size' is missing: a base image grows to the disk that is asked for", keys)
+    if isinstance(location, ApplianceBuild):
+        for key in ("sha256", "format"):
+            if key in base:
+                file.add(f"{label((*keys, key))!r}: an appliance's build has its own", (*keys, key))
+    elif isinstance(location, str) and pinned and "sha256" not in base:
+        name = file.path.parent.name
+        file.add(
+            f"{label((*keys, 'sha256'))!r} is missing, and what comes over a network needs it: "
+            f"`phantom-image pin {name}` fetches the image and writes it",
+            (*keys, "location"),
+        )
+
+
+def _any_mistake(files: Sequence[YamlFile]) -> bool:
+    return any(file.broken or file.mistakes for file in files)
+
+
 class _Loader:
     """Reads a definition and what it extends, and keeps each file with its mistakes."""
 
@@ -323,6 +363,7 @@ class _Resolver:
         for index in range(len(self._list("scripts"))):
             self._replace(data, ("scripts", index), self._script)
         self._replace(data, ("boot_check", "script"), self._script)
+        self._locate_base(data)
         self._replace(data, ("phantom", "user_data"), self._user_data)
         if "files" in data:
             data["files"] = [
@@ -392,6 +433,38 @@ class _Resolver:
                     word + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
                 )
                 self._add(keys, f"nothing is known to fill in for {{{written}}}; known are {known}")
+        return text
+
+    def _locate_base(self, data: dict[str, Any]) -> None:
+        keys: Keys = ("source", "base_image", "location")
+        self._replace(data, keys, self._location)
+        if _find_keys(self.file.data, (*keys, "appliance")) and keys not in self.bad:
+            base = data["source"]["base_image"]
+            said = base["location"]
+            base["location"] = ApplianceBuild(
+                name=said["appliance"], build=said.get("build", "latest")
+            )
+
+    def _location(self, keys: Keys, text: str) -> Path | str:
+        """A URL as it is, a file's path absolute. Whether the image is there is asked later: one
+        that others have to fetch first is no mistake of the definition."""
+        from urllib.parse import urlsplit
+
+        scheme, colon, rest = text.partition("://")
+        if not colon:
+            return Path(os.path.abspath(self.folder / text))
+        if scheme not in URL_SCHEMES:
+            known = ", ".join(f"{one}://" for one in URL_SCHEMES)
+            self._add(keys, f"{scheme}:// is not known; known are {known} and paths of files")
+        elif "@" in rest.partition("/")[0]:
+            self._add(keys, "holds a user's name or password; no secret goes into a definition")
+        else:
+            try:
+                host = urlsplit(text).hostname
+            except ValueError:
+                host = None
+            if not host:
+                self._add(keys, f"{quote(text)} names no host")
         return text
 
     def _script(self, keys: Keys, text: str) -> Path:
@@ -549,6 +622,8 @@ def _merge_value(key: str, parent: Any, child: Any) -> Any:
     if isinstance(parent, dict) and isinstance(child, dict):
         if key == "source" and parent.keys() != child.keys():
             return child
+        if key == "base_image" and "location" in child:  # digest and format are of the other one
+            parent = {name: one for name, one in parent.items() if name not in _OF_ONE_FILE}
         return _merge(parent, child)
     if isinstance(parent, list) and isinstance(child, list):
         if key == "files":
@@ -560,9 +635,9 @@ def _merge_value(key: str, parent: Any, child: Any) -> Any:
 
 def _make_appliance(data: dict[str, Any], path: Path) -> Appliance:
     optional: dict[str, Any] = {key: data[key] for key in ("disk_size", "kernel") if key in data}
-    frequency = data.get("user_data", {}).get("frequency")
-    if frequency is not None:
-        optional["user_data_frequency"] = frequency
+    for key in ("frequency", "runner"):
+        if key in data.get("user_data", {}):
+            optional[f"user_data_{key}"] = data["user_data"][key]
     overrides = {cloud: CloudOverride(**said) for cloud, said in data.get("clouds", {}).items()}
     phantom = dict(data.get("phantom", {}))
     phantom["instance_type"] = MappingProxyType(phantom.get("instance_type", {}))
@@ -570,7 +645,7 @@ def _make_appliance(data: dict[str, Any], path: Path) -> Appliance:
         name=data["name"],
         version=data["version"],
         summary=data["summary"],
-        source=ScratchSource(**(DEFAULT_SOURCE | data.get("source", {}).get("scratch", {}))),
+        source=_make_source(data.get("source", {})),
         elements=tuple(data.get("elements", ())),
         packages=tuple(data.get("packages", ())),
         files=tuple(data.get("files", ())),
@@ -582,6 +657,19 @@ def _make_appliance(data: dict[str, Any], path: Path) -> Appliance:
         definition=path,
         **optional,
     )
+
+
+def _make_source(said: Mapping[str, Any]) -> ScratchSource | BaseImageSource:
+    if "base_image" not in said:
+        return ScratchSource(**(DEFAULT_SOURCE | said.get("scratch", {})))
+    base = dict(said["base_image"])
+    if "sha256" in base:
+        base["sha256"] = Sha256(base["sha256"])
+    if "format" in base:
+        base["format"] = {"vhd": "vpc"}.get(base["format"], base["format"])
+    if "remove_packages" in base:
+        base["remove_packages"] = tuple(base["remove_packages"])
+    return BaseImageSource(**base)
 
 
 def _make_sites(file: YamlFile, clouds: Mapping[str, type[Cloud]]) -> list[Site]:

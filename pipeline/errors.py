@@ -61,7 +61,7 @@ class DefinitionError(PhantomError):
 
 
 class UnknownElementError(PhantomError):
-    """An element is in none of the folders of the elements path."""
+    """An element is in none of the folders of the elements path, or not for this source."""
 
     exit_code = 11
 
@@ -226,3 +226,117 @@ class InUseError(PhantomError):
     """What should be removed is in use by something else."""
 
     exit_code = 42
+
+
+class ApplianceError(PhantomError):
+    """libguestfs's appliance does not start, or ended while it worked."""
+
+    exit_code = 43
+
+
+class ChecksumError(PhantomError):
+    """A base image is not the one that its definition pins."""
+
+    exit_code = 44
+
+
+class DownloadError(PhantomError):
+    """A base image cannot be fetched whole."""
+
+    exit_code = 45
+
+
+class ImageFormatError(PhantomError):
+    """A base image is none, is damaged, is not of its declared format, or names other files."""
+
+    exit_code = 46
+
+
+class NoSystemError(PhantomError):
+    """A base image holds no operating system."""
+
+    exit_code = 47
+
+
+class SeveralSystemsError(PhantomError):
+    """A base image holds more than one operating system."""
+
+    exit_code = 48
+
+
+class UnknownSystemError(PhantomError):
+    """A base image's operating system is of a distribution that is not known."""
+
+    exit_code = 49
+
+
+class PackageManagerError(PhantomError):
+    """A base image has no package manager to do what the definition asks."""
+
+    exit_code = 50
+
+
+class InitSystemError(PhantomError):
+    """A base image has no init system that the user-data fetcher can be started by."""
+
+    exit_code = 51
+
+
+class ClientError(PhantomError):
+    """A base image has neither curl nor wget, and the user-data fetcher needs one."""
+
+    exit_code = 52
+
+
+class EncryptedError(PhantomError):
+    """A base image's root is encrypted."""
+
+    exit_code = 53
+
+
+class ScriptError(PhantomError):
+    """A definition's script failed in a base image; the error has its last lines."""
+
+    exit_code = 54
+
+
+class ScriptHungError(PhantomError):
+    """A definition's script did not end in its time."""
+
+    exit_code = 55
+
+
+class ScriptRebootError(PhantomError):
+    """A definition's script shut the machine down that it ran in."""
+
+    exit_code = 56
+
+
+class ArchitectureError(PhantomError):
+    """A base image's programs are for another architecture, and cannot be run to change it."""
+
+    exit_code = 57
+
+
+class FileSystemError(PhantomError):
+    """A base image's file system is damaged or has no room for what is to be written."""
+
+    exit_code = 58
+
+
+class UnsafeImageError(PhantomError):
+    """A base image has links where files are to be written, and what they lead to is not theirs."""
+
+    exit_code = 59
+
+
+class PackagesFailedError(PhantomError):
+    """A base image's package manager failed."""
+
+    exit_code = 60
+
+
+class BaseNotBuiltError(PhantomError):
+    """A definition starts from another appliance's build, which is not there."""
+
+    exit_code = 61

@@ -59,6 +59,32 @@ class ScratchSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ApplianceBuild:
+    """A build of another appliance of the tree."""
+
+    name: str
+    build: str = "latest"
+    """Its twelve digits, or `latest`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseImageSource:
+    """A root file system from an image that exists, changed by libguestfs."""
+
+    location: Path | str | ApplianceBuild
+    """A file of this host, a URL (`http`, `https`, `s3`), or another appliance's build."""
+    sha256: Sha256 | None = None
+    """Of the file as it is fetched; required of what comes over a network."""
+    format: str | None = None
+    """qemu-img's name of the format, where it must be told."""
+    network: bool = False
+    """Whether packages and scripts reach the network while the image is changed."""
+    remove_packages: tuple[str, ...] = ()
+    script_seconds: int = 3600
+    """How long each script may run."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileCopy:
     """A file of the definition's folder that lands in the image, owned by root."""
 
@@ -106,7 +132,7 @@ class Appliance:
     name: str
     version: str
     summary: str
-    source: ScratchSource
+    source: ScratchSource | BaseImageSource
     elements: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     files: tuple[FileCopy, ...] = ()
@@ -115,6 +141,9 @@ class Appliance:
     kernel: str = "generic"
     user_data_frequency: str = "boot"
     """`boot`: each boot; `instance`: once per instance."""
+    user_data_runner: str = "cloud-init"
+    """Who runs user-data on clouds where cloud-init works, in images that have it: `cloud-init`, or
+    `fetcher`."""
     clouds: Mapping[str, CloudOverride] = field(default_factory=lambda: MappingProxyType({}))
     boot_check: BootCheckPolicy = BootCheckPolicy()
     phantom: PhantomPolicy = PhantomPolicy()
@@ -173,6 +202,9 @@ class Hardware:
     networks: tuple[str, ...]
     console: str
     """The device that the machine's console is heard on: `ttyS0`."""
+    own_kernel: bool = True
+    """Whether the image's own kernel is booted; else the site gives one, whose modules the image
+    has not got."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +217,19 @@ class NodeEdit:
     path: PurePosixPath
     text: str
     mode: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteKernel:
+    """A kernel and ramdisk that come from the site, as Xen nodes boot a bare file system."""
+
+    command_line: str
+    """As the site writes it: `ro root=/dev/sda1`."""
+    kernel: Path | None = field(default=None, metadata={"key": False})
+    """The site's own kernel on this host, to try the image with; None: one of this host's."""
+    ramdisk: Path | None = field(default=None, metadata={"key": False})
+    digests: tuple[Sha256, ...] = ()
+    """Of these two files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +256,11 @@ class Machine:
     """How many bytes its disk is larger than the image."""
     serial: bool = True
     """Whether the machine has a serial port. A node may have none; the check needs it to hear."""
+    vendor: str | None = None
+    """What the machine's firmware tables (SMBIOS) name as its maker, where guests look at it."""
+    kernel: SiteKernel | None = None
+    """The kernel that the site boots the image's root file system with; None: the image's own, by
+    its boot loader."""
 
 
 @dataclass(frozen=True, kw_only=True)

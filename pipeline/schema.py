@@ -14,6 +14,8 @@ Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 DEFAULT_SOURCE = {"element": "phantom-debian", "release": "bookworm", "architecture": "amd64"}
 
+BASE_FORMATS = ("raw", "qcow2", "vmdk", "vhd", "vdi")
+
 NAME_PATTERN = "^[a-z0-9][a-z0-9.-]*$"
 # Debian Policy 5.6.1.
 _PACKAGE_PATTERN = "^[a-z0-9][a-z0-9+.-]+$"
@@ -95,13 +97,21 @@ def make_appliance_schema(clouds: Iterable[str]) -> Schema:
                         "Run it at each boot, or once per instance.",
                         ["boot", "instance"],
                         default="boot",
-                    )
+                    ),
+                    "runner": _choice(
+                        "Who runs it on clouds where cloud-init works, in base images that have "
+                        "cloud-init: cloud-init, as everywhere else, or the user-data fetcher, "
+                        "with cloud-init off.",
+                        ["cloud-init", "fetcher"],
+                        default="cloud-init",
+                    ),
                 },
             ),
             "kernel": _choice(
-                "The kernel's flavour: generic has the drivers of all hardware, cloud those of "
-                "the big clouds' virtual hardware only, which Nimbus does not have; auto takes "
-                "the smaller one if it serves all sites of the run.",
+                "The kernel's flavour, from scratch; a base image has its own. generic has the "
+                "drivers of all hardware, cloud those of the big clouds' virtual hardware only, "
+                "which Nimbus does not have; auto takes the smaller one if it serves all sites of "
+                "the run.",
                 ["generic", "cloud", "auto"],
                 default="generic",
             ),
@@ -260,8 +270,79 @@ def _source_schema() -> Schema:
         },
     )
     return _mapping(
-        "Where the root file system comes from; one kind of source.", {"scratch": scratch}
+        "Where the root file system comes from; one kind of source.",
+        {"scratch": scratch, "base_image": _base_image_schema()},
     ) | {"minProperties": 1, "maxProperties": 1, "examples": [{"scratch": DEFAULT_SOURCE}]}
+
+
+def _base_image_schema() -> Schema:
+    location: Schema = {
+        "description": "The image: a file, relative to this file's folder or absolute; a URL "
+        "(http, https, s3), with sha256; or another appliance of the tree, by name and build.",
+        "type": ["string", "object"],
+        "minLength": 1,
+        "required": ["appliance"],
+        "additionalProperties": False,
+        "properties": {
+            "appliance": _text(
+                "An appliance of this tree, which was built on this host.",
+                ["hello-phantom"],
+                pattern=NAME_PATTERN,
+                maxLength=64,
+                errorMessage="must be the name of an appliance",
+            ),
+            "build": _text(
+                "Its build: the twelve digits that the manifest tells, or latest.",
+                ["latest", "13951b764f17"],
+                pattern="^(latest|[0-9a-f]{12})$",
+                default="latest",
+                errorMessage="must be 'latest' or the twelve digits of a build",
+            ),
+        },
+        "examples": ["base.qcow2", {"appliance": "hello-phantom"}],
+    }
+    return _mapping(
+        "From an image that exists, changed by libguestfs.",
+        {
+            "location": location,
+            "sha256": _text(
+                "The digest of the file as it is fetched. Required of a URL; `phantom-image pin` "
+                "writes it.",
+                ["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+                pattern="^[0-9a-f]{64}$",
+                errorMessage="must be 64 hexadecimal digits in lower case",
+            ),
+            "format": _choice(
+                "The image's format, for one that does not tell it itself; another one is refused.",
+                list(BASE_FORMATS),
+            ),
+            "network": {
+                "description": "Whether packages and scripts reach the network while the image is "
+                "changed.",
+                "type": "boolean",
+                "default": False,
+                "examples": [True],
+            },
+            "remove_packages": _list(
+                "Packages of the image to remove.",
+                _text(
+                    "A package's name.",
+                    ["snapd"],
+                    pattern="^[A-Za-z0-9][A-Za-z0-9+._-]*$",
+                    errorMessage="must be the name of a package, without a version",
+                ),
+                [["snapd"]],
+            ),
+            "script_seconds": {
+                "description": "How long each script may run.",
+                "type": "integer",
+                "minimum": 1,
+                "maximum": 86400,
+                "default": 3600,
+                "examples": [600],
+            },
+        },
+    ) | {"required": ["location"]}
 
 
 def _files_schema() -> Schema:

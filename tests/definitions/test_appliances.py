@@ -18,11 +18,14 @@ from pipeline.model import (
     GIB,
     MIB,
     Appliance,
+    ApplianceBuild,
+    BaseImageSource,
     BootCheckPolicy,
     CloudOverride,
     FileCopy,
     PhantomPolicy,
     ScratchSource,
+    Sha256,
 )
 from pipeline.yaml_source import read_yaml
 
@@ -37,6 +40,50 @@ def test_the_least_definition_has_every_default(root: Path, load: Load) -> None:
         source=ScratchSource(element="phantom-debian", release="bookworm", architecture="amd64"),
         definition=root / "images/web/appliance.yaml",
     )
+
+
+def test_everything_that_can_be_said_of_a_base_image(root: Path, load: Load) -> None:
+    digest = "ab" * 32
+    appliance = load(
+        HEAD
+        + f"""
+source:
+  base_image:
+    location: ../base.vhd.xz
+    sha256: {digest}
+    format: vhd
+    network: true
+    remove_packages: [snapd]
+    script_seconds: 60
+user_data: {{runner: fetcher}}
+disk_size: 3GiB
+"""
+    )
+    assert appliance.source == BaseImageSource(
+        location=root / "images/base.vhd.xz",
+        sha256=Sha256(digest),
+        format="vpc",
+        network=True,
+        remove_packages=("snapd",),
+        script_seconds=60,
+    )
+    assert appliance.user_data_runner == "fetcher"
+
+
+def test_a_base_image_may_be_another_appliances_build(load: Load) -> None:
+    text = "source: {base_image: {location: {appliance: hello}}}\ndisk_size: 2GiB\n"
+    assert load(HEAD + text).source == BaseImageSource(location=ApplianceBuild(name="hello"))
+
+
+def test_a_digest_is_not_inherited_by_another_location(write: Write, load: Load) -> None:
+    write(
+        "images/parent/appliance.yaml",
+        "name: parent\nversion: '1'\nsummary: s\ndisk_size: 2GiB\n"
+        f"source: {{base_image: {{location: a.img, sha256: '{'ab' * 32}', network: true}}}}\n",
+    )
+    child = load(HEAD + "extends: parent\nsource: {base_image: {location: b.img}}\n")
+    assert isinstance(child.source, BaseImageSource)
+    assert (child.source.sha256, child.source.network) == (None, True)
 
 
 def test_everything_that_a_definition_can_say(root: Path, write: Write, load: Load) -> None:
@@ -301,6 +348,7 @@ def test_our_appliances_are_sound(name: str) -> None:
 def test_the_example_is_what_it_says() -> None:
     appliance = load_appliance("hello-phantom", REPOSITORY / "images")
     folder = REPOSITORY / "images/hello-phantom"
+    assert isinstance(appliance.source, ScratchSource)
     assert appliance.source.release == "bookworm"
     assert appliance.elements == ("phantom-user-data", "phantom-grow-root")
     assert appliance.disk_size == 2 * GIB

@@ -229,6 +229,58 @@ PARTS: list[tuple[str, list[str]]] = [
     ("source: {}\n", ["4:9: 'source' must not be empty"]),
     ("source: scratch\n", ["4:9: 'source' must be a mapping, not a string"]),
     (
+        "source: {base_image: {}}\ndisk_size: 2GiB\n",
+        ["4:22: 'location' is missing in 'source.base_image'"],
+    ),
+    (
+        "source: {base_image: {location: base.img}}\n",
+        ["4:22: 'disk_size' is missing: a base image grows to the disk that is asked for"],
+    ),
+    (
+        "source: {base_image: {location: 'https://h/b.img'}}\ndisk_size: 2GiB\n",
+        [
+            "4:33: 'source.base_image.sha256' is missing, and what comes over a network needs it: "
+            "`phantom-image pin web` fetches the image and writes it"
+        ],
+    ),
+    (
+        "source: {base_image: {location: 'https://me:word@h/b.img'}}\ndisk_size: 2GiB\n",
+        [
+            "4:33: 'source.base_image.location': holds a user's name or password; no secret goes "
+            "into a definition"
+        ],
+    ),
+    (
+        "source: {base_image: {location: 'ftp://h/b.img'}}\ndisk_size: 2GiB\n",
+        [
+            "4:33: 'source.base_image.location': ftp:// is not known; known are http://, https://, "
+            "s3:// and paths of files"
+        ],
+    ),
+    (
+        "source: {base_image: {location: 's3:///b.img'}}\ndisk_size: 2GiB\n",
+        ["4:33: 'source.base_image.location': 's3:///b.img' names no host"],
+    ),
+    (
+        "source: {base_image: {location: {appliance: a, build: 12}}}\ndisk_size: 2GiB\n",
+        [
+            "4:55: 'source.base_image.location.build' must be 'latest' or the twelve digits of a "
+            "build, not 12"
+        ],
+    ),
+    (
+        "source: {base_image: {location: {appliance: a}, format: raw}}\ndisk_size: 2GiB\n",
+        ["4:57: 'source.base_image.format': an appliance's build has its own"],
+    ),
+    (
+        "source: {base_image: {location: b, format: iso, sha256: ABC}}\ndisk_size: 2GiB\n",
+        [
+            "4:44: 'source.base_image.format' must be one of raw, qcow2, vmdk, vhd, vdi, not 'iso'",
+            "4:57: 'source.base_image.sha256' must be 64 hexadecimal digits in lower case, not "
+            "'ABC'",
+        ],
+    ),
+    (
         "source: {scratch: {release: Bookworm, relase: x}}\n",
         [
             "4:29: 'source.scratch.release' must be a release's code name, such as bookworm, not "

@@ -241,6 +241,7 @@ def test_the_example_shows_each_option_of_its_cloud() -> None:
     assert [site.name for site in sites] == [
         "hotel",
         "sierra",
+        "tango",
         "frankfurt",
         "publisher",
         "nimbus-sandbox",
