@@ -3,6 +3,7 @@
     STORE/artifacts/<stage>-<key>/   the files of one artifact and `artifact.json`, its record
     STORE/locks/                     a lock per key, held while its artifact is made
     STORE/work                       what is being made; a folder without a live owner is debris
+    STORE/downloads/                 what has arrived of base images, to go on with
     STORE/packages/                  Debian packages by their SHA-256
     STORE/archives/                  apt's lists, per set of mirrors
     STORE/resolutions/               resolved package sets
@@ -21,6 +22,7 @@ import os
 import shutil
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -34,6 +36,9 @@ from pipeline.model import ContentKey, Sha256, format_size
 _RECORD = "artifact.json"
 _IN_USE = "in-use"
 _FORMAT = 1
+
+DOWNLOAD_DAYS = 7.0
+"""So long a part of a file is kept for a download to go on with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,12 +205,22 @@ class Store:
         self._discard(artifact.folder)
 
     def sweep(self) -> tuple[int, int]:
-        """Removes what killed runs left. Returns how many entries and bytes that were."""
+        """Removes what killed runs left, but for downloads, which go on for some days. Returns how
+        many entries and bytes that were."""
         removed = [
             size
             for path in self.path("work").iterdir()
             if (size := self._remove_debris(path)) is not None
         ]
+        return len(removed), sum(removed)
+
+    def _remove_old_downloads(self) -> tuple[int, int]:
+        """Removes parts of downloads that nobody went on with; how many and how many bytes."""
+        removed = []
+        for path in self.path("downloads").iterdir():
+            if path.stat().st_mtime < time.time() - DOWNLOAD_DAYS * 86_400:
+                removed.append(_disk_usage(path))
+                path.unlink()
         return len(removed), sum(removed)
 
     def _remove_debris(self, path: Path) -> int | None:
@@ -234,7 +249,7 @@ class Store:
                     where=str(self.folder),
                     todo="run this again when that one has ended",
                 ) from error
-            count, freed = self.sweep()
+            count, freed = map(sum, zip(self.sweep(), self._remove_old_downloads(), strict=True))
             entries = sorted(self._entries())
             total = sum(size for _, size, _ in entries)
             for _, size, path in entries:
@@ -247,7 +262,8 @@ class Store:
     def _entries(self) -> list[tuple[float, int, Path]]:
         """Time of last use, bytes and path of all that can be evicted."""
         found = []
-        for kind in ("artifacts", "packages", "resolutions", "archives", "logs"):
+        kinds = ("artifacts", "packages", "resolutions", "archives", "downloads", "logs")
+        for kind in kinds:
             for path in self.path(kind).iterdir():
                 record = path / _RECORD
                 used = (record if record.exists() else path).stat().st_mtime

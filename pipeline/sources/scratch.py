@@ -6,13 +6,13 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from pipeline import host, sparse
 from pipeline.errors import StageFailedError
-from pipeline.model import GIB, MIB, Package
+from pipeline.model import GIB, MIB, Package, ScratchSource
 from pipeline.stages.base import HERE_ONLY, Context, LocalFile, Stage, digest_of_file
 from pipeline.store import Artifact, Store
 from pipeline.tools import apt, dib, namespace, run
@@ -118,12 +118,12 @@ class ScratchRoot(Stage):
         (folder / "scripts").mkdir()
         for number, script in enumerate(self.scripts):
             copy = folder / "scripts" / f"{number:02}-{script.path.name}"
-            _copy(script, copy)
+            copy_unchanged(script, copy)
             copy.chmod(0o755)
         for file in self.files:
             copy = folder / "files" / file.target.relative_to("/")
             copy.parent.mkdir(parents=True, exist_ok=True)
-            _copy(file.content, copy)
+            copy_unchanged(file.content, copy)
             copy.chmod(file.mode)
         (folder / "files").mkdir(exist_ok=True)
         (folder / "user-data-frequency").write_text(f"{self.user_data_frequency}\n")
@@ -145,7 +145,7 @@ class ScratchRoot(Stage):
     ) -> dict[str, str]:
         *ours, _ = dib.elements_path()  # diskimage-builder adds its own
         return {
-            **_network_environment(),
+            **network_environment(),
             **self.given,
             "DIB_NO_TIMESTAMP": "1",
             "DIB_NO_TMPFS": "1",
@@ -197,7 +197,17 @@ class ScratchRoot(Stage):
             )
 
 
-def _copy(file: LocalFile, copy: Path) -> None:
+def describe_inputs(source: ScratchSource, root: ScratchRoot) -> dict[str, Any]:
+    """What a manifest says of what the image was made of."""
+    elements = sorted(root.elements, key=lambda each: each.name)
+    return {
+        "source": {"scratch": asdict(source)},
+        "packages": [asdict(package) for package in root.packages],
+        "elements": [{"name": each.name, "digest": each.tree.digest} for each in elements],
+    }
+
+
+def copy_unchanged(file: LocalFile, copy: Path) -> None:
     """Copies a file of the definition. Raises StageFailedError if it is not what was planned."""
     shutil.copy(file.path, copy)
     if digest_of_file(copy) != file.digest:
@@ -206,7 +216,7 @@ def _copy(file: LocalFile, copy: Path) -> None:
         )
 
 
-def _network_environment() -> dict[str, str]:
-    """The user's proxies, which hooks may need."""
+def network_environment() -> dict[str, str]:
+    """The user's proxies, for what reaches the network while an image is made."""
     names = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy")
     return {name: os.environ[name] for name in names if name in os.environ}

@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -29,6 +29,8 @@ Process = subprocess.Popen[str]
 
 _running: dict[Process, bool] = {}
 """What runs, and whether it has a lifeline."""
+_stops: list[Callable[[], None]] = []
+"""What ends work of our own that takes long."""
 
 # Where Debian keeps programs for administrators, which the PATH of other users lacks.
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -88,6 +90,37 @@ def capture(
     return printed
 
 
+def capture_head(argv: Sequence[str], most: int) -> bytes:
+    """The first bytes that a program writes, at most so many; it is ended when it has written them.
+
+    Raises ToolError where it failed without having written so many, HostError.
+    """
+    try:
+        process = subprocess.Popen(
+            [*_DIE_WITH_PARENT, *argv],
+            env=_environment(None),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+    except OSError as error:
+        raise _cannot_start(argv, error) from error
+    with process:
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            head = process.stdout.read(most)
+            if len(head) == most:
+                return head
+            complaints = process.stderr.read().decode(errors="replace")
+            status = process.wait()
+        finally:
+            process.kill()
+    _check_started(argv, status)
+    if status != 0:
+        raise _failure(argv, status, complaints, None)
+    return head
+
+
 def run(
     argv: Sequence[str],
     *,
@@ -124,11 +157,17 @@ def start(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     lifeline: bool = False,
+    outlives: bool = False,
 ) -> Iterator[Process]:
-    """A running program, its output on one pipe; ended when the block is left. Raises HostError."""
+    """A running program, its output on one pipe; ended when the block is left. Raises HostError.
+
+    With `outlives`, a program with a lifeline is not ended with this process by the kernel or by
+    the terminal: it cleans up behind us, and ends when its standard input has.
+    """
     try:
         process = subprocess.Popen(
-            [*_DIE_WITH_PARENT, *argv],
+            [*(() if outlives else _DIE_WITH_PARENT), *argv],
+            start_new_session=outlives,
             env=_environment(env),
             cwd=cwd,
             stdin=subprocess.PIPE if lifeline else subprocess.DEVNULL,
@@ -148,11 +187,24 @@ def start(
 
 def stop_all() -> None:
     """Ends every program that runs; whoever waits for one sees it fail."""
+    for stop in tuple(_stops):
+        stop()
     for process, lifeline in tuple(_running.items()):
         if lifeline and process.stdin is not None:
             process.stdin.close()  # it reaches what a signal may not
         else:
             process.kill()
+
+
+@contextmanager
+def stopped_by(stop: Callable[[], None]) -> Iterator[None]:
+    """Has `stop_all` call `stop` too while the block lasts: for long work that is no program's. It
+    is called on another thread, and may be called again and again."""
+    _stops.append(stop)
+    try:
+        yield
+    finally:
+        _stops.remove(stop)
 
 
 @contextmanager
@@ -231,7 +283,7 @@ def _program(argv: Sequence[str]) -> str:
     for word in words:
         if word == "--" or word.startswith("-") or "=" in word:
             continue
-        if Path(word).name not in {"sudo", "env", "setpriv", "unshare", "sh"}:
+        if Path(word).name not in {"sudo", "env", "prlimit", "setpriv", "unshare", "sh"}:
             return word
     return argv[0]
 
