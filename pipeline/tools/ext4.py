@@ -2,34 +2,68 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from pipeline.errors import StageFailedError
+from pipeline.errors import FileSystemError, StageFailedError
+from pipeline.model import GIB, MIB, format_size
 from pipeline.tools import run
+
+# Whoever made the image decides what its files are, and how large.
+_LONGEST_PATH = 1024
+_LARGEST_BLOCK = 6  # as the binary logarithm of its KiB
+_TEXT_LIMIT, _COPY_LIMIT = 16 * MIB, GIB
+_LONGEST_CHAIN = 8  # of symbolic links
+
+
+def is_at(file: Path, offset: int) -> bool:
+    """Whether an ext file system begins at an offset, in bytes, of a file: by its superblock's
+    magic, and a size that the file has room for."""
+    with file.open("rb") as opened:
+        superblock = os.pread(opened.fileno(), 1024, offset + 1024)
+        room = os.fstat(opened.fileno()).st_size - offset
+    if superblock[0x38:0x3A] != b"\x53\xef":
+        return False
+    blocks = int.from_bytes(superblock[4:8], "little")
+    binary = int.from_bytes(superblock[0x18:0x1C], "little")
+    return binary <= _LARGEST_BLOCK and 0 < blocks * (1024 << binary) <= room
 
 
 class FileSystem:
-    """The ext4 file system that begins at an offset, in bytes, of a file."""
+    """The ext4 file system that begins at an offset, in bytes, of a file.
+
+    What its files and links are called is nobody's who can be trusted: a path that debugfs's
+    commands cannot hold counts as one where nothing is.
+    """
 
     def __init__(self, file: Path, offset: int) -> None:
         self._device = f"{file}?offset={offset}"
 
     def names(self, folder: PurePosixPath) -> list[str]:
         """What lies in a folder; nothing where there is none. Raises ToolError."""
-        listed = self._debugfs(f"ls -p {folder}")
-        return [line.split("/")[5] for line in listed.splitlines() if line.startswith("/")]
+        if not _is_plain(folder):
+            return []
+        listed = self._debugfs(f"ls -p {_quote(folder)}")
+        return [line.split("/")[5] for line in listed.splitlines() if line.count("/") == 7]
 
     def read_link(self, path: PurePosixPath) -> PurePosixPath | None:
         """What a symbolic link leads to, from the root of the file system; None where there is no
         link. Raises ToolError."""
-        told = re.search(r'link dest: "([^"]*)"', self._debugfs(f"stat {path}"))
-        return None if told is None else PurePosixPath("/", path.parent, told[1])
+        told = self._stat(path)
+        if not re.search(r"Type: symlink", told):
+            return None
+        # A short one lies in the inode; a longer one is told as a file's content is.
+        short = re.search(r'^Fast link dest: "(.*)"$', told, re.MULTILINE | re.DOTALL)
+        target = short[1] if short else self._debugfs(f"cat {_quote(path)}")
+        return PurePosixPath("/", path.parent, target)
 
     def copy_out(self, path: PurePosixPath, copy: Path) -> bool:
-        """Copies a file to the host; whether there was one. Raises ToolError."""
-        self._debugfs(f'dump {path} "{copy}"')
+        """Copies a file to the host; whether there was one. Raises ToolError, FileSystemError."""
+        copy.unlink(missing_ok=True)
+        if self._size(path, _COPY_LIMIT) is not None:
+            self._debugfs(f'dump {_quote(path)} "{copy}"')
         return copy.exists()
 
     def write(self, path: PurePosixPath, text: str, mode: int) -> None:
@@ -48,8 +82,34 @@ class FileSystem:
             raise StageFailedError(f"{path} cannot be written into the root file system")
 
     def read(self, path: PurePosixPath) -> str:
-        """The content of a small text file; empty where there is none. Raises ToolError."""
-        return self._debugfs(f"cat {path}")
+        """The content of a small text file, or of what a link there leads to; empty where there is
+        none. Raises ToolError, FileSystemError."""
+        for _ in range(_LONGEST_CHAIN):
+            linked = self.read_link(path)
+            if linked is None:
+                break
+            path = linked
+        if self._size(path, _TEXT_LIMIT) is None:
+            return ""
+        return self._debugfs(f"cat {_quote(path)}")
+
+    def _size(self, path: PurePosixPath, limit: int) -> int | None:
+        """How large a file is; None where there is no file."""
+        told = self._stat(path)
+        found = re.search(r"Type: regular", told) and re.search(r"\bSize: ([0-9]+)", told)
+        if not found:
+            return None
+        size = int(found[1])
+        if size > limit:
+            raise FileSystemError(
+                f"{path} in the image takes {format_size(size)}, and at most {format_size(limit)} "
+                "of such a file are read",
+                todo="remove it, or choose another base image",
+            )
+        return size
+
+    def _stat(self, path: PurePosixPath) -> str:
+        return self._debugfs(f"stat {_quote(path)}") if _is_plain(path) else ""
 
     def _debugfs(self, *commands: str, write: bool = False) -> str:
         script = "".join(f"{command}\n" for command in commands)
@@ -60,3 +120,14 @@ class FileSystem:
         return "".join(
             line for line in printed.splitlines(keepends=True) if line.rstrip("\n") not in echoes
         )
+
+
+def _is_plain(path: PurePosixPath) -> bool:
+    """Whether a line of debugfs's commands can hold a path."""
+    text = str(path)
+    return len(text) <= _LONGEST_PATH and text.isprintable()
+
+
+def _quote(path: PurePosixPath) -> str:
+    escaped = str(path).replace('"', '""')
+    return f'"{escaped}"'

@@ -1,0 +1,20 @@
+#!/bin/sh
+#
+# libguestfs starts this in QEMU's place, from a copy in the folder of one appliance. It notes there,
+# before it becomes QEMU, which process that is and where the appliance's sockets are: guard.sh has
+# to know them, and libguestfs tells neither while it launches.
+
+set -eu
+
+folder=${0%/*}
+for word in "$@"; do
+    case $word in
+        socket,path=*)
+            path=${word#socket,path=}
+            path=${path%%,*}
+            printf '%s\n' "${path%/*}" >"$folder/sockets"
+            printf '%s\n' "$$" >"$folder/pid"
+            ;;
+    esac
+done
+exec "$(cat "$folder/qemu")" "$@"

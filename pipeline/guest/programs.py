@@ -1,0 +1,171 @@
+"""Programs of the image, run inside libguestfs's appliance as root, in a chroot.
+
+Each run has process and mount namespaces of its own: whatever it leaves running ends with it, and
+its mounts are gone. What it prints is heard live over the appliance's console.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shlex
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from pipeline.errors import ApplianceError, ScriptError
+from pipeline.guest.appliance import Guest
+from pipeline.guest.files import TEMPORARY, ImageFiles
+
+_LAST_LINES = 20
+_ENVIRONMENT = {
+    "HOME": "/root",
+    "LC_ALL": "C.UTF-8",
+    "LOGNAME": "root",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "SHELL": "/bin/sh",
+    "SYSTEMD_OFFLINE": "1",  # systemctl leaves out what needs a running systemd
+    "TERM": "dumb",
+    "USER": "root",
+}
+# Run by the appliance's shell. The image's shell becomes the first process of a process namespace:
+# when it ends, the kernel kills all that is left there, and what reboot(2) does in there is to kill
+# it. It must be the image's, so that a systemd's `reboot -f` does not see that it is in a chroot.
+_OUTER = """
+answer=$(mktemp) && {
+    unshare --mount --pid --fork --kill-child sh -c %s sh %s 3>>"$answer" </dev/null 2>&1 |
+        cat >/dev/ttyS0
+    cat "$answer"
+    rm -f "$answer"
+}
+"""
+_INNER = """
+mount -t proc proc /sysroot/proc &&
+    mount --rbind /sys /sysroot/sys &&
+    mount --rbind /dev /sysroot/dev &&
+    { ! test -d /sysroot/run || mount -t tmpfs -o mode=0755 tmpfs /sysroot/run; } || exit 1
+echo started >&3
+exec env -i "$@"
+"""
+_IN_IMAGE = """
+"$@" 3>&-
+echo "ended $?" >&3
+"""
+_ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[ -/]*[0-~])")
+_NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_ENDED = re.compile(r"^ended ([0-9]+)$", re.MULTILINE)
+_HERE = re.compile(r"(?<=//)(localhost|127\.0\.0\.1|\[::1\])(?=[:/]|$)")
+_HOST = "169.254.2.2"  # this host's loopback interface, as libguestfs's appliance reaches it
+_RESOLVER = PurePosixPath("/etc/resolv.conf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a program ended."""
+
+    status: int | None
+    """As a shell counts it; None: it shut down the machine that it ran in."""
+    lines: tuple[str, ...]
+    """The last that it printed."""
+
+
+def run_program(
+    guest: Guest,
+    files: ImageFiles,
+    words: Sequence[str],
+    *,
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+) -> Ended:
+    """Runs a program of the image as root, in `/`, with nothing to read. What it prints goes to the
+    log and to the progress line by line.
+
+    The image must be of the appliance's architecture. Raises TimeoutError when it takes longer than
+    `seconds`; the appliance is killed then.
+    """
+    _check_places(guest, files)
+    lines: deque[str] = deque(maxlen=_LAST_LINES)
+
+    def listen(line: str) -> None:
+        text = printable(line)
+        lines.append(text)
+        guest.progress.output(text)
+
+    variables = {**_ENVIRONMENT, **(environment or {})}
+    inner = [f"{name}={value}" for name, value in variables.items()]
+    inner += ["chroot", "/sysroot", "/bin/sh", "-c", _IN_IMAGE, "sh", *words]
+    command = _OUTER % (shlex.quote(_INNER), shlex.join(inner))
+    try:
+        with guest.heard(listen), guest.limited(seconds):
+            answer = guest.handle.debug("sh", [command])
+    except RuntimeError:
+        if not guest.ended:
+            raise
+        answer = "started"
+    if "started" not in answer.split():
+        raise ApplianceError(
+            "libguestfs's appliance cannot run programs of the image",
+            log=guest.log,
+            detail="\n".join(lines),
+        )
+    ended = _ENDED.search(answer)
+    return Ended(status=int(ended[1]) if ended else None, lines=tuple(lines))
+
+
+def _check_places(guest: Guest, files: ImageFiles) -> None:
+    """Sees that the kernel's file systems have their folders, and that there is a shell."""
+    for folder in ("/proc", "/sys", "/dev"):
+        files.make_folder(PurePosixPath(folder))
+    if files.read_link(PurePosixPath("/run")) is not None:
+        files.make_folder(PurePosixPath("/run"))  # which says what is wrong with it
+    if not guest.handle.is_file("/bin/sh", followsymlinks=True):
+        raise ScriptError(
+            "programs cannot be run in the image: it has no /bin/sh",
+            todo="leave packages and scripts out, or take a base image with a shell",
+        )
+
+
+def printable(line: str) -> str:
+    """A line without what would move a terminal's cursor or change its colours."""
+    return _NOT_TEXT.sub("", _ESCAPES.sub("", line.rstrip("\r").rpartition("\r")[2]))
+
+
+def reachable(text: str) -> str:
+    """Addresses with this host's own name, as the appliance reaches them."""
+    return _HERE.sub(_HOST, text)
+
+
+@contextmanager
+def resolving(guest: Guest, files: ImageFiles, *, network: bool) -> Iterator[None]:
+    """Lets programs of the image resolve names while the block lasts. Afterwards the image's
+    resolv.conf is what it was, unless a program has put something else in its place."""
+    if not network:
+        yield
+        return
+    ours = guest.handle.debug("sh", ["cat /etc/resolv.conf"]).strip().encode() + b"\n"
+    aside = _RESOLVER.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+    had_one = files.exists(_RESOLVER)
+    if had_one:
+        files.move(_RESOLVER, aside)
+    files.write(_RESOLVER, ours)
+    try:
+        yield
+    finally:
+        if not guest.ended:
+            _restore(files, ours, aside if had_one else None)
+
+
+def _restore(files: ImageFiles, ours: bytes, aside: PurePosixPath | None) -> None:
+    """A package that manages resolv.conf may have kept copies of ours, or replaced it."""
+    replaced = files.read(_RESOLVER) != ours and files.exists(_RESOLVER)
+    for name in files.names(_RESOLVER.parent):
+        if "resolv.conf" in name and files.read(_RESOLVER.parent / name) == ours:
+            files.remove(_RESOLVER.parent / name)
+    if aside is None:
+        return
+    if replaced:
+        files.remove(aside)
+    else:
+        files.move(aside, _RESOLVER)

@@ -1,0 +1,431 @@
+"""The root file system: taken out of a base image, aged for old nodes, and made whole.
+
+What lay on a disk of any shape becomes one ext file system with all that the image's own fstab
+mounts. It is copied as blocks where it is one already, which costs least, and by its files
+elsewhere. All of an image is looked at inside the appliance only; on the host its bytes are copied
+without a look at them.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pipeline import sparse
+from pipeline.errors import DiskTooSmallError, FileSystemError, UnsafeImageError
+from pipeline.guest import fstab
+from pipeline.guest.appliance import Guest
+from pipeline.guest.geometry import Geometry, ext_size
+from pipeline.guest.system import FileSystem, Place, System
+from pipeline.model import KIB, MIB, format_size
+
+EXT = ("ext2", "ext3", "ext4")
+"""What can be root of the result as it is."""
+
+AROUND_ROOT = 65 * MIB
+"""What the largest of the layouts puts around the root file system."""
+
+_FEATURES = (  # as elements/phantom-debian makes its own: known to nodes of 2010 and to GRUB
+    *("has_journal", "ext_attr", "resize_inode", "dir_index", "filetype", "extent", "flex_bg"),
+    *("sparse_super", "large_file", "huge_file", "uninit_bg", "dir_nlink", "extra_isize"),
+)
+# Features that Linux 2.6.32 or GRUB 2.06 do not know, by what takes them away.
+_TUNED_AWAY = (
+    *("orphan_file", "fast_commit", "mmp", "quota", "project", "metadata_csum_seed"),
+    "metadata_csum",
+)
+_RESIZED_AWAY = ("64bit",)
+STAYING = frozenset(
+    ("bigalloc", "casefold", "ea_inode", "encrypt", "inline_data", "large_dir", "meta_bg")
+    + ("shared_blocks", "sparse_super2", "stable_inodes", "verity")
+)
+"""New features that nothing takes away: such a file system is copied by its files."""
+
+_REPAIRED = 3  # e2fsck's statuses up to this one say that all is well now
+_SUPERBLOCK, _LAST_MOUNTED = 1024, slice(136, 200)  # ext4's documentation: "The Super Block"
+_ROOT_TYPES = ("4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709",)  # Discoverable Partitions: root, x86-64
+_ALIGNED = 64 * KIB
+_FROM = "/tmp/phantom-from"  # noqa: S108  (a folder of the appliance)
+
+
+def copy_early(base: Path, geometry: Geometry, root: Path, size: int) -> Place | None:
+    """Copies what is likely the root file system as blocks into a new sparse file `root`, which
+    then has at least `size` bytes; where it lay, or None where nothing was copied.
+
+    A guess, to save time: `settle_root` looks whether it was right.
+    """
+    likely = _likely_root(base, geometry)
+    with root.open("wb") as copy:
+        needed = 0
+        if likely is not None:
+            place, needed = likely
+            assert place.start is not None
+            with base.open("rb") as disk:
+                _copy_range(disk.fileno(), place.start, needed, copy.fileno())
+        copy.truncate(max(size, needed))
+    return None if likely is None else likely[0]
+
+
+def settle_root(
+    guest: Guest, system: System, copied: Place | None, *, working: str, base: str
+) -> None:
+    """Makes the root file system on the device `working`, from the image on the device `base`.
+
+    Afterwards it is mounted at / and writable: ext2, ext3 or ext4 with features that nodes of 2010
+    know, as large as its device, and with all in it that the image's fstab mounts elsewhere, but
+    for an EFI system partition. `copied` is the place whose blocks are on `working` already.
+    Raises DiskTooSmallError, FileSystemError, UnsafeImageError.
+    """
+    room = int(guest.handle.blockdev_getsize64(working))
+    root = system.root
+    foreign = root.type not in EXT or not STAYING.isdisjoint(system.root_features)
+    if copied is not None and (foreign or copied != root.place):
+        _sh(guest, f"blkdiscard {working}")
+        copied = None
+    if foreign:
+        _make_file_system(guest, root, working)
+    else:
+        if copied is None:
+            _copy_blocks(guest, system, working, base, room)
+        _age(guest, working)
+    with _explained(guest, "the image's root file system cannot be mounted"):
+        guest.handle.mount(working, "/")
+    if foreign:
+        _copy_root_files(guest, root, base, room)
+    else:
+        _grow(guest, working, room)
+    _fold(guest, system, base, room)
+
+
+def device(place: Place, disk: str) -> str:
+    """The appliance's name of what holds a file system of the image on `disk`."""
+    if place.volume is not None:
+        return f"/dev/{place.volume}"
+    return disk if place.partition is None else f"{disk}{place.partition}"
+
+
+def _likely_root(base: Path, geometry: Geometry) -> tuple[Place, int] | None:
+    """The place of the likely root and the bytes of its file system: the largest one, unless
+    another says that it is root."""
+    types = {each.number: each.type for each in geometry.partitions}
+    ranked = []
+    for each in geometry.file_systems:
+        place, size = each.place, None
+        if each.type == "swap" or place.start is None:
+            continue
+        typed = told = False
+        if each.type in EXT:
+            size = ext_size(base, place.start)
+            typed = place.partition is not None and types[place.partition] in _ROOT_TYPES
+            told = _last_mounted(base, place.start) == "/"
+        ranked.append((typed, told, place.size, place, size))
+    if not ranked:
+        return None
+    *_, place, size = max(ranked, key=lambda each: each[:3])
+    if size is None or size > place.size or (place.start or 0) + size > geometry.disk_bytes:
+        return None
+    return place, size
+
+
+def _last_mounted(base: Path, start: int) -> str:
+    with base.open("rb") as disk:
+        superblock = os.pread(disk.fileno(), 1024, start + _SUPERBLOCK)
+    return superblock[_LAST_MOUNTED].partition(b"\0")[0].decode(errors="replace")
+
+
+def _copy_range(source: int, start: int, size: int, copy: int) -> None:
+    """Copies a range to the beginning of an empty file; zeros become holes."""
+    end = start + size
+    for data, hole in sparse.extents(source):
+        if data >= end:
+            return
+        at = max(data, start)
+        while at < min(hole, end):
+            chunk = os.pread(source, min(sparse.CHUNK, min(hole, end) - at), at)
+            if not chunk:
+                return
+            for offset, piece in _pieces(chunk):
+                sparse.write_at(copy, piece, at - start + offset)
+            at += len(chunk)
+
+
+def _pieces(chunk: bytes) -> Iterator[tuple[int, bytes]]:
+    """What of a chunk is not zeros, in pieces as long as can be."""
+    zeros = bytes(_ALIGNED)
+    begin: int | None = None
+    for offset in range(0, len(chunk), _ALIGNED):
+        piece = chunk[offset : offset + _ALIGNED]
+        if piece == zeros[: len(piece)]:
+            if begin is not None:
+                yield begin, chunk[begin:offset]
+            begin = None
+        elif begin is None:
+            begin = offset
+    if begin is not None:
+        yield begin, chunk[begin:]
+
+
+def _copy_blocks(guest: Guest, system: System, working: str, base: str, room: int) -> None:
+    """Copies root's blocks inside the appliance."""
+    size = system.root_bytes
+    if size > system.root.place.size:
+        raise FileSystemError(
+            f"the image's root file system has {format_size(size)}, and what holds it only "
+            f"{format_size(system.root.place.size)}",
+            todo="the image was cut: get it again, or repair it",
+        )
+    if size > room:
+        raise DiskTooSmallError(
+            f"the image's root file system of {format_size(size)} does not fit on the disk",
+            todo=f"set disk_size to {_mebibytes(size + AROUND_ROOT)}MiB or more",
+        )
+    # Three times as fast as libguestfs's own call, and as sparse.
+    _sh(
+        guest,
+        f"dd if={shlex.quote(device(system.root.place, base))} of={working} bs=1M count={size} "
+        "iflag=fullblock,count_bytes oflag=direct conv=sparse,nocreat",
+    )
+
+
+def _age(guest: Guest, working: str) -> None:
+    """Takes new features away, and repairs what is damaged. A journal is replayed by mounting."""
+    told = _superblock(guest, working)
+    features = set(told.get("Filesystem features", "").split())
+    tuned = [each for each in _TUNED_AWAY if each in features]
+    resized = features.intersection(_RESIZED_AWAY)
+    if tuned or resized or told.get("Filesystem state") != "clean":
+        _check(guest, working)
+    with _explained(guest, "features of the image's root file system cannot be taken away"):
+        if tuned:
+            _sh(guest, f"tune2fs -f -O {','.join(f'^{each}' for each in tuned)} {working}")
+        if resized:
+            _sh(guest, f"resize2fs -s {working}")
+
+
+def _check(guest: Guest, working: str) -> None:
+    """Repairs what can be repaired without a loss. Raises FileSystemError."""
+    printed = _sh(guest, f"e2fsck -f -p {working} 2>&1; echo status $?")
+    text, _, status = printed.rpartition("status ")
+    if int(status) > _REPAIRED:
+        lines = [line.replace(working, "root") for line in text.splitlines() if line.strip()]
+        raise FileSystemError(
+            "the image's root file system is damaged, and e2fsck cannot repair it without a loss",
+            todo="repair the base image by hand, with `e2fsck -f` on its root file system",
+            detail="\n".join(lines[-6:]),
+        )
+
+
+def _grow(guest: Guest, working: str, room: int) -> None:
+    """Grows the mounted root to its device."""
+    told = _superblock(guest, working)
+    size = int(told["Block count"]) * int(told["Block size"])
+    if room - size < MIB:
+        return
+    with _explained(guest, "the image's root file system cannot grow"):
+        if "resize_inode" in told["Filesystem features"].split():
+            _sh(guest, f"resize2fs {working}")
+            return
+        guest.handle.umount("/")  # without reserved room it grows only while it is not mounted
+        _check(guest, working)
+        _sh(guest, f"resize2fs {working}")
+        guest.handle.mount(working, "/")
+
+
+def _superblock(guest: Guest, working: str) -> dict[str, str]:
+    with _explained(guest, "the image's root file system cannot be read"):
+        lines = _sh(guest, f"tune2fs -l {working}").splitlines()
+    pairs = (line.partition(":") for line in lines)
+    return {key: value.strip() for key, _, value in pairs}
+
+
+def _make_file_system(guest: Guest, root: FileSystem, working: str) -> None:
+    """Makes an empty root file system, with the identity of the one whose files it will get."""
+    words = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "1"]
+    words += ["-O", f"none,{','.join(_FEATURES)}", "-J", "size=64"]
+    words += ["-E", "nodiscard,assume_storage_prezeroed=1"]
+    words += ["-U", root.uuid] if len(root.uuid) == 36 else []  # an ext file system's are as long
+    words += ["-L", root.label] if 0 < len(root.label.encode()) <= 16 else []
+    _sh(guest, shlex.join([*words, working]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mount:
+    """A file system, or a subvolume of one, that the image mounts below root."""
+
+    path: PurePosixPath
+    source: FileSystem
+    options: str = ""
+
+
+def _copy_root_files(guest: Guest, root: FileSystem, base: str, room: int) -> None:
+    """Copies the files of a root that is no plain ext file system."""
+    options = ""
+    if root.type == "btrfs":
+        with _mounted(guest, _Mount(path=PurePosixPath("/"), source=root, options=""), base):
+            options = _find_subvolume(guest)
+    mount = _Mount(path=PurePosixPath("/"), source=root, options=options)
+    with _mounted(guest, mount, base):
+        _copy_files(guest, mount, room)
+
+
+def _find_subvolume(guest: Guest) -> str:
+    """The mount options that show the subvolume with root, from the one that is shown without:
+    Debian has @rootfs, Ubuntu and SUSE @, Fedora root; SUSE's is the default one, too."""
+    names = ("", "@rootfs", "@", "root", "@root", "@/.snapshots/1/snapshot")
+    tests = " ".join(shlex.quote(name) for name in names)
+    told = _sh(
+        guest,
+        f"for name in {tests}; do "
+        f'if [ -e "{_FROM}/$name/etc/fstab" ] || [ -e "{_FROM}/$name/etc/os-release" ]; then '
+        'echo "found $name"; break; fi; done',
+    )
+    name = told.removeprefix("found ").strip()
+    return f"subvol=/{name}" if name else ""
+
+
+def _fold(guest: Guest, system: System, base: str, room: int) -> None:
+    """Moves into root what the image mounts elsewhere, outer mounts first."""
+    mounts = sorted(_mounts(guest, system), key=lambda each: len(each.path.parts))
+    for mount in mounts:
+        guest.progress.step(f"moving {mount.path} into the root file system")
+        _clear_mount_point(guest, mount.path)
+        with _mounted(guest, mount, base):
+            _check_room(guest, mount, room)
+            _copy_files(guest, mount, room)
+
+
+def _mounts(guest: Guest, system: System) -> list[_Mount]:
+    found = {}
+    for each in system.file_systems:
+        if each.mount not in (None, "/", *fstab.EFI_MOUNTS) and each.type != "swap":
+            path = _safe(str(each.mount))
+            found[path] = _Mount(path=path, source=each)
+    for each in system.file_systems:
+        if each.type == "btrfs":
+            found.update({mount.path: mount for mount in _subvolumes(guest, each)})
+    return list(found.values())
+
+
+def _subvolumes(guest: Guest, source: FileSystem) -> Iterator[_Mount]:
+    """The subvolumes of a btrfs that the image's fstab mounts, but for snapshots of others."""
+    names = (f"UUID={source.uuid}", f'UUID="{source.uuid}"', f"LABEL={source.label}")
+    for line in fstab.parse(_read_fstab(guest)):
+        if line.type != "btrfs" or not line.mount.startswith("/") or line.mount == "/":
+            continue
+        wanted = [each for each in line.options if each.startswith(("subvol=", "subvolid="))]
+        known = line.source in names or line.source.startswith("/dev/")
+        if known and wanted and PurePosixPath(line.mount).name != ".snapshots":
+            yield _Mount(path=_safe(line.mount), source=source, options=wanted[0])
+
+
+def _read_fstab(guest: Guest) -> str:
+    place = "/sysroot/etc/fstab"
+    return _sh(guest, f"if [ -f {place} ] && ! [ -h {place} ]; then cat {place}; fi")
+
+
+def _safe(path: str) -> PurePosixPath:
+    """A mount point as a path. Raises UnsafeImageError."""
+    if not path.startswith("/") or ".." in PurePosixPath(path).parts:
+        raise UnsafeImageError(f"the image's fstab mounts something at {path}, which is no path")
+    return PurePosixPath("/", *PurePosixPath(path).parts[1:])
+
+
+def _clear_mount_point(guest: Guest, path: PurePosixPath) -> None:
+    """Makes an empty folder of a mount point: what a mount hid is seen by nobody. Raises
+    UnsafeImageError where a link leads elsewhere."""
+    for folder in (*reversed(path.parents), path):
+        if guest.handle.is_symlink(str(folder)):
+            target = guest.handle.readlink(str(folder))
+            raise UnsafeImageError(
+                f"the image's fstab mounts something at {path}, and {folder} is a link to {target}",
+                todo="name the mount point in the base's fstab by the folder that it leads to",
+            )
+    place = shlex.quote(f"/sysroot{path}")
+    with _explained(guest, f"the image's {path} cannot be emptied"):
+        _sh(guest, f"mkdir -p {place} && find {place} -xdev -mindepth 1 -delete")
+
+
+@contextmanager
+def _mounted(guest: Guest, mount: _Mount, base: str) -> Iterator[None]:
+    """Mounts something of the image outside its root, where none of its paths lead."""
+    source = shlex.quote(device(mount.source.place, base))
+    options = shlex.quote(",".join(filter(None, ("ro", mount.options))))
+    with _explained(guest, f"the image's file system for {mount.path} cannot be mounted"):
+        _sh(
+            guest, f"mkdir -p {_FROM} && mount -t {mount.source.type} -o {options} {source} {_FROM}"
+        )
+    try:
+        yield
+    finally:
+        _sh(guest, f"umount -R {_FROM}")
+
+
+def _copy_files(guest: Guest, mount: _Mount, room: int) -> None:
+    """Copies all that lies in the mounted one, with all that files have besides content."""
+    target = shlex.quote(f"/sysroot{mount.path}")
+    # Snapshots are no part of what is seen; an empty folder covers them.
+    hide = f"if [ -d {_FROM}/.snapshots ]; then mount -t tmpfs none {_FROM}/.snapshots; fi"
+    lost = f"rm -rf {target}/lost+found" if mount.path != PurePosixPath("/") else "true"
+    try:
+        _sh(guest, f"{hide}; cp -a {_FROM}/. {target} && {lost}")
+    except RuntimeError as error:
+        if guest.ended:
+            raise
+        if "No space left on device" not in str(error):
+            raise _unreadable(f"the image's {mount.path} cannot be copied", error) from error
+        used = int(_sh(guest, f"du -skx {_FROM}").split()[0]) * KIB
+        raise _no_room(mount, used, room, 0) from error
+
+
+def _check_room(guest: Guest, mount: _Mount, room: int) -> None:
+    used = int(_sh(guest, f"df -k --output=used {_FROM}").split()[-1]) * KIB
+    free = _free(guest)
+    if used > free:
+        raise _no_room(mount, used, room, free)
+
+
+def _free(guest: Guest) -> int:
+    """Bytes of root that are free, but for what it keeps for itself."""
+    told = guest.handle.statvfs("/")
+    return int(told["bavail"] * told["frsize"])
+
+
+def _no_room(mount: _Mount, used: int, room: int, free: int) -> FileSystemError:
+    needed = room + (used - free) * 11 // 10 + AROUND_ROOT
+    return FileSystemError(
+        f"the root file system has no room for the image's {mount.path}, which takes "
+        f"{format_size(used)}: {format_size(free)} are free",
+        todo=f"set disk_size to {_mebibytes(needed)}MiB or more",
+    )
+
+
+def _mebibytes(size: int) -> int:
+    return -(-size // MIB)
+
+
+@contextmanager
+def _explained(guest: Guest, what: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if guest.ended:
+            raise
+        raise _unreadable(what, error) from error
+
+
+def _unreadable(what: str, error: RuntimeError) -> FileSystemError:
+    lines: Sequence[str] = [line for line in str(error).splitlines() if line.strip()]
+    return FileSystemError(
+        what,
+        todo="look at the base image with e2fsck, or with its own system",
+        detail="\n".join(lines[-6:]),
+    )
+
+
+def _sh(guest: Guest, script: str) -> str:
+    """Runs a shell in the appliance; raises RuntimeError with all that it said if it fails."""
+    return str(guest.handle.debug("sh", [script]))
