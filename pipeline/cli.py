@@ -119,7 +119,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOURS",
         help=f"leave alone what is younger: it may be at work ({_CLEAN_HOURS:g})",
     )
+    pin = "fetch the base image of a definition, show it, and write its digest there"
+    _verb(verbs, "pin", _pin, pin, _appliance, _json)
     _verb(verbs, "show", _show, "show a build's manifest", _appliance, _of_build, _json)
+    inspect = "tell what an image file is, which clouds it would boot on, and why not"
+    verb = _verb(verbs, "inspect", _inspect, inspect, _verbose, _json)
+    verb.add_argument("file", type=Path, metavar="FILE", help="a disk image; it is only read")
+    verb.add_argument(
+        "--format", metavar="FORMAT", help="what it must be: raw, qcow2, vmdk, vpc (VHD) or vdi"
+    )
     doctor = "look at this host: what is missing, and what mends it"
     _verb(verbs, "doctor", _doctor, doctor, _json)
     verb = _verb(verbs, "schema", _schema, "print the JSON Schema of definitions, for editors")
@@ -182,11 +190,13 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from pipeline.plan import explain, make_plan
+    from pipeline.plan import make_plan
+    from pipeline.reasons import explain
 
     appliance, sites = _load(options)
     workspace = _workspace(options, None)
-    steps = explain(make_plan(appliance, sites, workspace.store), workspace.store, {})
+    plan = make_plan(appliance, sites, workspace.store, builds=workspace.build)
+    steps = explain(plan, workspace.store, {})
     missing = [step.stage.title for step in steps if step.action == "build"]
     if missing:
         raise UsageError(
@@ -213,12 +223,13 @@ def _produce(options: argparse.Namespace, *, publish: bool) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from pipeline.plan import explain, make_plan
+    from pipeline.plan import make_plan
     from pipeline.production import read_stages
+    from pipeline.reasons import explain
 
     appliance, sites = _load(options)
     workspace = _workspace(options, None)
-    plan = make_plan(appliance, sites, workspace.store, keep=False)
+    plan = make_plan(appliance, sites, workspace.store, builds=workspace.build, keep=False)
     steps = explain(plan, workspace.store, read_stages(workspace, appliance.name))
     if options.json:
         stages = [
@@ -348,6 +359,31 @@ def _print_cleaned(found: Sequence[Cleaned], options: argparse.Namespace) -> Non
         print(f"{kept} found; --remove removes what is older than {options.older_than:g} h")
 
 
+def _pin(options: argparse.Namespace) -> int:
+    from pipeline.definition import load_appliance
+    from pipeline.model import format_size
+    from pipeline.pinning import pin
+    from pipeline.progress import Reporter
+
+    appliance = load_appliance(options.appliance, options.images, pinned=False)
+    with Reporter(sys.stderr).shown() as reporter:
+        pinned = pin(appliance, _workspace(options, reporter))
+    if options.json:
+        print(json.dumps({"appliance": appliance.name, **vars(pinned)}, indent=2))
+        return 0
+    packed = f", packed by {pinned.compression}" if pinned.compression else ""
+    disk = f", a disk of {format_size(pinned.disk_bytes)}" if pinned.disk_bytes else ""
+    print(f"{appliance.name}: {pinned.location}")
+    print(f"  {format_size(pinned.bytes)} of {pinned.format}{packed}{disk}")
+    if not pinned.written:
+        print(f"  sha256 {pinned.sha256}, as the definition says")
+        return 0
+    print(f"  sha256 {pinned.sha256}")
+    before = f", in place of {pinned.previous}" if pinned.previous else ""
+    print(f"  written to {pinned.file}{before}")
+    return 0
+
+
 def _show(options: argparse.Namespace) -> int:
     workspace = _workspace(options, None)
     found = _read_manifest(workspace, options.appliance, options.of)
@@ -386,6 +422,18 @@ def _doctor(options: argparse.Namespace) -> int:
     else:
         print(host.format_findings(findings))
     return 14 if any(finding.ok is False for finding in findings) else 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from pipeline.examining import describe, examine, format_description
+    from pipeline.progress import Reporter
+
+    with Reporter(sys.stderr, verbose=options.verbose).shown() as reporter:
+        store = _workspace(options, reporter).store
+        examined = examine(options.file, options.format, store, reporter.start("inspect"))
+    told = describe(examined)
+    print(json.dumps(told, indent=2) if options.json else format_description(told))
+    return 0
 
 
 def _schema(options: argparse.Namespace) -> int:

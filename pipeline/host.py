@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import HostError, MirrorError, PhantomError, SudoError
 from pipeline.model import GIB, MIB, format_size
 from pipeline.store import write_atomically
-from pipeline.tools import apt, dib, grub, namespace, qemu, run
+from pipeline.tools import apt, dib, grub, namespace, qemu, run, site_kernel
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -191,13 +192,18 @@ PROGRAMS = (
         tested=(4, 0, 32),
     ),
     Program(
-        name="lsinitramfs",
-        package="initramfs-tools-core",
-        purpose="lists the drivers that an image boots with",
-        version=("--help",),
+        name="zstd",
+        package="zstd",
+        purpose="unpacks initramfs, to list an image's drivers, and base images",
     ),
-    Program(name="cpio", package="cpio", purpose="unpacks initramfs"),
-    Program(name="zstd", package="zstd", purpose="unpacks initramfs"),
+    Program(
+        name="qemu-img",
+        package="qemu-utils",
+        purpose="converts base images",
+        tested=(7, 2),
+    ),
+    Program(name="prlimit", package="util-linux", purpose="limits what an image may cost"),
+    Program(name="lz4", package="lz4", purpose="unpacks initramfs of other distributions"),
     Program(
         name="qemu-system-x86_64",
         package="qemu-system-x86",
@@ -209,6 +215,12 @@ PROGRAMS = (
         package="socat",
         purpose="leads from a booted image to its metadata server",
         version=("-V",),
+    ),
+    Program(
+        name="busybox",
+        package="busybox-static",
+        purpose="makes the ramdisk that stands for a Xen site's own",
+        version=("--help",),
     ),
 )
 
@@ -243,6 +255,11 @@ def _find_grub(platform: str) -> Path | None:
     return folder if (folder / "kernel.img").is_file() else None
 
 
+def _find_guestfs() -> Path | None:
+    spec = find_spec("guestfs")
+    return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
 def _find_firmware() -> Path | None:
     found = qemu.find_firmware()
     return None if found is None else found[0]
@@ -267,16 +284,31 @@ FILES = (
         purpose="the firmware with which images boot by UEFI",
         find=_find_firmware,
     ),
+    Files(
+        name="libguestfs's Python module",
+        package="python3-guestfs",
+        purpose="changes base images",
+        find=_find_guestfs,
+    ),
+    Files(
+        name="kernel for Xen's boot checks",
+        package="linux-image-cloud-amd64",
+        purpose="stands for the kernel of sites that boot bare file systems",
+        find=site_kernel.find_kernel,
+    ),
 )
 
 # What the stages need, by the names in their `requires`; the cheap checks of `require`.
 _NEEDS = {
+    "base": ("qemu-img", "zstd", "prlimit"),
     "root": ("sudo", "apt-get", "mmdebstrap", "mke2fs", "debugfs", "unshare", "setpriv"),
+    "root from a base image": ("libguestfs's Python module",),
     "disk": ("sfdisk", "grub-mkimage", "GRUB for BIOS"),
     "disk for UEFI": ("mformat", "GRUB for UEFI"),
-    "drivers": ("debugfs", "lsinitramfs", "cpio", "zstd"),
+    "drivers": ("debugfs", "zstd", "lz4"),
     "boot": ("fdisk", "sfdisk", "debugfs", "qemu-system-x86_64", "socat"),
     "boot by UEFI": ("OVMF",),
+    "boot with a site's kernel": ("busybox", "kernel for Xen's boot checks"),
 }
 
 

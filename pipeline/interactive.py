@@ -30,7 +30,7 @@ def run_machine(
     command that runs it on this terminal, and notes for the person. The disk is thrown away at the
     end. Raises UsageError for a machine that the site has not got, and what building raises.
     """
-    plan = make_plan(appliance, [site], workspace.store)
+    plan = make_plan(appliance, [site], workspace.store, builds=workspace.build)
     (target,) = plan.targets
     check_host(plan, workspace)
     boot = _choose_boot(target, name)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.model import Appliance, BootReport, Image, Package, Publication, Sha256
+from pipeline.model import Appliance, BootReport, Image, Publication, Sha256
 from pipeline.stages.base import key_of
 from pipeline.store import write_atomically
 
@@ -76,17 +76,16 @@ def make_manifest(
     *,
     appliance: Appliance,
     build: str,
-    packages: Sequence[Package],
-    elements: Mapping[str, Sha256],
+    inputs: Mapping[str, Any],
     root_sha256: Sha256,
     images: Sequence[ManifestImage],
     publications: Sequence[Publication],
     launch: Mapping[str, Mapping[str, object]],
     templates: Sequence[LaunchTemplate],
 ) -> dict[str, Any]:
-    """The manifest's content. `launch` has, by site, what Phantom needs besides the image's id:
+    """The manifest's content. `inputs` tells what the image was made of: `source`, `packages` and
+    `elements`. `launch` has, by site, what Phantom needs besides the image's id:
     `instance_type` and `common`."""
-    source = appliance.source
     return {
         "schema": SCHEMA,
         "appliance": {
@@ -96,13 +95,7 @@ def make_manifest(
             "build": build,
             "labels": dict(appliance.labels),
         },
-        "inputs": {
-            "source": {"scratch": asdict(source)},
-            "packages": [asdict(package) for package in packages],
-            "elements": [
-                {"name": name, "digest": digest} for name, digest in sorted(elements.items())
-            ],
-        },
+        "inputs": dict(inputs),
         "root_filesystem": {"sha256": root_sha256},
         "images": [_image(each) for each in sorted(images, key=lambda each: each.image.site)],
         "publications": [asdict(each) for each in sorted(publications, key=lambda p: p.site)],

@@ -27,6 +27,13 @@ from urllib.parse import urlsplit
 
 NIMBUS_USER_DATA_CHARACTERS = 30_720  # facts on Nimbus: "at most 30,720 characters"
 EC2_USER_DATA_BYTES = 16_384  # facts on EC2: "at most 16 KB, any bytes"
+EC2_VERSIONS = (
+    *("1.0", "2007-01-19", "2007-03-01", "2007-08-29", "2007-10-10", "2007-12-15", "2008-02-01"),
+    *("2008-09-01", "2009-04-04", "2011-01-01", "2011-05-01", "2012-01-12", "2014-02-25"),
+    *("2014-11-05", "2015-10-20", "2016-04-19", "2016-06-30", "2016-09-02", "2018-03-28"),
+    *("2018-08-17", "2018-09-24", "2019-10-01", "2020-10-27", "2021-01-03", "2021-03-23"),
+)
+"""What may stand in place of `latest` in a path, as EC2's documentation lists them."""
 EC2_TOKEN_SECONDS = 21_600  # facts on EC2: the longest life of a token
 REPORT_BYTES = 1 << 20  # a boot report is a few kilobytes; what is bigger is not one
 DRIP_SECONDS = 0.2  # quick enough that no time-out between two reads, only one in all, ends it
@@ -35,6 +42,7 @@ IDLE_SECONDS = 30.0  # a guest that died in the middle of a request must not kee
 TOKEN_PATH = "/latest/api/token"
 USER_DATA_PATH = "/latest/user-data"
 META_DATA_PATH = "/latest/meta-data/"
+IDENTITY_PATH = "/latest/dynamic/instance-identity/"
 
 NIMBUS_META_DATA: Mapping[str, str] = {
     "ami-id": "hello-phantom.gz",
@@ -49,6 +57,16 @@ EC2_META_DATA: Mapping[str, str] = {
     "ami-launch-index": "0",
     "instance-id": "i-0123456789abcdef0",
     "local-ipv4": "10.0.0.2",
+    # cloud-init asks for the card again and again where it is not told.
+    "mac": "52:54:00:12:34:56",
+    "network/interfaces/macs/52:54:00:12:34:56/device-number": "0",
+    "network/interfaces/macs/52:54:00:12:34:56/local-ipv4s": "10.0.0.2",
+    "network/interfaces/macs/52:54:00:12:34:56/mac": "52:54:00:12:34:56",
+    "placement/availability-zone": "us-east-1a",
+}
+"""The card is the one that QEMU gives a machine."""
+EC2_IDENTITY: Mapping[str, str] = {
+    "document": '{"instanceId": "i-0123456789abcdef0", "region": "us-east-1"}'
 }
 
 
@@ -180,14 +198,16 @@ class Ec2Metadata:
     - Every GET needs a token that lives, else 401. With `tokens_required` false, one without any
       token is answered as in version 1; a wrong token is a 401 all the same.
     - Without user-data, `/latest/user-data` is a 404.
+    - The version of an interface may stand in place of `latest`: cloud-init asks for one.
     - `token_status` is how a service that knows only version 1 answers the token call (404, 405 or
       501), after which it wants no tokens; `enabled` false is a disabled service: always 403.
 
     Raises ValueError for user-data that EC2 would not take at launch.
     """
 
-    LATE: ClassVar[Fault] = Fault.UNAVAILABLE
-    """What the first requests get where it is not ready for a machine that boots."""
+    LATE: ClassVar[Fault] = Fault.RESET
+    """What the first requests get where it is not ready for a machine that boots. Not an error of
+    HTTP: cloud-init takes any of these, at the token call, for the word that the service is off."""
     LIMIT: ClassVar[int] = EC2_USER_DATA_BYTES
     """How long user-data may be."""
     ANY_BYTES: ClassVar[bool] = True
@@ -220,10 +240,16 @@ class Ec2Metadata:
             return make_xhtml_page(405, "Method Not Allowed")
         if not self._is_allowed(request):
             return make_xhtml_page(401, "Unauthorized")
-        if request.path == USER_DATA_PATH and self.user_data is not None:
+        version, _, rest = request.path.removeprefix("/").partition("/")
+        path = f"/latest/{rest}" if version in EC2_VERSIONS else request.path
+        if path == USER_DATA_PATH and self.user_data is not None:
             return Answer(status=200, body=self.user_data, content_type="application/octet-stream")
-        found = find_meta_data(self.meta_data, request.path)
-        return found or make_xhtml_page(404, "Not Found")
+        for each in (path, f"{path}/"):  # folders are listed without their slash too
+            found = find_meta_data(self.meta_data, each)
+            found = found or find_meta_data(EC2_IDENTITY, each, IDENTITY_PATH)
+            if found is not None:
+                return found
+        return make_xhtml_page(404, "Not Found")
 
     def _answer_token(self, request: Request) -> Answer:
         if self.token_status is not None:
@@ -259,16 +285,23 @@ def make_xhtml_page(status: int, title: str) -> Answer:
     return Answer(status=status, body=page.encode(), content_type="text/html")
 
 
-def find_meta_data(meta_data: Mapping[str, str], path: str) -> Answer | None:
+def find_meta_data(
+    meta_data: Mapping[str, str], path: str, top: str = META_DATA_PATH
+) -> Answer | None:
     """Return the listing or the one value that `path` names, None where there is none."""
-    if not path.startswith(META_DATA_PATH):
+    if not path.startswith(top):
         return None
-    name = path.removeprefix(META_DATA_PATH)
-    if not name:
-        return Answer(status=200, body="\n".join(sorted(meta_data)).encode())
-    if name not in meta_data:
+    name = path.removeprefix(top)
+    if name in meta_data:
+        return Answer(status=200, body=meta_data[name].encode())
+    if name and not name.endswith("/"):
         return None
-    return Answer(status=200, body=meta_data[name].encode())
+    # What lies in a folder: with a slash where it is one itself.
+    below = (each.removeprefix(name) for each in meta_data if each.startswith(name))
+    listed = {"".join(each.partition("/")[:2]) for each in below}
+    if not listed and name:
+        return None
+    return Answer(status=200, body="\n".join(sorted(listed)).encode())
 
 
 FAULT_ANSWERS: Mapping[Fault, Answer] = {

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
-from pipeline import definition
+from pipeline import definition, manifest
+from pipeline.build import Built
 from pipeline.clouds import Cloud, clouds
 from pipeline.errors import (
+    BaseNotBuiltError,
+    ChecksumError,
+    DefinitionError,
     DiskTooSmallError,
     HostError,
     ImageNameError,
@@ -25,15 +29,34 @@ from pipeline.errors import (
 )
 from pipeline.layouts import LAYOUTS
 from pipeline.layouts.layout import Layout
-from pipeline.model import Appliance, Machine, Site, format_size
+from pipeline.model import (
+    Appliance,
+    ApplianceBuild,
+    BaseImageSource,
+    ContentKey,
+    Machine,
+    ScratchSource,
+    Sha256,
+    Site,
+    format_size,
+)
+from pipeline.sources import base_image, scratch
+from pipeline.sources.base_disk import stamp_of
+from pipeline.sources.base_image import (
+    BaseFile,
+    BaseRoot,
+    Contents,
+    find_base_file,
+    plan_base_root,
+)
 from pipeline.sources.kernels import choose_kernel
 from pipeline.sources.scratch import CopiedFile, ElementTree, ScratchRoot
 from pipeline.stages.base import (
     LocalFile,
     Stage,
-    digest_of_file,
     digest_of_tree,
     key_of,
+    local_file,
     to_json,
 )
 from pipeline.stages.boot import REPORT, BootCheck
@@ -46,6 +69,9 @@ from pipeline.tools import apt, dib, fat, grub, run
 EPOCH = 1_704_067_200
 """2024-01-01: no file of an image is younger, unless SOURCE_DATE_EPOCH says another time. A build's
 own time would make two builds of the same inputs differ."""
+
+_SIMPLEST = ("bare", "mbr", "hybrid")
+"""Layouts, in the order in which a build's images are taken as base images."""
 
 _LATEST = (1 << 32) - 1  # what fits into an inode's time
 _APPLIANCE_ELEMENT = "phantom-appliance"
@@ -64,6 +90,8 @@ class Target:
     boots: tuple[BootCheck, ...]
     """One for each of the site's machines, in its order."""
     drivers: Stage
+    contents: Contents | None = None
+    """What a base image's root file system holds: known only when it is made."""
 
     @property
     def site(self) -> Site:
@@ -73,7 +101,8 @@ class Target:
     @property
     def leaves(self) -> tuple[Stage, ...]:
         """The stages whose artifacts are asked for."""
-        return (self.image, self.hash, self.drivers, *self.boots)
+        contents = () if self.contents is None else (self.contents,)
+        return (self.image, self.hash, self.drivers, *contents, *self.boots)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +110,9 @@ class Plan:
     """All that one command will do for one appliance."""
 
     appliance: Appliance
-    root: ScratchRoot
+    root: ScratchRoot | BaseRoot
+    base: BaseFile | None
+    """The base image, where it lies on this host already."""
     targets: tuple[Target, ...]
 
     @property
@@ -109,53 +140,135 @@ class Plan:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What will become of one stage, and why."""
-
-    stage: Stage
-    action: str
-    """`reuse`, `build`, or `skip` where nothing needs it."""
-    reasons: tuple[str, ...]
-
-
 def make_plan(
-    appliance: Appliance, sites: Sequence[Site], store: Store, *, keep: bool = True
+    appliance: Appliance, sites: Sequence[Site], store: Store, *, builds: Path, keep: bool = True
 ) -> Plan:
-    """The plan for an appliance on these sites. With `keep` false, the store is only read.
+    """The plan for an appliance on these sites. `builds` is the folder of all appliances' builds.
+    With `keep` false, the store is only read.
 
     Raises UnknownElementError, UnknownPackageError, MirrorError, ImageNameError, DefinitionError,
-    KernelError, DiskTooSmallError, VolumeTooSmallError.
+    KernelError, DiskTooSmallError, VolumeTooSmallError, ChecksumError, BaseNotBuiltError.
     """
     kinds = clouds()
     made = [kinds[site.cloud](site) for site in sites]
     for cloud in made:
         _check_image_name(appliance, cloud)
         cloud.check_size(_disk_size(appliance, cloud))
-    root = _plan_root(appliance, _choose_kernel(appliance, made), store, keep=keep)
+    if isinstance(appliance.source, BaseImageSource):
+        return _plan_from_base(appliance, appliance.source, made, store, builds, keep=keep)
+    return _plan_from_scratch(appliance, appliance.source, made, store, keep=keep)
+
+
+def describe_inputs(plan: Plan, built: Mapping[ContentKey, Built]) -> dict[str, Any]:
+    """What a manifest says of what the image was made of."""
+    source, contents = plan.appliance.source, plan.targets[0].contents
+    if isinstance(source, BaseImageSource):
+        assert isinstance(plan.root, BaseRoot) and contents is not None
+        artifact = built[contents.key].artifact
+        return base_image.describe_inputs(source, plan.base, plan.root, artifact)
+    assert isinstance(plan.root, ScratchRoot)
+    return scratch.describe_inputs(source, plan.root)
+
+
+def _plan_from_scratch(
+    appliance: Appliance, source: ScratchSource, made: Sequence[Cloud], store: Store, *, keep: bool
+) -> Plan:
+    kernel = _choose_kernel(appliance, source, made)
+    root = _plan_scratch_root(appliance, source, kernel, store, keep=keep)
     for cloud in made:
         _check_disk_size(appliance, cloud, root.resolution.installed_bytes)
     return Plan(
         appliance=appliance,
         root=root,
+        base=None,
         targets=tuple(_plan_target(appliance, cloud, root) for cloud in made),
     )
 
 
-def _choose_kernel(appliance: Appliance, made: Sequence[Cloud]) -> str:
+def _choose_kernel(appliance: Appliance, source: ScratchSource, made: Sequence[Cloud]) -> str:
     try:
         return choose_kernel(
             appliance.kernel,
-            appliance.source.release,
-            {each.site.name: each.hardware for each in made},
+            source.release,
+            {each.site.name: each.hardware for each in made if each.hardware.own_kernel},
         )
     except KernelError as error:
         raise error.located(definition.locate(appliance.definition, "kernel")) from error
 
 
-def _plan_root(appliance: Appliance, kernel: str, store: Store, *, keep: bool) -> ScratchRoot:
-    source = appliance.source
-    elements = _expand(appliance)
+def _plan_from_base(
+    appliance: Appliance,
+    source: BaseImageSource,
+    made: Sequence[Cloud],
+    store: Store,
+    builds: Path,
+    *,
+    keep: bool,
+) -> Plan:
+    try:
+        base = _find_base(source, store, builds, keep=keep)
+        root = plan_base_root(
+            appliance, source, base, disk_size=_smallest_disk(appliance), store=store
+        )
+    except (DefinitionError, ChecksumError, BaseNotBuiltError) as error:
+        where = definition.locate(appliance.definition, "source", "base_image", "location")
+        raise error.located(where) from error
+    except UnknownElementError as error:
+        raise error.located(_where_of_element(appliance, error.what)) from error
+    contents = Contents(inputs=(root,))
+    return Plan(
+        appliance=appliance,
+        root=root,
+        base=base,
+        targets=tuple(
+            replace(_plan_target(appliance, cloud, root), contents=contents) for cloud in made
+        ),
+    )
+
+
+def _find_base(
+    source: BaseImageSource, store: Store, builds: Path, *, keep: bool
+) -> BaseFile | None:
+    """The base image, where it lies on this host already."""
+    location = source.location
+    if isinstance(location, Path):
+        return find_base_file(location, store, keep=keep)
+    return _find_build(location, builds) if isinstance(location, ApplianceBuild) else None
+
+
+def _find_build(wanted: ApplianceBuild, builds: Path) -> BaseFile:
+    """An image of another appliance's build: that with the simplest layout, since all of them have
+    the same root file system. Raises BaseNotBuiltError."""
+    folder = builds / wanted.name
+    found = manifest.read_manifest(folder, wanted.build)
+    if found is not None:
+        build = found["appliance"]["build"]
+        for image in sorted(found["images"], key=_simplicity):
+            path = folder / build / image["file"]
+            if path.is_file():
+                sha256 = Sha256(image["sha256"])
+                return BaseFile(path=path, sha256=sha256, stamp=stamp_of(path), build=build)
+    missing = "no build" if wanted.build == "latest" else f"no build {wanted.build}"
+    raise BaseNotBuiltError(
+        f"there is {missing} of {wanted.name} in {folder}",
+        todo=f"build it first: `make image IMAGE={wanted.name}`",
+    )
+
+
+def _simplicity(image: Mapping[str, Any]) -> tuple[int, str]:
+    return _SIMPLEST.index(image["layout"]), image["site"]
+
+
+def _smallest_disk(appliance: Appliance) -> int:
+    """The smallest that the definition asks for: the same whatever sites are chosen."""
+    sizes = (each.disk_size for each in appliance.clouds.values())
+    return min([appliance.disk_size, *filter(None, sizes)])
+
+
+def _plan_scratch_root(
+    appliance: Appliance, source: ScratchSource, kernel: str, store: Store, *, keep: bool
+) -> ScratchRoot:
+    elements = _expand(appliance, source)
     given = {
         name: value
         for name, value in sorted(os.environ.items())
@@ -189,10 +302,10 @@ def _plan_root(appliance: Appliance, kernel: str, store: Store, *, keep: bool) -
         packages=resolution.packages,
         apt_sources=mirrors.image_sources(),
         files=tuple(
-            CopiedFile(target=file.target, mode=file.mode, content=_local(file.source))
+            CopiedFile(target=file.target, mode=file.mode, content=local_file(file.source))
             for file in appliance.files
         ),
-        scripts=tuple(_local(script) for script in appliance.scripts),
+        scripts=tuple(local_file(script) for script in appliance.scripts),
         environment={name: key_of(value) for name, value in given.items()},
         tools={
             "diskimage-builder": dib.version(),
@@ -262,7 +375,12 @@ def _plan_target(appliance: Appliance, cloud: Cloud, root: Stage) -> Target:
             label=f"{wanted.layout} {wanted.format} {wanted.compression}",
             tools=_image_tools(),
         )
-    drivers = CheckDrivers(inputs=(root,), label=site, hardware=cloud.hardware)
+    drivers = CheckDrivers(
+        inputs=(root,),
+        label=site,
+        hardware=cloud.hardware,
+        base_image=isinstance(appliance.source, BaseImageSource),
+    )
     return Target(
         cloud=cloud,
         image=image,
@@ -282,7 +400,7 @@ def _plan_boot(
         after=(drivers,),
         label=f"{site} {machine.name}",
         machine=machine,
-        report=_local(REPORT),
+        report=local_file(REPORT),
         user_data=_optional(appliance.phantom.user_data),
         check=_optional(appliance.boot_check.script),
         seconds=appliance.boot_check.seconds,
@@ -305,119 +423,20 @@ def _version_or_none(tool: str) -> str:
         return ""
 
 
-def explain(plan: Plan, store: Store, before: Mapping[str, Any]) -> list[Step]:
-    """What will become of each stage of a plan. `before` is `describe` of the build before it."""
-    stages = plan.stages
-    needed = {stage.key for target in plan.targets for stage in target.leaves}
-    stored = {stage.key: store.find(stage.name, stage.key) is not None for stage in stages}
-    for stage in reversed(stages):
-        if stage.key in needed and not stored[stage.key]:
-            needed.update(each.key for each in stage.inputs)
-    steps = []
-    for stage in stages:
-        if stored[stage.key]:
-            steps.append(Step(stage=stage, action="reuse", reasons=()))
-        elif stage.key in needed:
-            reasons = tuple(_reasons(stage, before.get(stage.title)))
-            steps.append(Step(stage=stage, action="build", reasons=reasons))
-        else:
-            steps.append(Step(stage=stage, action="skip", reasons=("nothing needs it",)))
-    return steps
-
-
-def describe(plan: Plan) -> dict[str, Any]:
-    """What decides each stage's output, by its title, as JSON can hold it."""
-    return {
-        stage.title: {
-            "key": stage.key,
-            "revision": stage.revision,
-            "fields": stage.fields(),
-            "inputs": {each.title: each.key for each in stage.inputs},
-        }
-        for stage in plan.stages
-    }
-
-
-def _reasons(stage: Stage, before: Mapping[str, Any] | None) -> Iterator[str]:
-    if before is None:
-        yield "not built here before"
-        return
-    if before["key"] == stage.key:
-        yield "what was stored is gone or was changed"
-        return
-    if before["revision"] != stage.revision:
-        yield f"the pipeline makes it otherwise: revision {before['revision']} -> {stage.revision}"
-    yield from _differences(before["fields"], stage.fields(), "")
-    for each in stage.inputs:
-        old = before["inputs"].get(each.title)
-        if old != each.key:
-            was = old[:12] if old else "none"
-            yield f"its input {each.title} changed: {was} -> {each.key[:12]}"
-
-
-def _differences(old: Any, new: Any, where: str) -> Iterator[str]:
-    """One sentence for each value that differs, down to the leaves."""
-    if old == new:
-        return
-    old, new = _by_name(old), _by_name(new)
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in sorted({*old, *new}):
-            inner = f"{where} {name}".strip()
-            if name not in old:
-                yield f"{_singular(inner)} {_shown(new[name])} is new".replace("  ", " ")
-            elif name not in new:
-                yield f"{_singular(inner)} is gone"
-            else:
-                yield from _differences(old[name], new[name], inner)
-    else:
-        yield f"{_singular(where)} {_shown(old)} -> {_shown(new)}"
-
-
-def _by_name(value: Any) -> Any:
-    """A list of named things as a mapping, so that one more of them is one difference."""
-    if not isinstance(value, list) or not value:
-        return value
-    if all(isinstance(each, str) for each in value):
-        return dict.fromkeys(value, "")
-    if all(isinstance(each, Mapping) and "name" in each for each in value):
-        return {each["name"]: _named(each) for each in value}
-    if all(isinstance(each, Mapping) and "target" in each for each in value):
-        return {each["target"]: each for each in value}
-    return value
-
-
-def _named(each: Mapping[str, Any]) -> Any:
-    """A named thing's one value that tells: a package's version, an element's digest."""
-    if "version" in each:
-        return f"{each['version']} ({each['sha256'][:8]})"
-    if "tree" in each:
-        return each["tree"]["digest"]
-    return each
-
-
-def _singular(where: str) -> str:
-    field, _, rest = where.partition(" ")
-    if rest and field in ("packages", "elements", "files", "scripts", "tools"):
-        field = field[:-1]
-    return f"{field.replace('_', ' ')} {rest}".rstrip()
-
-
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else str(value)
-    is_digest = len(text) == 64 and all(letter in "0123456789abcdef" for letter in text)
-    return text[:12] if is_digest else text
-
-
-def _expand(appliance: Appliance) -> dict[str, Path]:
-    names = [appliance.source.element, _APPLIANCE_ELEMENT, *appliance.elements]
+def _expand(appliance: Appliance, source: ScratchSource) -> dict[str, Path]:
+    names = [source.element, _APPLIANCE_ELEMENT, *appliance.elements]
     try:
         return dib.expand(names)
     except UnknownElementError as error:
-        for name in appliance.elements:
-            if f"{name!r}," in error.what:
-                where = definition.locate(appliance.definition, "elements", name)
-                raise error.located(where) from error
-        raise error.located(definition.locate(appliance.definition)) from error
+        raise error.located(_where_of_element(appliance, error.what)) from error
+
+
+def _where_of_element(appliance: Appliance, what: str) -> str:
+    """Where the definition names the element that a message complains of."""
+    for name in appliance.elements:
+        if f"{name!r}" in what:
+            return definition.locate(appliance.definition, "elements", name)
+    return definition.locate(appliance.definition)
 
 
 def _asker(appliance: Appliance, asked: Mapping[str, str], what: str) -> str:
@@ -441,9 +460,5 @@ def _inputs(stage: Stage) -> Iterator[Stage]:
         yield each
 
 
-def _local(path: Path) -> LocalFile:
-    return LocalFile(digest=digest_of_file(path), path=path)
-
-
 def _optional(path: Path | None) -> LocalFile | None:
-    return None if path is None else _local(path)
+    return None if path is None else local_file(path)

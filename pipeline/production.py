@@ -24,8 +24,10 @@ from pipeline.model import (
     Publication,
     Site,
 )
-from pipeline.plan import Plan, Target, describe, explain, make_plan
+from pipeline.plan import Plan, Target, describe_inputs, make_plan
 from pipeline.publish import check_site
+from pipeline.reasons import describe, explain
+from pipeline.sources.scratch import ScratchRoot
 from pipeline.store import write_atomically
 from pipeline.tools import dib, namespace
 from pipeline.workspace import Workspace
@@ -57,7 +59,7 @@ def produce(
     """
     workspace.store.sweep()
     with workspace.store.used():
-        plan = make_plan(appliance, sites, workspace.store)
+        plan = make_plan(appliance, sites, workspace.store, builds=workspace.build)
         errors = _check_sites(plan, workspace) if publish else {}
         left = [each for each in plan.targets if each.site.name not in errors]
         if not left:
@@ -70,7 +72,7 @@ def produce(
                 run_side_by_side(deliveries, builder)
             finally:  # what was published is told of, whatever ended the others
                 whole = [each for each in deliveries if each.ended and each.defect is None]
-                written = _write(plan, whole, workspace)
+                written = _write(plan, whole, builder.results(), workspace)
     errors |= {each.site: each.error for each in deliveries if each.error is not None}
     for defect in filter(None, (each.defect for each in deliveries)):
         raise defect
@@ -120,7 +122,12 @@ class _Written:
     content: dict[str, Any]
 
 
-def _write(plan: Plan, deliveries: Sequence[Delivery], workspace: Workspace) -> _Written | None:
+def _write(
+    plan: Plan,
+    deliveries: Sequence[Delivery],
+    built: Mapping[ContentKey, Built],
+    workspace: Workspace,
+) -> _Written | None:
     """Writes the manifest of what was built and published; None where nothing was."""
     entries = [each.entry for each in deliveries if each.entry is not None]
     if not entries:
@@ -139,8 +146,7 @@ def _write(plan: Plan, deliveries: Sequence[Delivery], workspace: Workspace) -> 
         written = manifest.make_manifest(
             appliance=plan.appliance,
             build=build,
-            packages=plan.root.packages,
-            elements={each.name: each.tree.digest for each in plan.root.elements},
+            inputs=describe_inputs(plan, built),
             root_sha256=root_sha256,
             images=entries,
             publications=published,
@@ -188,7 +194,7 @@ def check_host(plan: Plan, workspace: Workspace) -> None:
     building = {step.stage.name for step in steps if step.action == "build"}
     needs = {each for step in steps if step.action == "build" for each in step.stage.requires}
     host.require(sorted(needs))
-    if plan.root.name in building:
+    if isinstance(plan.root, ScratchRoot) and plan.root.name in building:
         namespace.check_root()
         host.require_namespaces()
         dib.check_folders([workspace.store.folder])

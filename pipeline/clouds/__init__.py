@@ -35,6 +35,10 @@ class Cloud(Protocol):
     default_instance_type: ClassVar[str]
     """What Phantom starts where a definition names no instance type for this cloud."""
 
+    site_kinds: ClassVar[Mapping[str, Mapping[str, object]]]
+    """The kinds of sites that boot images differently: options of a site, by what people call it.
+    """
+
     site: Site
 
     def __init__(self, site: Site) -> None: ...

@@ -6,6 +6,17 @@ from dataclasses import dataclass
 
 SECTOR = 512
 
+GRUB_MODULES = (
+    *("part_gpt", "part_msdos", "ext2", "normal", "linux", "echo", "test", "true", "ls", "cat"),
+    *("search", "search_label", "halt", "reboot", "gzio"),
+    # What the configuration asks for besides that a distribution's own update-grub writes. From
+    # here, since what lies in an image's /boot/grub may be of another version, which does not fit.
+    *("search_fs_uuid", "search_fs_file", "probe", "regexp", "loadenv", "configfile", "sleep"),
+    *("all_video", "gfxterm", "gfxterm_background", "gfxmenu", "png", "font", "gettext"),
+    *("serial", "terminal", "minicmd", "keystatus", "linux16", "chain", "boot", "lzopio", "xzio"),
+)
+"""What GRUB has built in, by BIOS and by UEFI."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BiosBoot:
@@ -36,19 +47,19 @@ class EfiBoot:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How file systems lie on a disk, and what boots them. Root is partition 1 of every layout, and
-    the last one on the disk, so that it can grow."""
+    """How file systems lie on a disk, and what boots them. Root is partition 1 of every table, and
+    the last one on the disk, so that it can grow; without a table it is the whole disk."""
 
     name: str
     root_start: int
     """Offset of the root file system, in bytes."""
     tail: int = 0
     """Bytes behind the root partition, for what the table keeps at the disk's end."""
-    table: str
-    """`sfdisk`'s script of the partition table. `{start}` and `{size}` of root are in sectors;
-    `{identifier}` has 8 hexadecimal digits; `{guids[N]}` is partition N's own, `{guids[0]}` the
-    disk's."""
-    bios: BiosBoot
+    table: str | None = None
+    """`sfdisk`'s script of the partition table; None: there is none. `{start}` and `{size}` of root
+    are in sectors; `{identifier}` has 8 hexadecimal digits; `{guids[N]}` is partition N's own,
+    `{guids[0]}` the disk's."""
+    bios: BiosBoot | None = None
     efi: EfiBoot | None = None
-    tools: tuple[str, ...]
+    tools: tuple[str, ...] = ()
     """The programs whose output lies between table and root file system."""

@@ -134,6 +134,11 @@ def digest_of_file(path: Path) -> Sha256:
     return Sha256(hashed.hexdigest())
 
 
+def local_file(path: Path) -> LocalFile:
+    """A file of the build host, with its digest."""
+    return LocalFile(digest=digest_of_file(path), path=path)
+
+
 def digest_of_tree(folder: Path) -> Sha256:
     """The SHA-256 of the names, contents and executable bits below a folder.
 

@@ -44,6 +44,7 @@ REPORT = Path(__file__).with_name("boot_report.sh")
 AUTHORIZED_KEYS = PurePosixPath("/root/.ssh/authorized_keys")
 """Where the public keys lie that root may log in with."""
 _CONSOLE_LINES = 25
+_USER_DATA = USER_DATA_PATH.removeprefix("/latest")  # cloud-init asks for a dated version
 _LATE_REQUESTS = 2  # that the metadata service refuses at first, as one that is not ready yet does
 # What may stay free behind root: the second GPT, and the MiB by which partitions are aligned.
 _TAIL_ROOM = 2 * MIB
@@ -53,7 +54,7 @@ _GROUP_ROOM = 16 * MIB
 
 # What a console says when waiting longer is of no use.
 _HOPELESS = re.compile(
-    r"Kernel panic|No bootable device|Boot failed|BdsDxe: failed to load"
+    r"Kernel panic|ramdisk: error: |No bootable device|Boot failed|BdsDxe: failed to load"
     r"|error: (file .* not found|unknown filesystem)|Minimal BASH-like line editing"
     r"|grub rescue>|ALERT! .* does not exist|\(initramfs\)|You are in emergency mode"
 )
@@ -70,7 +71,7 @@ class BootCheck(Stage):
 
     name: ClassVar[str] = "boot"
     cores: ClassVar[int] = 1  # what a guest with two CPUs keeps busy under TCG, on average
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
 
     machine: Machine
     report: LocalFile
@@ -84,6 +85,8 @@ class BootCheck(Stage):
 
     @property
     def requires(self) -> tuple[str, ...]:
+        if self.machine.kernel is not None and self.machine.kernel.kernel is None:
+            return (self.name, "boot with a site's kernel")
         return (self.name, "boot by UEFI") if self.machine.firmware == "uefi" else (self.name,)
 
     @property
@@ -126,7 +129,8 @@ class BootCheck(Stage):
         return any("{public_key}" in edit.text for edit in self.machine.edits)
 
     def _report_script(self, nonce: str, cases: Sequence[answers.Case]) -> bytes:
-        head = [f"nonce={nonce}", f"cases='{' '.join(case.name for case in cases)}'"]
+        names = " ".join(case.name for case in cases)
+        head = [f"nonce={nonce}", f"metadata_url={self.metadata_url()}", f"cases='{names}'"]
         for name, script in (("user_data", self.user_data), ("check", self.check)):
             if script is not None:
                 packed = base64.b64encode(script.path.read_bytes()).decode()
@@ -185,15 +189,21 @@ class BootCheck(Stage):
             yield f"failed units: {', '.join(facts['failed_unit'])}"
         if not facts.get("address"):
             yield "it has no address"
-        if not facts.get("ssh_host_key"):
+        if "sshd" in facts and not facts.get("ssh_host_key"):
             yield "it made no SSH host keys"
+        if "cloud_init" in facts:
+            yield "cloud-init is to run its user-data, and found none; the fetcher ran it"
+        for runner in facts.get("run_again", []):
+            yield f"its user-data ran twice: by {_runner(facts)}, and by {runner}"
         if self.writes_key and _public_key(nonce) not in facts.get("authorized_key", []):
             yield f"the key that the node wrote is not in {AUTHORIZED_KEYS}"
         if not _has_grown(facts):
             root, disk = _number(facts, "root_bytes"), _number(facts, "disk_bytes")
             yield f"root did not grow: {root} bytes on a disk of {disk}"
         tries = _number(facts, "fetcher_tries")
-        if "fetcher" in facts and tries <= _LATE_REQUESTS:
+        # cloud-init tries again by itself.
+        late = "fetcher" in facts and _runner(facts) == "fetcher" and "cloud_init" not in facts
+        if late and tries <= _LATE_REQUESTS:
             yield (
                 "its user-data fetcher was not tried with a metadata service that is late: it had "
                 f"its user-data at try {tries}, though {_LATE_REQUESTS} requests were refused"
@@ -201,8 +211,10 @@ class BootCheck(Stage):
 
 
 def find_root(disk: Path) -> ext4.FileSystem:
-    """The root file system of an image's disk: partition 1 of every layout. Raises GuestSilentError
-    where there is none."""
+    """The root file system of an image's disk: the whole of it, or partition 1. Raises
+    GuestSilentError where there is none."""
+    if ext4.is_at(disk, 0):
+        return ext4.FileSystem(disk, 0)
     starts = sfdisk.partition_starts(disk)
     if 1 not in starts:
         raise GuestSilentError(
@@ -216,11 +228,12 @@ def edit_as_node(machine: Machine, disk: Path, public_key: str, metadata_url: st
     """Writes into the disk's root file system what the site's node writes before it boots it, if it
     writes anything.
 
-    The root file system is found as the node finds it. Raises GuestSilentError where there is none.
+    The root file system is found as the node finds it: it tries the file as a partition first.
+    Raises GuestSilentError where there is none.
     """
     if not machine.edits:
         return
-    offset = sfdisk.first_partition(disk)
+    offset = 0 if ext4.is_at(disk, 0) else sfdisk.first_partition(disk)
     if offset is None:
         raise GuestSilentError(
             "the disk's partition table lists no partition: a node would find no root file system",
@@ -297,7 +310,8 @@ class _Guest:
         lines = [line.rstrip() for line in self._text.splitlines() if line.strip()]
         end = "\n".join(lines[-_CONSOLE_LINES:])
         got = any(
-            request.path == USER_DATA_PATH and request.status == 200 for request in server.requests
+            request.path.endswith(_USER_DATA) and request.status == 200
+            for request in server.requests
         )
         if got:
             return GuestUserDataError(
@@ -343,6 +357,7 @@ def _told(facts: Mapping[str, list[str]]) -> dict[str, Any]:
         "disk_driver": facts["disk_driver"][0],
         "network_driver": facts["network_driver"][0],
         "ssh_host_keys": [line.split()[-1].strip("()") for line in facts.get("ssh_host_key", [])],
+        "user_data_by": _runner(facts),
         "fetcher_tries": _number(facts, "fetcher_tries"),
         "fetcher_protocol": facts["fetcher_protocol"][0],
         "boot_seconds": float(facts["boot_seconds"][0]),
@@ -361,9 +376,16 @@ def _outcomes(
     tried = {case.name: case.outcome for case in cases}
     return {
         "present": "run",
-        "late": f"run after {_number(facts, 'fetcher_tries')} tries",
+        "late": f"run after {_number(facts, 'fetcher_tries')} tries"
+        if _runner(facts) == "fetcher"
+        else f"run by {_runner(facts)}",
         **tried,
     }
+
+
+def _runner(facts: Mapping[str, list[str]]) -> str:
+    """Who ran the user-data: `fetcher` or `cloud-init`."""
+    return facts.get("user_data_by", ["fetcher"])[0]
 
 
 def _has_grown(facts: Mapping[str, list[str]]) -> bool:

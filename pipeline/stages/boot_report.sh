@@ -1,16 +1,30 @@
 #!/bin/sh
 #
-# Run in the guest as its user-data: runs the appliance's default user-data and its check script, and
-# reports to the metadata service what became of the machine. These are set before it:
+# Run in the guest as its user-data, by the fetcher or by cloud-init: runs the appliance's default
+# user-data and its check script, and reports to the metadata service what became of the machine.
+# The image may be old or small: no more than POSIX's programs is sure to be there. These are set
+# before it:
 #
-# nonce      what the host wants to hear again
-# user_data  the default user-data in base64, or nothing
-# check      the check script in base64, or nothing
-# cases      names of answers that the metadata service can give besides
+# nonce         what the host wants to hear again
+# metadata_url  the metadata service
+# user_data     the default user-data in base64, or nothing
+# check         the check script in base64, or nothing
+# cases         names of answers that the metadata service can give besides
 
-: "${nonce:=}" "${user_data:=}" "${check:=}" "${cases:=}"
+: "${nonce:=}" "${metadata_url:=}" "${user_data:=}" "${check:=}" "${cases:=}"
 
 fetcher=/usr/lib/phantom/fetch-user-data
+runs=/run/phantom-boot-check
+
+# The fetcher says how often it tried; cloud-init says nothing.
+runner=fetcher
+[ -n "${PHANTOM_USER_DATA_TRIES-}" ] || runner=cloud-init
+
+# One of this boot's two runners may be the second: the first tells.
+if ! mkdir "$runs"; then
+    echo "$runner" >>"$runs/again"
+    exit 0
+fi
 
 work=$(mktemp -d) || exit 1
 booted=$(cut -d ' ' -f 1 /proc/uptime)
@@ -33,14 +47,24 @@ run_part() {
     tell "$1_output" "$(tail -c 4000 "$work/$1.out" | base64 | tr -d '\n')"
 }
 
-# post FILE PATH: sends a file to the metadata service.
+# post FILE PATH: sends a file to the metadata service. Not every BusyBox's wget can; then nc is there.
 post() {
     if command -v curl >/dev/null; then
         curl --silent --show-error --noproxy '*' --max-time 30 --retry 3 \
-            --data-binary "@$1" "$PHANTOM_METADATA_URL$2"
-    else
-        wget -q -O - --post-file="$1" "$PHANTOM_METADATA_URL$2"
+            --data-binary "@$1" "$metadata_url$2"
+        return
     fi
+    (
+        unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
+        wget -q -O - --post-file="$1" "$metadata_url$2"
+    ) && return
+    command -v nc >/dev/null || return 1
+    address=${metadata_url#http://}
+    {
+        printf 'POST %s HTTP/1.0\r\nHost: %s\r\nContent-Length: %s\r\n\r\n' \
+            "$2" "$address" "$(wc -c <"$1" | tr -d ' ')"
+        cat "$1"
+    } | nc "${address%:*}" "${address##*:}"
 }
 
 # Has the metadata service give one of its other answers, and the fetcher fetch that into a folder
@@ -66,10 +90,15 @@ try_case() {
     tell case_said "$1: $(tail -n 1 "$folder/out")"
 }
 
-# Whether other services are still being started. This one is; it is part of the boot itself.
+# Whether other services are still being started. This one is; it is part of the boot itself. What
+# waits for cloud-init to end waits for this script, so then only what runs counts.
 is_starting() {
     [ -d /run/systemd/system ] || return 1
-    systemctl list-jobs --no-legend --no-pager | grep -v phantom-user-data | grep -q .
+    systemctl list-jobs --no-legend --no-pager | awk -v "runner=$runner" '
+        runner == "fetcher" && $2 !~ /phantom-user-data/ { found = 1 }
+        runner != "fetcher" && $2 !~ /^cloud-/ && $4 == "running" { found = 1 }
+        END { exit !found }
+    '
 }
 
 has_host_keys() {
@@ -101,44 +130,73 @@ tell_file_system_bytes() {
     tell file_system_bytes "$((($2 + (${85} << 32)) * (1024 << $7)))"
 }
 
-root=$(readlink -f "$(findmnt --noheadings --output SOURCE /)")
-disk=$(lsblk --noheadings --nodeps --output PKNAME "$root" | head -n 1)
-block=/sys/class/block/${disk:-${root##*/}}
-part=/sys/class/block/${root##*/}
+# Tells the machine's addresses: `CARD ADDRESS/BITS` each.
+list_addresses() {
+    if command -v ip >/dev/null; then
+        ip -o addr show scope global | awk '{ print $2, $4 }'
+    else
+        ifconfig | awk '/^[^ \t]/ { card = $1; sub(/:$/, "", card) }
+            $1 == "inet" && card != "lo" { sub(/addr:/, "", $2); print card, $2 }'
+    fi
+}
+
+find_release() {
+    # shellcheck source=/dev/null
+    release=$(. /etc/os-release 2>/dev/null && echo "${PRETTY_NAME-}")
+    [ -n "$release" ] || release=$(head -n 1 /etc/system-release 2>/dev/null)
+    echo "${release:-unknown}"
+}
+
+# By the device's number: the tables of mounts may call it /dev/root.
+numbers=$(awk '$5 == "/" { found = $3 } END { print found }' /proc/self/mountinfo)
+part=$(readlink -f "/sys/dev/block/$numbers")
+root=/dev/${part##*/}
+block=$part
 start=0 # where root is the whole disk
-[ ! -e "$part/start" ] || start=$(cat "$part/start")
-card=$(ip -o -4 addr show scope global | awk '{ print $2; exit }')
+if [ -e "$part/partition" ]; then
+    block=${part%/*}
+    start=$(cat "$part/start")
+fi
+card=$(list_addresses | awk '{ print $1; exit }')
 
 run_part user_data "$user_data"
 for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
     is_starting || break
     sleep 1
 done
+sshd=$(command -v sshd || ls /usr/sbin/sshd 2>/dev/null)
 for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    [ -n "$sshd" ] || break
     has_host_keys && break
     sleep 1
 done
 run_part check "$check"
+# As its service decides: it must leave the user-data to cloud-init, which runs it just now.
+if [ "$runner" != fetcher ] && [ -x "$fetcher" ]; then
+    "$fetcher" >"$work/left" 2>&1 </dev/null
+fi
 
 tell nonce "$nonce"
-tell release "$(sed -n 's/^PRETTY_NAME="\(.*\)"$/\1/p' /etc/os-release)"
+tell release "$(find_release)"
 tell kernel "$(uname -r)"
-tell machine_id "$(cat /etc/machine-id)"
+tell machine_id "$(cat /etc/machine-id 2>/dev/null)"
 tell boot_seconds "$booted"
+tell user_data_by "$runner"
 tell fetcher_tries "${PHANTOM_USER_DATA_TRIES-}"
 tell fetcher_protocol "${PHANTOM_METADATA_PROTOCOL-}"
-tell root_bytes "$(lsblk --noheadings --bytes --nodeps --output FSSIZE "$root" | tr -d ' ')"
+tell root_bytes "$(df -P -k / | awk 'END { printf "%.0f\n", $2 * 1024 }')"
 tell_file_system_bytes "$root"
 tell root_start "$((start * 512))"
 tell root_end "$(((start + $(cat "$part/size")) * 512))"
 tell disk_bytes "$(($(cat "$block/size") * 512))"
 tell disk_driver "$(driver_above "$block")"
 tell network_driver "$(driver_above "/sys/class/net/$card/device")"
-ip -o addr show scope global | while read -r _ _ _ address _; do
+list_addresses | while read -r _ address; do
     tell address "$address"
 done
+[ -z "$sshd" ] || tell sshd "$sshd"
 for key in /etc/ssh/ssh_host_*_key.pub; do
-    [ ! -s "$key" ] || tell ssh_host_key "$(ssh-keygen -l -f "$key" | cut -d ' ' -f 2,4)"
+    [ ! -s "$key" ] || tell ssh_host_key "$(ssh-keygen -l -f "$key" | awk '{ print $2, $NF }')"
 done
 if [ -d /run/systemd/system ]; then
     systemctl list-units --failed --no-legend --no-pager --plain | while read -r unit _; do
@@ -156,6 +214,15 @@ if [ -x "$fetcher" ]; then
     for case in $cases; do
         try_case "$case"
     done
+fi
+if [ "$runner" = fetcher ] && [ ! -e /var/nimbus-metadata-server-url ] &&
+    grep -qs '^PHANTOM_USER_DATA_LEAVE_TO_CLOUD_INIT=yes' /etc/default/phantom-user-data; then
+    tell cloud_init 'found no source'
+fi
+if [ -e "$runs/again" ]; then
+    while read -r line; do
+        tell run_again "$line"
+    done <"$runs/again"
 fi
 
 post "$work/report" /report

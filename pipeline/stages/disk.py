@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,18 +11,24 @@ from typing import Any, ClassVar
 
 from pipeline import sparse
 from pipeline.errors import DiskTooSmallError, StageFailedError
-from pipeline.layouts.layout import SECTOR, EfiBoot, Layout
+from pipeline.layouts.layout import SECTOR, BiosBoot, EfiBoot, Layout
 from pipeline.model import MIB, format_size
 from pipeline.stages.base import Context, Stage
 from pipeline.store import Artifact
 from pipeline.tools import fat, grub, sfdisk
 
 DISK = "disk.raw"
+HEAD = "head.raw"
+"""What lies before root on a base image's disk that is kept: a file of the stage `root`."""
 
 _NAMESPACE = uuid.UUID("d1eeef3a-ff28-4105-9457-10fe8705fd07")  # of our disks' GUIDs; drawn once
 _NUMBERS = 16  # of the GUIDs that a layout can name: the disk's, and partitions 1 to 15
 # What UEFI starts from a disk that it has no entry for: the specification's own path.
 _EFI_PROGRAM = PurePosixPath("/EFI/BOOT/BOOTX64.EFI")
+_BOOT_CODE = 440  # bytes of the first sector before what belongs to the table
+# Sectors that the table takes at the disk's begin, by what kept layouts are called: an MBR its own,
+# a GPT that, its header, and 128 entries of 128 bytes.
+_TABLE_SECTORS = {"mbr": 1, "hybrid": 34}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +36,12 @@ class AssembleDisk(Stage):
     """The disk that a site's machines boot from, raw and sparse. Needs no root rights.
 
     The root file system lies in it byte for byte; where its partition is larger, it grows at the
-    first boot. Raises DiskTooSmallError.
+    first boot. If it is from a base image that has this layout already (`kept` in its facts), all
+    that lies before root is the base image's. Raises DiskTooSmallError.
     """
 
     name: ClassVar[str] = "disk"
+    revision: ClassVar[int] = 2
 
     layout: Layout
     size: int
@@ -42,46 +51,70 @@ class AssembleDisk(Stage):
 
     @property
     def requires(self) -> tuple[str, ...]:
+        if self.layout.table is None:
+            return ()
         return (self.name,) if self.layout.efi is None else (self.name, "disk for UEFI")
 
     def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
         (source,) = inputs
         root = source.file("root.ext4")
-        self._check_size(root.stat().st_size)
+        kept = source.facts.get("kept") or {}
+        kept = kept if kept.get("layout") == self.layout.name else {}
+        start = kept.get("root_start", self.layout.root_start)
+        tail = kept.get("tail", self.layout.tail)
+        self._check_size(start, root.stat().st_size, tail)
         context.progress.step("assembling the disk")
         disk = context.out / DISK
         with disk.open("wb") as file:
             file.truncate(self.size)
-        self._write_table(disk)
+        room = (self.size - tail - start) // SECTOR
+        if kept:
+            sfdisk.write_table(disk, kept["table"].replace("{size}", str(room)))
+            self._copy_head(source.file(HEAD), disk)
+        elif self.layout.table is not None:
+            sfdisk.write_table(disk, self._table(self.layout.table, room))
+            self._write_loaders(disk, context)
         with disk.open("r+b") as file:
-            self._write_bios_loader(file.fileno(), context)
-            if self.layout.efi is not None:
-                system = _make_efi_system(self.layout.efi, context)
-                sparse.copy_into(system, file.fileno(), self.layout.efi.start)
-            sparse.copy_into(root, file.fileno(), self.layout.root_start)
+            sparse.copy_into(root, file.fileno(), start)
         return {"bytes": self.size, "root_sha256": source.facts["sha256"]}
 
-    def _check_size(self, root: int) -> None:
-        needed = self.layout.root_start + root + self.layout.tail
+    def _check_size(self, start: int, root: int, tail: int) -> None:
+        needed = start + root + tail
         if needed > self.size:
+            around = " and what lies around it take" if start or tail else " takes"
             raise DiskTooSmallError(
-                f"the disk of {format_size(self.size)} is too small: the root file system and what "
-                f"lies around it take {format_size(needed)}",
+                f"the disk of {format_size(self.size)} is too small: the root file system"
+                f"{around} {format_size(needed)}",
                 todo=f"set disk_size to {-(-needed // MIB)}MiB or more",
             )
 
-    def _write_table(self, disk: Path) -> None:
-        start, end = self.layout.root_start, self.size - self.layout.tail
-        table = self.layout.table.format(
+    def _table(self, table: str, room: int) -> str:
+        return table.format(
             identifier=self.key[:8],
             guids=[uuid.uuid5(_NAMESPACE, f"{self.key} {number}") for number in range(_NUMBERS)],
-            start=start // SECTOR,
-            size=(end - start) // SECTOR,
+            start=self.layout.root_start // SECTOR,
+            size=room,
         )
-        sfdisk.write_table(disk, table)
 
-    def _write_bios_loader(self, disk: int, context: Context) -> None:
-        bios = self.layout.bios
+    def _copy_head(self, head: Path, disk: Path) -> None:
+        """Boot code, and what lies between table and root: GRUB's core, other partitions."""
+        table = _TABLE_SECTORS[self.layout.name] * SECTOR
+        with head.open("rb") as source, disk.open("r+b") as file:
+            code = os.pread(source.fileno(), _BOOT_CODE, 0)
+            sparse.write_at(file.fileno(), code, 0)
+            for offset, chunk in sparse.data_chunks(source.fileno(), head.stat().st_size):
+                skipped = max(0, table - offset)
+                sparse.write_at(file.fileno(), chunk[skipped:], offset + skipped)
+
+    def _write_loaders(self, disk: Path, context: Context) -> None:
+        with disk.open("r+b") as file:
+            if self.layout.bios is not None:
+                self._write_bios_loader(self.layout.bios, file.fileno(), context)
+            if self.layout.efi is not None:
+                system = _make_efi_system(self.layout.efi, context)
+                sparse.copy_into(system, file.fileno(), self.layout.efi.start)
+
+    def _write_bios_loader(self, bios: BiosBoot, disk: int, context: Context) -> None:
         code, core = grub.make_bios_loader(
             bios.prefix, bios.modules, bios.core_start // SECTOR, context.work, context.log
         )

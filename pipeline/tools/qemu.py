@@ -8,8 +8,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline import sparse
 from pipeline.errors import HostError
-from pipeline.model import MIB, Machine
+from pipeline.model import MIB, Machine, SiteKernel
+from pipeline.tools import sfdisk, site_kernel
 
 OVERHEAD = 512 * MIB
 """What QEMU itself takes beside a guest's memory: measured under TCG, which keeps the code that it
@@ -29,6 +31,8 @@ _DISKS = {
     # A volume's serial number, as EC2 writes it; the specification asks for one.
     "nvme": ["-device", "nvme,drive=root,serial=vol0123456789abcdef0"],
 }
+_PARTITION_START = MIB
+_UUID = "ec2e3a9c-6f0b-4c52-9a51-0d7a3f6f8e21"  # begins as EC2's do; the rest was drawn once
 _LINK_LOCAL = ipaddress.IPv4Network("169.254.0.0/16")
 
 
@@ -55,9 +59,16 @@ def find_firmware() -> tuple[Path, Path] | None:
 
 def ready_disk(machine: Machine, disk: Path) -> None:
     """Makes of an image's raw copy the disk that the machine gets: larger by its spare bytes, and
-    with the firmware's variables beside it. Raises HostError where the firmware is missing."""
+    with the firmware's variables or the site's ramdisk beside it. Raises HostError where the
+    firmware, or what the ramdisk is made of, is missing."""
     if machine.spare:
         os.truncate(disk, disk.stat().st_size + machine.spare)
+    if machine.kernel is not None:
+        if machine.kernel.kernel is None:
+            _, ramdisk = site_kernel.make(disk.parent)
+            ramdisk.rename(_ramdisk(disk))
+        else:
+            _make_partition(disk)
     if machine.firmware == "uefi":
         _, variables = _require_firmware()
         shutil.copyfile(variables, _variables(disk))
@@ -67,7 +78,7 @@ def command(machine: Machine, disk: Path, network: Network, accelerator: str) ->
     """The command that runs a machine from a raw disk, its serial port on standard input and
     output. It ends when the machine powers off or wants to start again.
 
-    A machine with UEFI finds its variables where `ready_disk` put them.
+    A machine with UEFI, or with the site's kernel, finds what it needs where `ready_disk` put it.
     """
     # Without graphics the BIOS writes to the serial port too what it and GRUB write to the screen.
     board = f"{machine.board},graphics=off" if machine.serial else machine.board
@@ -77,6 +88,8 @@ def command(machine: Machine, disk: Path, network: Network, accelerator: str) ->
         *("-machine", board, "-accel", accelerator),
         *("-m", str(machine.memory // MIB), "-smp", str(machine.cpus), "-vga", "std"),
         *(_firmware(disk) if machine.firmware == "uefi" else ()),
+        *(() if machine.kernel is None else _kernel(machine, machine.kernel, disk)),
+        *(() if machine.vendor is None else _firmware_tables(machine.vendor)),
         # The disk is thrown away, so nothing of it need ever reach the host's disk.
         *("-drive", f"id=root,if=none,format=raw,cache=unsafe,file={_escape(disk)}"),
         *_DISKS[machine.disk_bus],
@@ -99,6 +112,48 @@ def _firmware(disk: Path) -> list[str]:
         *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={_escape(code)}"),
         *("-drive", f"if=pflash,unit=1,format=raw,file={_escape(_variables(disk))}"),
     ]
+
+
+def _kernel(machine: Machine, wanted: SiteKernel, disk: Path) -> list[str]:
+    if wanted.kernel is not None:
+        kernel, ramdisk = wanted.kernel, wanted.ramdisk
+    else:
+        found = site_kernel.find_kernel()
+        assert found is not None, "ready_disk comes first"
+        kernel, ramdisk = found, _ramdisk(disk)
+    consoles = "console=tty0 console=ttyS0,115200" if machine.serial else "console=tty0"
+    return [
+        *("-kernel", str(kernel), "-append", f"{wanted.command_line} {consoles}"),
+        *(() if ramdisk is None else ("-initrd", str(ramdisk))),
+    ]
+
+
+def _firmware_tables(vendor: str) -> list[str]:
+    """What a guest reads to know its cloud: AWS's documentation, "Determine whether an instance is
+    an EC2 instance", has it look at the UUID's first characters."""
+    return [
+        *("-uuid", _UUID),
+        *("-smbios", f"type=0,vendor={vendor}"),
+        *("-smbios", f"type=1,manufacturer={vendor},serial={_UUID}"),
+        *("-smbios", f"type=3,manufacturer={vendor},asset={vendor}"),
+    ]
+
+
+def _ramdisk(disk: Path) -> Path:
+    return disk.with_name(f"{disk.name}.ramdisk")
+
+
+def _make_partition(disk: Path) -> None:
+    """Makes of a bare file system the first partition of a disk: a kernel that is not ours finds
+    `sda1` nowhere else, as QEMU has no disk of that name."""
+    bare = disk.with_name(f"{disk.name}.bare")
+    disk.rename(bare)
+    with disk.open("wb") as file:
+        file.truncate(_PARTITION_START + bare.stat().st_size)
+    sfdisk.write_table(disk, f"label: dos\nstart={_PARTITION_START // 512}, type=83\n")
+    with disk.open("r+b") as file:
+        sparse.copy_into(bare, file.fileno(), _PARTITION_START)
+    bare.unlink()
 
 
 def _variables(disk: Path) -> Path:

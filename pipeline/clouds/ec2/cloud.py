@@ -151,6 +151,7 @@ class Ec2:
 
     site_schema: ClassVar[Mapping[str, object]] = SITE_SCHEMA
     default_instance_type: ClassVar[str] = "t3.micro"
+    site_kinds: ClassVar[Mapping[str, Mapping[str, object]]] = {"EC2": {}}
     """Of 2018: launch configurations take no type that is newer than 2022."""
 
     def __init__(
@@ -195,6 +196,7 @@ class Ec2:
             metadata="ec2",
             metadata_address="169.254.169.254:80",
             network="169.254.169.0/24",
+            vendor="Amazon EC2",
             spare=GIB,  # root must grow: volumes are larger than images
         )
         return (bios, replace(bios, name="uefi", firmware="uefi"))

@@ -1,4 +1,5 @@
-"""Nimbus: images go to its Cumulus repository, and KVM nodes boot them as whole disks.
+"""Nimbus: images go to its Cumulus repository, and nodes boot them: KVM nodes as whole disks, Xen
+nodes as bare file systems, with the site's kernel, or as disks, by pygrub.
 
 A private image is the object `VMS/<canonical id>/<name>`, a common one `VMS/common/<name>` with the
 ACL `public-read`; `VMS.description/...` beside it holds the text that the cloud client shows. What
@@ -34,6 +35,7 @@ from pipeline.clouds.nimbus.settings import (
     SITE_SCHEMA,
     NimbusSettings,
     make_sandbox_settings,
+    resolve_kernel,
     resolve_settings,
 )
 from pipeline.errors import (
@@ -98,6 +100,10 @@ class Nimbus:
 
     site_schema: ClassVar[Mapping[str, object]] = SITE_SCHEMA
     default_instance_type: ClassVar[str] = "m1.small"
+    site_kinds: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "Nimbus on KVM (root: hda)": {"root": "hda"},
+        "Nimbus on Xen (root: sda1)": {"root": "sda1"},
+    }
 
     def __init__(
         self,
@@ -117,12 +123,17 @@ class Nimbus:
 
     @property
     def disk(self) -> Disk:
-        """A whole disk with one partition. Every node takes gzipped raw; only some take qcow2."""
-        return Disk(layout="mbr", format="raw", compression="gzip")
+        """A whole disk with one partition, or for `sda1` what would lie in that partition. Every
+        node takes gzipped raw; only some take qcow2."""
+        layout = "bare" if self._boots_partition else "mbr"
+        return Disk(layout=layout, format="raw", compression="gzip")
 
     @property
     def hardware(self) -> Hardware:
-        """What libvirt gives when nothing is named, and the virtio devices of sites that ask."""
+        """What libvirt gives when nothing is named, and the virtio devices of sites that ask. A Xen
+        site's kernel brings its own drivers."""
+        if self._boots_partition:
+            return Hardware(disks=(), networks=(), console="ttyS0", own_kernel=False)
         return Hardware(
             disks=("ata_piix", "virtio_blk"),
             networks=("8139cp", "virtio_net"),
@@ -131,12 +142,18 @@ class Nimbus:
 
     @property
     def machines(self) -> tuple[Machine, ...]:
-        """What libvirt gives when nothing is named, and what a node writes into the image."""
+        """What libvirt gives when nothing is named, and what a node writes into the image.
+
+        For `sda1` the site's kernel, or one of this host's, boots the file system directly. What it
+        has drivers for is its own business: no Xen is imitated.
+        """
+        kernel = resolve_kernel(self.site)
         machine = Machine(
-            name="bios",
+            name="bios" if kernel is None else "xen",
+            kernel=kernel,
             board="pc",
-            disk_bus="ide",
-            network_card="rtl8139",
+            disk_bus="ide",  # of which Linux says sda
+            network_card="rtl8139" if kernel is None else "virtio-net-pci",
             memory=512 * MIB,
             cpus=2,  # a real instance may have one; without KVM two boot in less time
             metadata="nimbus",
@@ -157,6 +174,10 @@ class Nimbus:
             ),
         )
         return (machine,)
+
+    @property
+    def _boots_partition(self) -> bool:
+        return self.site.options.get("root") == "sda1"
 
     @property
     def common(self) -> bool:

@@ -18,13 +18,14 @@ no secret: `PHANTOM_<SITE>_CANONICAL_ID`, then the option `canonical_id`, stand 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import CredentialsError, DefinitionError
-from pipeline.model import Site
+from pipeline.model import MIB, Sha256, Site, SiteKernel
 
 USUAL_PROPERTIES = ".nimbus/cloud.properties"
 """Below the home folder: where Nimbus's own cloud client looks."""
@@ -104,12 +105,76 @@ SITE_SCHEMA: Mapping[str, object] = {
         },
         "root": {
             "description": "What the site boots: hda, a whole disk with its own boot loader, as "
-            "KVM sites do.",
-            "enum": ["hda"],
+            "KVM sites do, and Xen sites with pygrub; sda1, a bare file system, as Xen sites do "
+            "that give kernel and ramdisk themselves.",
+            "enum": ["hda", "sda1"],
             "default": "hda",
+        },
+        "kernel": {
+            "description": "With sda1: a file of this host with the site's kernel, for the boot "
+            "check, which otherwise takes a kernel of this host. It must boot in QEMU. A relative "
+            "name starts at the working directory.",
+            "type": "string",
+            "minLength": 1,
+        },
+        "ramdisk": {
+            "description": "The site's ramdisk, beside `kernel`.",
+            "type": "string",
+            "minLength": 1,
         },
     },
 }
+
+
+COMMAND_LINE = "ro root=/dev/sda1"
+"""What a Xen node gives a kernel that boots a bare file system."""
+
+
+def resolve_kernel(site: Site) -> SiteKernel | None:
+    """The kernel that a site boots images with; None where it boots their own.
+
+    Raises DefinitionError for files that are not there, or that fit no other option.
+    """
+    bare = site.options.get("root") == "sda1"
+    named = {name: site.options[name] for name in ("kernel", "ramdisk") if name in site.options}
+    if not bare:
+        if named:
+            raise DefinitionError(
+                f"site {site.name} names a {' and a '.join(named)}, but boots whole disks, which "
+                "have their own",
+                where=site.where,
+                todo="add `root: sda1`, or take these options out",
+            )
+        return None
+    if "ramdisk" in named and "kernel" not in named:
+        raise DefinitionError(
+            f"site {site.name} names a ramdisk without the kernel that it belongs to",
+            where=site.where,
+            todo="add `kernel: FILE`, or take `ramdisk` out",
+        )
+    files = {name: Path(str(path)).expanduser().absolute() for name, path in named.items()}
+    return SiteKernel(
+        command_line=COMMAND_LINE,
+        kernel=files.get("kernel"),
+        ramdisk=files.get("ramdisk"),
+        digests=tuple(_digest(site, name, path) for name, path in files.items()),
+    )
+
+
+def _digest(site: Site, name: str, path: Path) -> Sha256:
+    hashed = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(MIB):
+                hashed.update(block)
+    except OSError as error:
+        raise DefinitionError(
+            f"{name} of site {site.name} names {path}, which cannot be read: {error.strerror}",
+            where=site.where,
+            todo=f"name the file with the site's {name}, or take the option out: a {name} of this "
+            "host is taken then",
+        ) from error
+    return Sha256(hashed.hexdigest())
 
 
 @dataclass(frozen=True, kw_only=True)
