@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.base_images import measure_base_images
 from benchmarks.measure import ROOT, Figure, Run, make_project, phantom, seconds_of
 from benchmarks.uploads import measure_uploads
 
@@ -75,6 +76,7 @@ def measure(folder: Path) -> Iterator[Figure]:
         at_most=0.3,
     )
     yield from _compression(project, cold.answer)
+    yield from measure_base_images(project)
     yield from _disk_size(project, cold.seconds)
     yield from _second_cloud(project, cold)
     yield from _rebuild(project)

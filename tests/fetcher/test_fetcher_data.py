@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import stat
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from fetcher_guest import INIT_SCRIPT, TOOL_SETS, Guest, Outcome, Platform
@@ -387,3 +389,75 @@ def test_program_has_no_bashisms(guest: Guest) -> None:
     program = guest.root / "usr/lib/phantom/fetch-user-data"
     assert program.read_text().startswith("#!/bin/sh\n")
     subprocess.run(["sh", "-n", program], check=True)
+
+
+def set_cloud_init(guest: Guest, source: str | None) -> None:
+    """The status of a cloud-init that found a source in this boot, or none."""
+    status = guest.root / "run/cloud-init/status.json"
+    status.parent.mkdir(exist_ok=True)
+    status.write_text(json.dumps({"v1": {"datasource": source, "stage": None}}, indent=1) + "\n")
+
+
+def find_note(guest: Guest, instance: str) -> Path:
+    """What cloud-init makes when it runs an instance's scripts."""
+    return guest.root / f"var/lib/cloud/instances/{instance}/sem/config_scripts_user"
+
+
+@pytest.mark.parametrize("source", ["DataSourceEc2Local", "DataSourceNoCloud [seed=/dev/sr0]"])
+def test_user_data_is_left_to_a_cloud_init_that_works(guest: Guest, source: str) -> None:
+    guest.set_options(LEAVE_TO_CLOUD_INIT="yes")
+    set_cloud_init(guest, source)
+    with serve_ec2(guest, b"echo ran") as server:
+        outcome = guest.run()
+    assert outcome.status == 0
+    assert outcome.output.splitlines() == [
+        "phantom-user-data: cloud-init runs the user-data of this machine: left to it, nothing run"
+    ]
+    assert not server.requests
+
+
+@pytest.mark.parametrize("source", ["off", None, "DataSourceNone"])
+def test_user_data_is_run_where_cloud_init_found_no_source(
+    guest: Guest, source: str | None
+) -> None:
+    """Once per instance, as cloud-init would have done, which is told not to do it again."""
+    guest.set_options(LEAVE_TO_CLOUD_INIT="yes")
+    if source != "off":
+        set_cloud_init(guest, source)
+    with serve_ec2(guest, b"echo ran", instance_id="i-1"):
+        first, second = guest.run(), guest.run()
+    assert "cloud-init is off or found no source of data: fetching in its place" in first.output
+    assert "\nran\n" in first.output
+    assert find_note(guest, "i-1").exists()
+    assert "\nran\n" not in second.output and second.status == 0
+    assert "ran on this instance before: not run again" in second.output
+    with serve_ec2(guest, b"echo ran", instance_id="i-2"):
+        assert "\nran\n" in guest.run().output
+
+
+def test_user_data_that_cloud_init_ran_at_an_earlier_boot(guest: Guest) -> None:
+    guest.set_options(LEAVE_TO_CLOUD_INIT="yes")
+    find_note(guest, "i-1").parent.mkdir(parents=True)
+    find_note(guest, "i-1").touch()
+    with serve_ec2(guest, b"echo ran", instance_id="i-1"):
+        outcome = guest.run()
+    assert "\nran\n" not in outcome.output and outcome.status == 0
+
+
+def test_cloud_init_is_of_no_use_on_nimbus(guest: Guest) -> None:
+    guest.set_options(LEAVE_TO_CLOUD_INIT="yes")
+    set_cloud_init(guest, "DataSourceNoCloud [seed=/dev/sr0]")
+    with MetadataServer(NimbusMetadata(user_data=b"echo ran")) as server:
+        guest.use_nimbus(server.url)
+        first, second = guest.run(), guest.run()
+    assert "\nran\n" in first.output and "\nran\n" in second.output
+
+
+def test_option_that_is_neither_yes_nor_no(guest: Guest) -> None:
+    guest.set_options(LEAVE_TO_CLOUD_INIT="maybe")
+    outcome = guest.run()
+    assert outcome.status == 78
+    assert outcome.output == (
+        "phantom-user-data: error: PHANTOM_USER_DATA_LEAVE_TO_CLOUD_INIT=maybe in "
+        f"{guest.root / 'etc/default/phantom-user-data'} is neither yes nor no\n"
+    )

@@ -61,6 +61,16 @@ def test_nimbus_paths() -> None:
         assert ask(f"{server.url}/latest/api/token", "PUT", {TTL: "60"})[0] in (404, 501)
 
 
+def test_ec2_lists_folders_and_older_versions() -> None:
+    """cloud-init walks through all of a dated version, with and without slashes."""
+    with MetadataServer(Ec2Metadata(user_data=b"data", tokens_required=False)) as server:
+        assert ask(f"{server.url}/2021-03-23/user-data") == (200, b"data")
+        assert ask(f"{server.url}/2021-03-24/user-data")[0] == 404
+        assert ask(f"{server.url}/2021-03-23/dynamic/instance-identity") == (200, b"document")
+        assert ask(f"{server.url}/latest/meta-data/network/interfaces/") == (200, b"macs/")
+        assert ask(f"{server.url}/latest/meta-data/network/none/")[0] == 404
+
+
 def test_limits_of_the_clouds() -> None:
     NimbusMetadata(user_data="é".encode() * 30_720)
     with pytest.raises(ValueError, match="30720 characters"):

@@ -167,3 +167,27 @@ def test_fetcher_that_met_a_late_service() -> None:
     assert find_faults(facts) == []
     # An image's own fetcher need not count.
     assert find_faults(make_grown(2 * GIB).facts) == []
+
+
+def test_runners_of_user_data() -> None:
+    """cloud-init tries a late service again by itself, and nobody runs what another has run."""
+    facts = {
+        **make_grown(2 * GIB).facts,
+        "fetcher": ["/f"],
+        "fetcher_tries": [""],
+        "user_data_by": ["cloud-init"],
+    }
+    assert find_faults(facts) == []
+    assert find_faults({**facts, "run_again": ["fetcher"]}) == [
+        "its user-data ran twice: by cloud-init, and by fetcher"
+    ]
+    taken_over = {**facts, "user_data_by": ["fetcher"], "cloud_init": ["found no source"]}
+    assert find_faults(taken_over) == [
+        "cloud-init is to run its user-data, and found none; the fetcher ran it"
+    ]
+
+
+def test_ssh_host_keys_are_asked_of_images_with_an_sshd() -> None:
+    facts = {**make_grown(2 * GIB).facts, "ssh_host_key": []}
+    assert find_faults(facts) == []
+    assert find_faults({**facts, "sshd": ["/usr/sbin/sshd"]}) == ["it made no SSH host keys"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,7 +20,7 @@ from pipeline.layouts import LAYOUTS
 from pipeline.model import MIB, ContentKey
 from pipeline.stages.base import Stage
 from pipeline.stages.boot import find_root
-from pipeline.stages.disk import DISK, AssembleDisk
+from pipeline.stages.disk import DISK, HEAD, AssembleDisk
 from pipeline.store import Artifact
 from pipeline.tools import sfdisk
 
@@ -52,9 +54,19 @@ def make_root(folder: Path) -> Artifact:
     return Artifact(stage="root", key=ContentKey("r"), folder=folder, facts={"sha256": digest})
 
 
-def assemble(folder: Path, layout: str, *, size: int = SIZE, letter: str = "a") -> Path:
-    folder.mkdir(parents=True)
+def assemble(
+    folder: Path,
+    layout: str,
+    *,
+    size: int = SIZE,
+    letter: str = "a",
+    kept: dict[str, Any] | None = None,
+) -> Path:
+    """A disk; `kept` has the facts of a base image's, whose first part lies in the folder."""
+    folder.mkdir(parents=True, exist_ok=kept is not None)
     source = make_root(folder)
+    if kept is not None:
+        source = replace(source, facts={**source.facts, "kept": kept})
     context = make_context(folder)
     stage = AssembleDisk(inputs=(root(letter),), layout=LAYOUTS[layout], size=size, tools={})
     facts = stage.run([source], context)
@@ -86,7 +98,8 @@ def test_root_lies_in_every_layout_byte_for_byte(tmp_path: Path, layout: str) ->
     content = (tmp_path / "disk/root.ext4").read_bytes()
     start = LAYOUTS[layout].root_start
     assert read_at(disk, start, len(content)) == content
-    assert sfdisk.partition_starts(disk)[1] == start
+    if start:
+        assert sfdisk.partition_starts(disk)[1] == start
     assert find_root(disk).names(PurePosixPath("/boot/grub")) == [".", "..", "grub.cfg"]
 
 
@@ -203,6 +216,7 @@ def test_a_larger_disk_takes_no_more_room(hybrid: Path, tmp_path: Path) -> None:
 
 def test_layouts_are_known_by_their_names() -> None:
     assert {name: layout.name for name, layout in LAYOUTS.items()} == {
+        "bare": "bare",
         "hybrid": "hybrid",
         "mbr": "mbr",
     }
@@ -212,6 +226,7 @@ def test_needs_of_the_host() -> None:
     stages = {
         name: AssembleDisk(layout=layout, size=SIZE, tools={}) for name, layout in LAYOUTS.items()
     }
+    assert stages["bare"].requires == ()
     assert stages["mbr"].requires == ("disk",)
     assert stages["hybrid"].requires == ("disk", "disk for UEFI")
 
@@ -233,3 +248,68 @@ def test_a_table_without_partitions(tmp_path: Path) -> None:
     assert sfdisk.partition_starts(disk) == {}
     with pytest.raises(GuestSilentError, match="has no partition 1, where root is to lie"):
         find_root(disk)
+
+
+def test_a_bare_file_system_of_the_disks_size(tmp_path: Path) -> None:
+    """With no table, and nothing behind it: it grows at the first boot."""
+    disk = assemble(tmp_path / "disk", "bare")
+    root = (tmp_path / "disk/root.ext4").read_bytes()
+    assert disk.read_bytes() == root + bytes(SIZE - len(root))
+    assert read_at(disk, 510, 2) != b"\x55\xaa"
+    checked = subprocess.run(["e2fsck", "-fn", str(disk)], capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+    with pytest.raises(DiskTooSmallError) as caught:
+        assemble(tmp_path / "small", "bare", size=7 * MIB)
+    assert str(caught.value) == (
+        "the disk of 7 MiB is too small: the root file system takes 8 MiB\n"
+        "  do: set disk_size to 8MiB or more"
+    )
+
+
+def take_apart(disk: Path, layout: str, folder: Path) -> dict[str, Any]:
+    """The facts of a base image that has a layout already, and its head in the folder."""
+    folder.mkdir()
+    start, tail = LAYOUTS[layout].root_start, LAYOUTS[layout].tail
+    (folder / HEAD).write_bytes(read_at(disk, 0, start))
+    told = subprocess.run(["sfdisk", "-d", str(disk)], capture_output=True, text=True, check=True)
+    room = (SIZE - tail - start) // SECTOR
+    script = re.sub(rf"size= *{room}\b", "size={size}", told.stdout)
+    script = re.sub(r"^(device|last-lba):.*\n", "", script, flags=re.MULTILINE)
+    return {"layout": layout, "root_start": start, "tail": tail, "table": script}
+
+
+@pytest.mark.parametrize("layout", ["hybrid", "mbr"])
+def test_what_a_base_image_has_of_the_layout_is_kept(tmp_path: Path, layout: str) -> None:
+    """Its table with all names, its boot code, and all that lies before root."""
+    base = assemble(tmp_path / "base", layout)
+    with base.open("r+b") as file:
+        os.pwrite(file.fileno(), b"their boot code", 16)
+        os.pwrite(file.fileno(), b"their core", 600_000)
+    kept = take_apart(base, layout, tmp_path / "same")
+    again = assemble(tmp_path / "same", layout, letter="b", kept=kept)
+    start, tail = LAYOUTS[layout].root_start, LAYOUTS[layout].tail
+    for at, room in ((0, start), (SIZE - tail, tail)):
+        assert read_at(again, at, room) == read_at(base, at, room)
+    take_apart(base, layout, tmp_path / "larger")
+    larger = assemble(tmp_path / "larger", layout, size=2 * SIZE, letter="b", kept=kept)
+    assert read_table(larger)["id"] == read_table(base)["id"]
+    first = read_table(larger)["partitions"][0]
+    assert (first["start"] + first["size"]) * SECTOR == 2 * SIZE - LAYOUTS[layout].tail
+    verified = subprocess.run(
+        ["sfdisk", "--verify", str(larger)], capture_output=True, text=True, check=True
+    )
+    assert (verified.stderr, "No errors detected." in verified.stdout) == ("", True)
+    assert read_at(larger, 0, 440) == read_at(base, 0, 440)
+    table = 34 * SECTOR
+    assert read_at(larger, table, start - table) == read_at(base, table, start - table)
+    with pytest.raises(DiskTooSmallError):
+        take_apart(base, layout, tmp_path / "small")
+        assemble(tmp_path / "small", layout, size=8 * MIB, kept=kept)
+
+
+def test_another_layout_is_not_kept(tmp_path: Path) -> None:
+    base = assemble(tmp_path / "base", "hybrid")
+    kept = take_apart(base, "hybrid", tmp_path / "mbr")
+    disk = assemble(tmp_path / "mbr", "mbr", kept=kept)
+    assert read_table(disk)["label"] == "dos"
+    assert sfdisk.partition_starts(disk) == {1: MIB}

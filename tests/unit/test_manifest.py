@@ -13,7 +13,6 @@ from pipeline.model import (
     BootReport,
     Disk,
     Image,
-    Package,
     Publication,
     ScratchSource,
     Sha256,
@@ -46,8 +45,7 @@ def make(*publications: Publication) -> dict[str, Any]:
     return manifest.make_manifest(
         appliance=APPLIANCE,
         build="b",
-        packages=[Package(name="curl", version="1", architecture="amd64", sha256=DIGEST)],
-        elements={},
+        inputs={"source": {}, "packages": [], "elements": []},
         root_sha256=DIGEST,
         images=[make_image(site) for site in sites],
         publications=publications,

@@ -33,7 +33,7 @@ def write_appliance(folder: Path, *lines: str) -> Path:
 
 def plan_for(folder: Path, store: Store, sites: list[Site], *lines: str) -> Plan:
     path = write_appliance(folder, *lines)
-    return make_plan(load_appliance(path, folder / "images"), sites, store)
+    return make_plan(load_appliance(path, folder / "images"), sites, store, builds=folder / "build")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,69 @@
+"""Small Debian packages and a repository of them, for package managers in images."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+def make_package(
+    folder: Path,
+    name: str,
+    *,
+    files: Mapping[str, str],
+    scripts: Mapping[str, str] | None = None,
+    fields: Sequence[str] = (),
+    conffiles: Sequence[str] = (),
+) -> None:
+    """Adds a package of version 1 to the repository in a folder."""
+    tree = folder / f"{name}.tree"
+    control = tree / "DEBIAN"
+    control.mkdir(parents=True)
+    lines = [f"Package: {name}", "Version: 1", "Architecture: all", "Maintainer: Nobody <n@o>"]
+    lines += [*fields, "Description: for tests"]
+    (control / "control").write_text("".join(f"{line}\n" for line in lines))
+    if conffiles:
+        (control / "conffiles").write_text("".join(f"{path}\n" for path in conffiles))
+    for script, text in (scripts or {}).items():
+        (control / script).write_text(text)
+        (control / script).chmod(0o755)
+    for path, text in files.items():
+        file = tree / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    package = folder / f"{name}_1_all.deb"
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "--build", str(tree), str(package)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    content = package.read_bytes()
+    lines.insert(-1, f"Filename: ./{package.name}")
+    lines.insert(-1, f"Size: {len(content)}")
+    lines.insert(-1, f"SHA256: {hashlib.sha256(content).hexdigest()}")
+    with (folder / "Packages").open("a") as index:
+        index.write("".join(f"{line}\n" for line in lines) + "\n")
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The line of a sources.list for the repository, as this host reaches it."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    handler = partial(Handler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield f"deb [trusted=yes] http://127.0.0.1:{server.server_port} ./\n"
+        finally:
+            server.shutdown()
+            thread.join()

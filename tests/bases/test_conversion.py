@@ -1,0 +1,362 @@
+"""Images of every shape become one root file system that boots from each layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from base_images import Bases
+from guests import debian
+
+from pipeline import sparse
+from pipeline.errors import DiskTooSmallError, FileSystemError, PhantomError, UnsafeImageError
+from pipeline.guest import fstab, kernel_options
+from pipeline.guest.appliance import Drive, Guest, launched
+from pipeline.guest.booting import Kept, configure_boot
+from pipeline.guest.files import ImageFiles
+from pipeline.guest.geometry import read_geometry
+from pipeline.guest.inspection import inspect_system
+from pipeline.guest.root import copy_early, settle_root
+from pipeline.guest.system import FileSystem, Place, System
+from pipeline.model import GIB, MIB, NoProgress
+from pipeline.tools import sfdisk
+
+OLD = frozenset(
+    (
+        *("has_journal", "ext_attr", "resize_inode", "dir_index", "filetype", "extent", "flex_bg"),
+        *("sparse_super", "large_file", "huge_file", "uninit_bg", "dir_nlink", "extra_isize"),
+    )
+)
+SIZE = 2 * GIB - 65 * MIB
+CONSOLES = "console=tty0 console=ttyS0,115200"
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A root file system as it came out, with the tools to look at it."""
+
+    root: Path
+    system: System
+    kept: Kept | None
+
+    def read(self, path: str) -> str:
+        """The content of a file."""
+        return self._debugfs(f"cat {path}")
+
+    def names(self, folder: str) -> set[str]:
+        """What lies in a folder."""
+        lines = self._debugfs(f"ls -p {folder}").splitlines()
+        return {line.split("/")[5] for line in lines if line.startswith("/")} - {".", ".."}
+
+    def check(self) -> None:
+        """Holds it to what nodes of 2010 mount, and to its size."""
+        checked = subprocess.run(["e2fsck", "-f", "-n", self.root], capture_output=True, text=True)
+        assert checked.returncode == 0, checked.stdout
+        told = subprocess.run(
+            ["dumpe2fs", "-h", self.root], capture_output=True, text=True, check=True
+        ).stdout
+        (features,) = re.findall(r"^Filesystem features: *(.*)", told, re.MULTILINE)
+        assert set(features.split()) <= OLD
+        (blocks,) = re.findall(r"^Block count: *(.*)", told, re.MULTILINE)
+        assert abs(int(blocks) * 4096 - self.root.stat().st_size) < MIB
+
+    def _debugfs(self, command: str) -> str:
+        return subprocess.run(
+            ["debugfs", "-R", command, self.root], capture_output=True, text=True, check=True
+        ).stdout
+
+
+def convert(base: Path, folder: Path) -> Converted:
+    """Converts a base image in one launch, as the stage does, and proves that it did not change."""
+    digest = sparse.digest(base)
+    geometry = read_geometry(base)
+    root = folder / "root.ext4"
+    copied = copy_early(base, geometry, root, SIZE)
+    drives = [Drive(file=root, name="root", writable=True), Drive(file=base, name="base")]
+    working, source = (drive.device for drive in drives)
+    with launched(drives, store=folder, log=folder / "log", progress=NoProgress()) as guest:
+        system = inspect_system(guest, geometry, source)
+        settle_root(guest, system, copied, working=working, base=source)
+        kept = configure_boot(guest, ImageFiles(guest), system, base=source)
+        guest.handle.fstrim("/")
+    assert sparse.digest(base) == digest
+    return Converted(root, system, kept)
+
+
+def raw(image: Path, folder: Path) -> Path:
+    """A base image as a raw disk."""
+    if image.suffix == ".raw":
+        return image
+    words = ["qemu-img", "convert", "-O", "raw", str(image), str(folder / "base.raw")]
+    subprocess.run(words, check=True)
+    return folder / "base.raw"
+
+
+def words_of(configuration: str) -> list[list[str]]:
+    """The words of each line of a configuration that boots Linux."""
+    lines = [line.split() for line in configuration.splitlines()]
+    return [words for words in lines if words and words[0] in ("linux", "kernel")]
+
+
+def test_gpt_with_a_boot_partition_becomes_root_alone(bases: Bases, tmp_path: Path) -> None:
+    done = convert(raw(bases.path("debian-grub"), tmp_path), tmp_path)
+    done.check()
+    uuid = done.system.root.uuid
+    assert done.kept is None
+    mounts = [(line.source, line.mount) for line in fstab.parse(done.read("/etc/fstab"))]
+    assert mounts == [(f"UUID={uuid}", "/")]
+    (version,) = done.system.kernels
+    assert {f"vmlinuz-{version}", f"initrd.img-{version}", "grub"} <= done.names("/boot")
+    assert "lost+found" not in done.names("/boot")
+    for path in ("/boot/grub/grub.cfg", "/boot/grub/menu.lst"):
+        first, *_ = words_of(done.read(path))
+        assert first[1] == f"/boot/vmlinuz-{version}"
+        assert {f"root=UUID={uuid}", "noresume"} <= set(first)
+    assert CONSOLES in done.read("/boot/grub/grub.cfg")
+    # Our GRUB must not load modules of the image's own, and the image's tool must say the same.
+    assert "i386-pc" not in done.names("/boot/grub")
+    assert f"GRUB_CMDLINE_LINUX='noresume {CONSOLES}'" in done.read(
+        "/etc/default/grub.d/99-phantom.cfg"
+    )
+
+
+def test_root_on_a_logical_volume_becomes_root_alone(bases: Bases, tmp_path: Path) -> None:
+    done = convert(bases.path("lvm"), tmp_path)
+    done.check()
+    assert done.kept is None
+    assert done.system.root.place.volume is not None
+    lines = [(line.source, line.mount) for line in fstab.parse(done.read("/etc/fstab"))]
+    assert lines == [(f"UUID={done.system.root.uuid}", "/")]
+    first, *_ = words_of(done.read("/boot/grub/grub.cfg"))
+    assert first[2] == f"root=UUID={done.system.root.uuid}"
+    assert not [word for word in first if word.startswith(("rd.lvm", "resume="))]
+
+
+def test_a_layout_of_ours_is_kept_and_its_journal_replayed(bases: Bases, tmp_path: Path) -> None:
+    base = bases.path("dirty")
+    done = convert(base, tmp_path)
+    done.check()
+    assert done.kept is not None
+    assert (done.kept.layout, done.kept.root_start, done.kept.tail) == ("mbr", MIB, 0)
+    disk = tmp_path / "disk.raw"
+    with disk.open("wb") as file:
+        file.truncate(2 * GIB)
+    size = (2 * GIB - MIB) // 512
+    sfdisk.write_table(disk, done.kept.table.replace("{size}", str(size)))
+    (before,), (after,) = read_geometry(base).partitions, read_geometry(disk).partitions
+    assert dataclasses.replace(after, size=before.size) == before
+    assert after.size == size * 512
+    assert "0" in done.names("/var/lib/written")
+    # Its own GRUB goes on with its own configuration, and is heard.
+    configuration = done.read("/boot/grub/grub.cfg")
+    assert "### BEGIN /etc/grub.d/10_linux ###" in configuration
+    for words in words_of(configuration):
+        assert "console=ttyS0,115200" in words
+    assert 'GRUB_CMDLINE_LINUX_DEFAULT=""' not in done.read("/etc/default/grub.d/99-phantom.cfg")
+
+
+def test_a_bare_file_system_gets_what_pygrub_reads(bases: Bases, tmp_path: Path) -> None:
+    done = convert(bases.path("bare-ext3"), tmp_path)
+    done.check()
+    assert done.kept is None
+    (root,) = fstab.parse(done.read("/etc/fstab"))
+    assert (root.source, root.type) == (f"UUID={done.system.root.uuid}", "ext3")
+    for words in words_of(done.read("/boot/grub/menu.lst")):
+        assert words[2:3] == [f"root=UUID={done.system.root.uuid}"]
+
+
+def test_sysv_init_has_a_login_on_the_serial_console(bases: Bases, tmp_path: Path) -> None:
+    done = convert(bases.path("sysv"), tmp_path)
+    done.check()
+    (line,) = [
+        line
+        for line in done.read("/etc/inittab").splitlines()
+        if "ttyS0" in line and not line.startswith("#")
+    ]
+    assert line.startswith("S0:2345:respawn:")
+    assert len(line.partition("respawn:")[2]) < 128  # as long as sysvinit takes
+
+
+# ---- what needs no whole system: several small file systems in one launch
+
+
+def ext(folder: Path, name: str, *words: str, size: str = "64M") -> Path:
+    """An ext file system with what lies in a folder."""
+    made = folder / f"{name}.raw"
+    options = ["-q", "-F", *words, "-d", str(folder / name), str(made), size]
+    subprocess.run(["mke2fs", *options], check=True)
+    return made
+
+
+def whole(disk: Path, kind: str, mount: str | None) -> FileSystem:
+    """A file system that is all of a disk."""
+    place = Place(start=0, size=disk.stat().st_size)
+    words = ["blkid", "-o", "value", "-s", "UUID", str(disk)]
+    uuid = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    return FileSystem(place=place, type=kind, uuid=uuid, mount=mount)
+
+
+@contextmanager
+def failing(guest: Guest) -> Iterator[pytest.ExceptionInfo[PhantomError]]:
+    """A block that fails, and leaves nothing mounted."""
+    with pytest.raises(PhantomError) as caught:
+        yield caught
+    guest.handle.umount_all()
+    assert "phantom-from" not in guest.handle.debug("sh", ["cat /proc/mounts"])
+
+
+def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None:
+    for name in ("tree/etc", "tree/home", "linked/etc", "broken"):
+        (tmp_path / name).mkdir(parents=True)
+    tree = tmp_path / "tree"
+    (tree / "etc/fstab").write_text("LABEL=r / btrfs subvol=@ 0 0\n")
+    (tree / "one").write_text("content")
+    (tree / "two").hardlink_to(tree / "one")
+    (tree / "one").chmod(0o4751)
+    (tree / "home/hidden").write_text("by a mount")
+    (tmp_path / "linked/home").symlink_to("etc")
+    (tmp_path / "linked/bulk").write_bytes(b"x" * 4 * MIB)
+    with (tmp_path / "linked/sparse").open("wb") as file:
+        file.truncate(40 * MIB)
+    (tmp_path / "broken/file").write_text("content" * 100000)
+    foreign = tmp_path / "foreign.raw"
+    with foreign.open("wb") as file:
+        file.truncate(128 * MIB)
+    words = ["mkfs.btrfs", "-q", "-L", "r", "--rootdir", str(tree), str(foreign)]
+    subprocess.run(words, check=True)
+    linked = ext(tmp_path, "linked")
+    broken = ext(tmp_path, "broken")
+    for command in ("set_inode_field <2> block[0] 0", "set_super_value state 2"):
+        words = ["debugfs", "-w", "-R", command, str(broken)]
+        subprocess.run(words, capture_output=True, check=True)
+    working = tmp_path / "working.raw"
+    with working.open("wb") as file:
+        file.truncate(200 * MIB)
+    files = {"root": working, "foreign": foreign, "linked": linked, "broken": broken}
+    drives = [Drive(file=file, name=name, writable=name == "root") for name, file in files.items()]
+    root, *_ = (drive.device for drive in drives)
+    at = {drive.name: drive.device for drive in drives}
+    with launched(drives, store=tmp_path, log=tmp_path / "log", progress=NoProgress()) as guest:
+        volume = Place(volume="disk/guestfs/linked", size=64 * MIB)
+        home = FileSystem(place=volume, type="ext4", mount="/home")
+
+        # A link in the place of a mount point, which would lead a copy elsewhere.
+        system = debian(file_systems=(whole(linked, "ext4", "/"), home), root_bytes=64 * MIB)
+        with failing(guest) as caught:
+            settle_root(guest, system, None, working=root, base=at["linked"])
+        assert isinstance(caught.value, UnsafeImageError)
+        assert str(caught.value) == (
+            "the image's fstab mounts something at /home, and /home is a link to etc\n"
+            "  do: name the mount point in the base's fstab by the folder that it leads to"
+        )
+
+        # A file system that cannot be repaired without a loss.
+        system = debian(file_systems=(whole(broken, "ext4", "/"),), root_bytes=64 * MIB)
+        with failing(guest) as caught:
+            settle_root(guest, system, system.root.place, working=at["broken"], base=at["broken"])
+        assert isinstance(caught.value, FileSystemError)
+        assert caught.value.what == (
+            "the image's root file system is damaged, and e2fsck cannot repair it without a loss"
+        )
+
+        # One that is larger than the disk that is asked for.
+        system = dataclasses.replace(
+            system,
+            root_bytes=GIB,
+            file_systems=(FileSystem(place=Place(start=0, size=GIB), type="ext4", mount="/"),),
+        )
+        with failing(guest) as caught:
+            settle_root(guest, system, None, working=root, base=at["linked"])
+        assert isinstance(caught.value, DiskTooSmallError)
+        assert str(caught.value) == (
+            "the image's root file system of 1 GiB does not fit on the disk\n"
+            "  do: set disk_size to 1089MiB or more"
+        )
+
+        # A root of another kind, by its files, and what hides a folder of it.
+        system = debian(file_systems=(whole(foreign, "btrfs", "/"), home), root_bytes=128 * MIB)
+        copied = Place(start=0, size=MIB)  # a wrong guess
+        settle_root(guest, system, copied, working=root, base=at["foreign"])
+        mounted = guest.handle.mounts()[0]
+        assert guest.handle.vfs_type(mounted) == "ext4"
+        assert guest.handle.vfs_uuid(mounted) == system.root.uuid
+        one, two = guest.handle.statns("/one"), guest.handle.statns("/two")
+        assert one["st_ino"] == two["st_ino"]
+        assert one["st_mode"] == 0o104751
+        assert sorted(guest.handle.ls("/home")) == ["bulk", "etc", "home", "sparse"]
+        assert guest.handle.statns("/home/sparse")["st_blocks"] == 0
+
+        # And no room for what is to be moved into it.
+        free = guest.handle.statvfs("/")["bavail"] * 4096
+        guest.handle.fallocate64("/filler", free - MIB)
+        guest.handle.umount_all()
+        place = Place(start=0, size=200 * MIB)
+        system = debian(
+            file_systems=(
+                FileSystem(place=place, type="ext4", mount="/"),
+                dataclasses.replace(home, mount="/srv/more"),
+            ),
+            root_bytes=200 * MIB,
+        )
+        with failing(guest) as caught:
+            settle_root(guest, system, place, working=root, base=root)
+        assert isinstance(caught.value, FileSystemError)
+        assert re.fullmatch(
+            "the root file system has no room for the image's /srv/more, which takes 4.* MiB: "
+            r".* are free\n  do: set disk_size to 2[67][0-9]MiB or more",
+            str(caught.value),
+        )
+
+
+def test_fstab_keeps_what_is_on_no_disk_of_the_image() -> None:
+    text = """# a comment
+LABEL=root / xfs defaults,prjquota 0 0
+UUID=1 /boot ext4 defaults 0 2
+UUID=2-3 /boot/efi vfat umask=0077 0 1
+/dev/mapper/vg-swap none swap sw 0 0
+/swapfile none swap sw 0 0
+/dev/sr0 /media/cdrom0 udf,iso9660 user,noauto 0 0
+tmpfs /tmp tmpfs nosuid 0 0
+server:/export /mnt nfs ro 0 0
+/dev/pts /chroot/dev/pts none bind 0 0
+
+UUID=4 /data ext4 _netdev 0 0
+"""
+    assert (
+        fstab.rewrite(text, uuid="u", type="ext4", keep_efi=False)
+        == """# a comment
+UUID=u / ext4 errors=remount-ro 0 1
+/swapfile none swap sw 0 0
+tmpfs /tmp tmpfs nosuid 0 0
+server:/export /mnt nfs ro 0 0
+/dev/pts /chroot/dev/pts none bind 0 0
+
+UUID=4 /data ext4 _netdev 0 0
+"""
+    )
+    kept = fstab.rewrite(text, uuid="u", type="ext4", keep_efi=True)
+    assert "UUID=2-3 /boot/efi vfat umask=0077,nofail,x-systemd.device-timeout=5s 0 0\n" in kept
+    assert fstab.rewrite("", uuid="u", type="ext3", keep_efi=True) == (
+        "UUID=u / ext3 errors=remount-ro 0 1\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "followed"),
+    [
+        ("root=/dev/sda1 ro quiet", f"root=UUID=u ro quiet {CONSOLES}"),
+        ("root=PARTUUID=12-01 ro console=ttyS0", "root=UUID=u ro console=ttyS0"),
+        ("root=LABEL=x console=tty1", "root=LABEL=x console=tty1 console=ttyS0,115200"),
+        ("$kernelopts $tuned", f"$kernelopts $tuned {CONSOLES}"),
+    ],
+)
+def test_options_follow_the_disk(options: str, followed: str) -> None:
+    assert kernel_options.follow(options, "u") == followed
+    text = f"menuentry x {{\n\tlinux\t/boot/vmlinuz {options}\n\tinitrd /initrd\n}}\n"
+    expected = f"menuentry x {{\n\tlinux\t/boot/vmlinuz {followed}\n\tinitrd /initrd\n}}\n"
+    assert kernel_options.follow_lines(text, kernel_options.GRUB_LINE, "u") == expected

@@ -1,0 +1,481 @@
+"""Files, packages and scripts of the definition in a base image, and what is cleaned out of it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+import pytest
+from base_images import Bases
+from debian_packages import make_package, serving
+from guests import Heard, debian, mounted
+
+from pipeline.errors import (
+    DefinitionError,
+    FileSystemError,
+    PackageManagerError,
+    PackagesFailedError,
+    PhantomError,
+    ScriptError,
+    ScriptHungError,
+    ScriptRebootError,
+    UnsafeImageError,
+)
+from pipeline.guest.appliance import Guest
+from pipeline.guest.cleaning import clean, forget_proxies
+from pipeline.guest.files import Copy, ImageFiles
+from pipeline.guest.packages import change_packages, list_packages
+from pipeline.guest.scripts import run_scripts
+
+P = PurePosixPath
+
+
+@pytest.fixture(scope="module")
+def opened(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Guest, Heard]]:
+    """An appliance with a copy of a small Debian, for all tests here that leave it alive."""
+    root = bases.copy_root("plain", "customising.ext4")
+    with mounted(root, tmp_path_factory.mktemp("opened"), network=True) as both:
+        yield both
+
+
+@pytest.fixture
+def guest(opened: tuple[Guest, Heard]) -> Guest:
+    return opened[0]
+
+
+@pytest.fixture
+def heard(opened: tuple[Guest, Heard]) -> Heard:
+    opened[1].lines.clear()
+    return opened[1]
+
+
+@pytest.fixture
+def files(guest: Guest) -> ImageFiles:
+    return ImageFiles(guest)
+
+
+def shape(guest: Guest, path: str) -> tuple[int, int, int]:
+    """Mode, owner and group."""
+    status = guest.handle.lstatns(path)
+    return status["st_mode"] & 0o7777, status["st_uid"], status["st_gid"]
+
+
+def script(folder: Path, text: str, name: str = "customise") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+# ---- files
+
+
+def test_files_land_with_their_modes_and_belong_to_root(
+    guest: Guest, files: ImageFiles, tmp_path: Path
+) -> None:
+    source, large = tmp_path / "source", tmp_path / "large"
+    source.write_bytes(b"content\n")
+    large.write_bytes(b"\0\xff" * (5 << 19))
+    copies = [
+        Copy(target=P(f"/opt/new/{n % 7}/{n}"), mode=0o640, source=source) for n in range(300)
+    ]
+    copies.append(Copy(target=P("/usr/local/bin/large"), mode=0o4755, source=large))
+    copies.append(Copy(target=P("/bin/merged"), mode=0o755, source=source))
+    began = time.monotonic()
+    files.copy(copies)
+    assert time.monotonic() - began < 10
+    files.write(P("/etc/new/text"), "grüße\n", 0o600)
+    files.write(P("/etc/new/large"), large.read_bytes())
+
+    assert files.read(P("/opt/new/3/3")) == b"content\n"
+    assert len(files.names(P("/opt/new/3"))) == 43
+    assert shape(guest, "/opt/new/3/3") == (0o640, 0, 0)
+    assert shape(guest, "/opt/new/3") == (0o755, 0, 0)
+    assert shape(guest, "/usr/local/bin/large") == (0o4755, 0, 0)
+    assert files.read(P("/etc/new/large")) == large.read_bytes()
+    assert files.read(P("/usr/bin/merged")) == b"content\n"
+    assert (files.read(P("/etc/new/text")), files.mode(P("/etc/new/text"))) == (
+        "grüße\n".encode(),
+        0o600,
+    )
+    files.remove(P("/opt/new"))
+    assert not files.exists(P("/opt/new"))
+    assert not [name for name in files.names(P("/")) if name.startswith(".")]
+
+
+def test_what_lies_in_the_place_of_a_file_is_replaced_not_written_to(
+    guest: Guest, files: ImageFiles
+) -> None:
+    guest.handle.mkdir("/etc/odd")
+    guest.handle.write("/etc/canary", b"canary")
+    guest.handle.ln_s("/etc/canary", "/etc/odd/link")
+    guest.handle.ln("/etc/canary", "/etc/odd/hard")
+    guest.handle.mkfifo(0o600, "/etc/odd/fifo")
+    guest.handle.mknod_c(0o600, 1, 3, "/etc/odd/device")
+    for name in ("link", "hard", "fifo", "device"):
+        assert files.read(P("/etc/odd") / name) == (b"canary" if name == "hard" else None)
+        files.write(P("/etc/odd") / name, "ours")
+        assert files.read(P("/etc/odd") / name) == b"ours"
+    files.link(P("/etc/odd/link"), "/nowhere")
+    assert files.read_link(P("/etc/odd/link")) == "/nowhere"
+    assert files.read(P("/etc/canary")) == b"canary"
+    files.remove(P("/etc/odd/link"))
+    assert not files.exists(P("/etc/odd/link"))
+
+    # a folder of ours makes room, another's does not
+    guest.handle.ln_s("/etc", "/usr/lib/phantom")
+    guest.handle.mkdir("/etc/odd/phantom-file")
+    files.write(P("/usr/lib/phantom/fetch"), "ours")
+    files.write(P("/etc/odd/phantom-file"), "ours")
+    assert files.names(P("/usr/lib/phantom")) == ["fetch"]
+    with pytest.raises(FileSystemError) as caught:
+        files.write(P("/etc/apt"), "ours")
+    assert str(caught.value) == "the image's /etc/apt is a folder, and to be made a file"
+    with pytest.raises(FileSystemError) as caught:
+        files.write(P("/etc/hosts/below"), "ours")
+    assert str(caught.value) == (
+        "the image's /etc/hosts is no folder, and files are to be written into it"
+    )
+
+
+def test_links_in_the_place_of_folders_are_followed_only_where_distributions_have_them(
+    guest: Guest, files: ImageFiles, tmp_path: Path
+) -> None:
+    guest.handle.ln_s("../etc/odd-one", "/srv/app")
+    guest.handle.mkdir("/etc/odd-one")
+    files.write(P("/var/run/usual"), "ours")  # /var/run is a link to /run
+    assert files.read(P("/run/usual")) == b"ours"
+    source = script(tmp_path, "ours")
+    writers: list[Callable[[], None]] = [
+        lambda: files.write(P("/srv/app/file"), "ours"),
+        lambda: files.make_folder(P("/srv/app/folder")),
+        lambda: files.link(P("/srv/app/link"), "target"),
+        lambda: files.copy([Copy(target=P("/srv/app/file"), mode=0o644, source=source)]),
+    ]
+    for write in writers:
+        with pytest.raises(UnsafeImageError) as caught:
+            write()
+        assert str(caught.value) == (
+            "the image's /srv/app is a link to ../etc/odd-one, and files are to be written below "
+            "it\n  do: make it a folder in the base image, or name files by the folder that it "
+            "leads to"
+        )
+    files.remove(P("/srv/app/file"))
+    assert files.names(P("/etc/odd-one")) == []
+    assert not files.exists(P("/srv/app/file"))
+    assert not [name for name in files.names(P("/")) if name.startswith(".")]
+
+
+def test_a_full_file_system_is_said_and_nothing_stays_behind(
+    guest: Guest, files: ImageFiles, tmp_path: Path
+) -> None:
+    large = tmp_path / "large"
+    with large.open("wb") as content:
+        content.write(b"\1" * (16 << 20))  # root may use what is reserved for it
+    free = guest.handle.statvfs("/")
+    guest.handle.fallocate64("/filler", (free["bavail"] - 512) * free["bsize"])
+    expected = (
+        "the image's root file system is full\n"
+        "  do: give the appliance a larger disk_size, or remove something from the base"
+    )
+    try:
+        with pytest.raises(FileSystemError) as caught:
+            files.copy([Copy(target=P("/opt/large"), mode=0o644, source=large)])
+        assert str(caught.value) == expected
+        with pytest.raises(FileSystemError) as caught:
+            files.write(P("/opt/large"), large.read_bytes())
+        assert str(caught.value) == expected
+        assert files.names(P("/opt")) == []
+        assert not [name for name in files.names(P("/")) if name.startswith(".")]
+    finally:
+        guest.handle.rm("/filler")
+
+
+# ---- scripts
+
+
+def test_a_script_runs_as_root_and_leaves_nothing_running(
+    guest: Guest, files: ImageFiles, heard: Heard, tmp_path: Path
+) -> None:
+    text = """#!/bin/sh -eu
+echo "$(id -u) $(pwd) $HOME $LC_ALL ${http_proxy-none}"
+cat
+[ ! -t 0 ] && [ ! -t 1 ]
+printf '\\033[31mred\\033[0m\\n10%%\\r100%%\\nno line end'
+echo made >/opt/made-by-script
+systemctl daemon-reload
+trap '' HUP TERM
+setsid sleep 1000 &
+(while :; do :; done) &
+"""
+    began = time.monotonic()
+    run_scripts(guest, files, [script(tmp_path, text)], seconds=60, proxies={"http_proxy": "x"})
+    assert time.monotonic() - began < 30
+    wanted = ["0 / /root C.UTF-8 none", "red", "100%"]
+    assert [line for line in heard.lines if line in wanted] == wanted
+    assert any("no line end" in line for line in heard.lines)
+    assert files.read(P("/opt/made-by-script")) == b"made\n"
+    assert "sleep 1000" not in guest.handle.debug("sh", ["ps ax"])
+    assert "/sysroot/" not in guest.handle.debug("sh", ["mount"])
+    assert not [name for name in files.names(P("/")) if name.startswith(".")]
+
+
+def test_scripts_see_the_network_only_if_it_is_asked_for(
+    guest: Guest, files: ImageFiles, heard: Heard, tmp_path: Path
+) -> None:
+    before = files.read_link(P("/etc/resolv.conf")), files.read(P("/etc/resolv.conf"))
+    text = "echo $http_proxy; cat /etc/resolv.conf; test ! -L /etc/resolv.conf\n"
+    proxies = {"http_proxy": "http://localhost:3128"}
+    asked = script(tmp_path, text)
+    run_scripts(guest, files, [asked], seconds=60, network=True, proxies=proxies)
+    assert heard.lines[0] == "http://169.254.2.2:3128"
+    assert heard.lines[1].startswith("nameserver ")
+    after = files.read_link(P("/etc/resolv.conf")), files.read(P("/etc/resolv.conf"))
+    assert after == before
+
+
+FAILURES = {
+    "failed": (
+        "#!/bin/sh\nseq 100\necho sorry >&2\nexit 7\n",
+        "the definition's script customise failed in the base image with status 7\n"
+        + "".join(f"  | {n}\n" for n in range(82, 101))
+        + "  | sorry\n",
+    ),
+    "killed": (
+        "#!/bin/sh\nkill -9 $$\n",
+        "the definition's script customise failed in the base image with status 137\n  | Killed\n",
+    ),
+    "no interpreter": (
+        "#!/usr/bin/python2 -E\n",
+        "the definition's script customise needs /usr/bin/python2, which the base image does not "
+        "have\n  do: add the package that has it, or write the script for /bin/sh",
+    ),
+    "Windows": (
+        "#!/bin/sh\r\ntrue\r\n",
+        "the definition's script customise has Windows line ends\n"
+        "  do: save it with Unix line ends",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_a_failing_script_is_named_with_its_last_lines(
+    guest: Guest, files: ImageFiles, tmp_path: Path, case: str
+) -> None:
+    text, expected = FAILURES[case]
+    marker = script(tmp_path, "touch /opt/not-reached\n", "second")
+    with pytest.raises(ScriptError) as caught:
+        run_scripts(guest, files, [script(tmp_path, text), marker], seconds=60)
+    assert str(caught.value).removesuffix(f"  log: {guest.log}") == expected
+    assert not files.exists(P("/opt/not-reached"))
+    assert not [name for name in files.names(P("/")) if name.startswith(".")]
+
+
+REBOOT = """the definition's script customise shut down the machine that it ran in
+{detail}  do: leave reboots out: the image boots only when it is complete
+  log: {log}"""
+
+
+@pytest.mark.parametrize(
+    ("command", "says"), [("reboot -f", "Rebooting."), ("halt -f", "Halting.")]
+)
+def test_a_script_that_reboots(
+    guest: Guest, files: ImageFiles, tmp_path: Path, command: str, says: str
+) -> None:
+    text = f"#!/bin/sh\n{command}\nsleep 100\n"
+    with pytest.raises(ScriptRebootError) as caught:
+        run_scripts(guest, files, [script(tmp_path, text)], seconds=60)
+    assert str(caught.value) == REBOOT.format(detail=f"  | {says}\n", log=guest.log)
+    assert not guest.ended
+
+
+def test_a_script_that_takes_the_kernel_down(bases: Bases, tmp_path: Path) -> None:
+    root = bases.copy_root("plain", "reset.ext4")
+    with mounted(root, tmp_path) as (guest, _heard):
+        text = "#!/bin/sh\necho b >/proc/sysrq-trigger\nsleep 100\n"
+        with pytest.raises(ScriptRebootError) as caught:
+            run_scripts(guest, ImageFiles(guest), [script(tmp_path, text)], seconds=60)
+        shown = re.sub(r"\[ *[0-9.]+\]", "[]", str(caught.value))
+        assert shown == REBOOT.format(detail="  | [] sysrq: Resetting\n", log=guest.log)
+        assert guest.ended
+
+
+def test_a_script_that_hangs(bases: Bases, tmp_path: Path) -> None:
+    root = bases.copy_root("plain", "hung.ext4")
+    with mounted(root, tmp_path) as (guest, heard):
+        text = "#!/bin/sh\necho waiting\ntrap '' TERM INT HUP\nwhile :; do :; done\n"
+        with pytest.raises(ScriptHungError) as caught:
+            run_scripts(guest, ImageFiles(guest), [script(tmp_path, text)], seconds=5)
+        assert str(caught.value) == (
+            "the definition's script customise did not end in the base image within 5 s\n"
+            "  do: look at what it waits for, or set a higher `script_seconds`\n"
+            f"  log: {guest.log}"
+        )
+        assert heard.lines == ["waiting"]
+        assert guest.ended
+
+
+# ---- packages
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[str]:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    make_package(
+        folder,
+        "greeting",
+        files={"/usr/share/greeting": "hello\n", "/etc/greeting.conf": "theirs\n"},
+        conffiles=["/etc/greeting.conf"],
+        scripts={
+            "postinst": "#!/bin/sh\nset -e\necho says greeting\n"
+            "invoke-rc.d cron start || true\nsetsid sleep 500 &\n"
+        },
+        fields=["Recommends: chatter"],
+    )
+    make_package(folder, "chatter", files={"/usr/share/chatter": "x\n"})
+    make_package(
+        folder,
+        "broken",
+        files={"/usr/share/broken": "x\n"},
+        scripts={"postinst": "#!/bin/sh\necho cannot be set up >&2\nexit 3\n"},
+    )
+    with serving(folder) as line:
+        yield line
+
+
+def test_packages_come_and_go(
+    guest: Guest, files: ImageFiles, heard: Heard, repository: str
+) -> None:
+    system = debian()
+    before = list_packages(guest, system)
+    resolver = files.read_link(P("/etc/resolv.conf")), files.read(P("/etc/resolv.conf"))
+    files.write(P("/etc/greeting.conf"), "kept\n")
+    files.write(P("/usr/sbin/policy-rc.d"), "#!/bin/sh\nexit 0\n", 0o755)
+
+    def change(install: Sequence[str], remove: Sequence[str] = (), *, network: bool) -> None:
+        change_packages(
+            guest,
+            system,
+            install=install,
+            remove=remove,
+            network=network,
+            apt_sources=repository if network else None,
+            proxies={},
+        )
+
+    with pytest.raises(DefinitionError) as caught:
+        change(["cron", "greeting", "other"], network=False)
+    assert str(caught.value) == (
+        "the base image lacks greeting, other, and is not given a network to get them\n"
+        "  do: write `network: true` below `base_image`, or leave these packages out"
+    )
+    change(["cron", "udev:amd64"], ["not-there"], network=False)
+    assert heard.lines == []
+
+    change(["greeting", "cron"], ["ifupdown"], network=True)
+    assert "says greeting" in heard.lines
+    assert any("policy-rc.d denied execution of start" in line for line in heard.lines)
+    expected = [each for each in before if each[0] != "ifupdown"]
+    assert list_packages(guest, system) == sorted([*expected, ("greeting", "1", "all")])
+    assert files.read(P("/etc/greeting.conf")) == b"kept\n"
+    assert files.read(P("/usr/sbin/policy-rc.d")) == b"#!/bin/sh\nexit 0\n"
+    assert "sleep 500" not in guest.handle.debug("sh", ["ps ax"])
+
+    change([], ["greeting"], network=False)
+    assert list_packages(guest, system) == expected
+
+    with pytest.raises(PackagesFailedError) as failed:
+        change(["broken"], network=True)
+    shown = str(failed.value)
+    assert shown.startswith("`apt-get install broken` ended with 100 in the image\n")
+    assert "  | cannot be set up\n" in shown
+    after = files.read_link(P("/etc/resolv.conf")), files.read(P("/etc/resolv.conf"))
+    assert after == resolver
+    assert files.names(P("/var/tmp")) == []
+    files.remove(P("/usr/sbin/policy-rc.d"))
+
+
+def test_an_image_without_a_package_manager(guest: Guest) -> None:
+    system = debian(package_manager=None)
+    with pytest.raises(PackageManagerError) as caught:
+        change_packages(
+            guest, system, install=["curl"], remove=[], network=True, apt_sources=None, proxies={}
+        )
+    assert str(caught.value) == (
+        "Debian GNU/Linux 12 (bookworm) has no package manager that is known\n"
+        "  do: leave `packages` out, or take a base image that has them already"
+    )
+    assert list_packages(guest, system) == []
+
+
+# ---- cleaning
+
+
+def test_what_makes_twins_or_tells_of_the_builder_is_gone(
+    guest: Guest, files: ImageFiles, heard: Heard
+) -> None:
+    gone = (
+        *("/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_ed25519_key.pub", "/root/.bash_history"),
+        *("/home/someone/.lesshst", "/var/lib/systemd/random-seed", "/var/lib/urandom/random-seed"),
+        *("/var/lib/dhcp/dhclient.eth0.leases", "/etc/udev/rules.d/70-persistent-net.rules"),
+        *("/var/lib/cloud/instances/i-1/user-data.txt", "/var/lib/cloud/data/instance-id"),
+        *("/var/log/syslog.1", "/var/log/journal/5eed/system.journal", "/tmp/left", "/var/tmp/x/y"),
+        *("/var/lib/dbus/machine-id", "/var/cache/apt/archives/a_1_all.deb", "/etc/shadow-"),
+        *("/var/lib/apt/lists/mirror_InRelease", "/core", "/var/crash/x", "/root/.wget-hsts"),
+    )
+    emptied = ("/var/log/app/app.log", "/var/log/wtmp", "/var/mail/root", "/etc/machine-id")
+    kept = (
+        *("/root/.ssh/authorized_keys", "/home/someone/.profile", "/var/lib/cloud/seed/meta-data"),
+        *("/etc/ssh/sshd_config", "/etc/udev/rules.d/80-own.rules", "/var/lib/dpkg/status"),
+    )
+    for path in (*gone, *emptied, *kept):
+        if not files.exists(P(path)):
+            files.write(P(path), "of the builder\n")
+    guest.handle.chown(33, 33, "/var/log/app/app.log")
+    files.write(P("/etc/canary-of-logs"), "canary")
+    guest.handle.ln("/etc/canary-of-logs", "/var/log/hard")
+    files.write(P("/etc/environment"), "LANG=C\nhttp_proxy=http://builder:3128\n")
+    files.write(
+        P("/etc/apt/apt.conf"), 'Acquire::http::Proxy "http://builder:1/";\nA "b";\n', 0o640
+    )
+
+    forget_proxies(files)
+    clean(guest, files, debian())
+    assert [path for path in gone if files.exists(P(path))] == []
+    assert [path for path in emptied if files.read(P(path)) != b""] == []
+    assert [path for path in kept if not files.read(P(path))] == []
+    assert shape(guest, "/var/log/app/app.log") == (0o644, 33, 33)
+    assert files.read(P("/etc/canary-of-logs")) == b"canary"
+    assert files.read(P("/etc/environment")) == b"LANG=C\n"
+    assert files.read(P("/etc/apt/apt.conf")) == b'A "b";\n'
+    assert files.mode(P("/etc/apt/apt.conf")) == 0o640
+    assert heard.lines == []
+
+
+def test_nothing_is_cleaned_behind_a_link(guest: Guest, files: ImageFiles) -> None:
+    handle = guest.handle
+    for folder in ("/var/log", "/tmp", "/var/lib/cloud", "/var/spool/mail"):
+        files.remove(P(folder))
+        files.write(P(f"/srv/behind{folder}/data/x"), "canary")
+        handle.ln_s(f"/srv/behind{folder}", folder)
+    files.write(P("/srv/behind/home/.bash_history"), "canary")
+    handle.ln_s("/srv/behind/home", "/home/linked")
+    handle.rm_rf("/etc/ssh")
+    files.write(P("/srv/behind/ssh/ssh_host_rsa_key"), "canary")
+    handle.ln_s("../srv/behind/ssh", "/etc/ssh")
+    before = handle.find("/srv/behind")
+    clean(guest, files, debian(init="sysv"))
+    assert handle.find("/srv/behind") == before
+    assert all(
+        files.read(P("/srv/behind") / path.lstrip("/")) == b"canary"
+        for path in before
+        if path.endswith(("/x", "_history", "_key"))
+    )
+    assert not files.exists(P("/etc/machine-id"))
+
+
+def test_errors_have_statuses_of_their_own() -> None:
+    errors: list[type[PhantomError]] = [ScriptError, ScriptHungError, ScriptRebootError]
+    assert [error.exit_code for error in errors] == [54, 55, 56]

@@ -1,0 +1,338 @@
+"""Base images by the command line: the bad cases, what is used again, and one launch for all."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from base_images import Bases, make_bases, remove_bases
+from cli_runs import Hello, Project, assert_clean, list_tree, remove_tree, stages
+from http_files import HttpFile, serving
+
+from pipeline import sparse
+
+FETCHER = "elements: [phantom-user-data]\n"
+DISK = "disk_size: 2GiB\n"
+SCRIPTS = {
+    "fails.sh": "echo one\necho two >&2\nexit 7",
+    "hangs.sh": "sleep 1000",
+    "reboots.sh": "echo bye\nreboot -f\nsleep 100",
+}
+STARTED = "starting libguestfs"
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bases]:
+    base = tmp_path_factory.getbasetemp()
+    yield make_bases(base)
+    remove_bases(base)
+
+
+def define(project: Project, location: object, text: str = "", below: str = "") -> None:
+    """The appliance `mine`, of a base image."""
+    disk = "" if "disk_size" in text else DISK
+    source = f"source:\n  base_image:\n    location: {location}\n{below}"
+    project.define("mine", f"{source}{disk}{text}", extends=None)
+
+
+# ---- bad cases: the message, the exit status, the base as it was, and nothing left behind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bad:
+    shape: str
+    status: int
+    error: str
+    text: str = ""
+    below: str = ""
+
+
+_HEAD = "error: stage root: "
+_NAME_ONE = "  do: name an image of a machine's whole disk, or of its root file system\n"
+_LOG = "  log: STORE/logs/root-HEX.log\n"
+
+BAD = {
+    "not-an-image": Bad(
+        shape="text.img",
+        status=46,
+        error="error: BASE: is a text and not a disk image\n"
+        "  do: name a disk image: raw, qcow2, vmdk, vhd, vdi, alone or packed\n",
+    ),
+    "larger-than-the-disk": Bad(
+        shape="huge.qcow2",
+        status=16,
+        error="error: BASE: the disk in the base image has 16 TiB, and disk_size is 2 GiB\n"
+        "  do: set disk_size to 16777216 MiB or more\n",
+    ),
+    "truncated": Bad(
+        shape="truncated.raw",
+        status=46,
+        error="error: STORE/artifacts/base-HEX/base.raw: the image is truncated: partition 2 ends "
+        "at 965 MiB, and the image has 307 MiB\n"
+        "  do: get the image anew from where it came, and compare its checksum\n",
+    ),
+    "no-system": Bad(
+        shape="no-system.raw",
+        status=47,
+        error=f"{_HEAD}the image holds no operating system: there is ext4 on the whole disk\n"
+        + _NAME_ONE,
+    ),
+    "two-systems": Bad(
+        shape="two-systems.raw",
+        status=48,
+        error=f"{_HEAD}the image holds several operating systems: Debian GNU/Linux 12 (bookworm) "
+        "on partition 1 and Debian GNU/Linux 12 (bookworm) on partition 2\n"
+        "  do: choose a base image with one, or copy the partition that you want to a disk of its "
+        "own\n",
+    ),
+    "unknown-distribution": Bad(
+        shape="plan10.raw",
+        status=49,
+        error=f"{_HEAD}the image's distribution is not known: Plan 10 from User Space\n"
+        "  do: choose an image of a distribution of these families: debian, redhat, suse, alpine, "
+        "arch, gentoo\n",
+    ),
+    "no-package-manager": Bad(
+        shape="no-manager.raw",
+        status=50,
+        text="packages: [rsync]\n",
+        error=f"{_HEAD}Debian GNU/Linux 12 (bookworm) has no package manager that is known\n"
+        "  do: leave `packages` out, or take a base image that has them already\n",
+    ),
+    "no-init-system": Bad(
+        shape="no-init.raw",
+        status=51,
+        text=FETCHER,
+        error=f"{_HEAD}the base image has no init system that is known, so that nothing in it "
+        "would fetch user-data at boot\n"
+        "  do: take a base image with systemd, SysV init or OpenRC\n",
+    ),
+    "no-client": Bad(
+        shape="no-client.raw",
+        status=52,
+        text=FETCHER,
+        error=f"{_HEAD}the base image has neither curl nor wget, and phantom-user-data needs one\n"
+        "  do: add `packages: [curl]` and `network: true` to the definition\n",
+    ),
+    "encrypted": Bad(
+        shape="luks.raw",
+        status=53,
+        error=f"{_HEAD}the image's root is encrypted: LUKS on partition 2\n"
+        "  do: decrypt it, or choose another base image: nobody is there to enter a key\n",
+    ),
+    "script-fails": Bad(
+        shape="simple.raw",
+        status=54,
+        text="scripts: [fails.sh]\n",
+        error=f"{_HEAD}the definition's script fails.sh failed in the base image with status 7\n"
+        f"  | one\n  | two\n{_LOG}",
+    ),
+    "script-hangs": Bad(
+        shape="simple.raw",
+        status=55,
+        text="scripts: [hangs.sh]\n",
+        below="    script_seconds: 3\n",
+        error=f"{_HEAD}the definition's script hangs.sh did not end in the base image within 3 s\n"
+        f"  do: look at what it waits for, or set a higher `script_seconds`\n{_LOG}",
+    ),
+    "script-reboots": Bad(
+        shape="simple.raw",
+        status=56,
+        text="scripts: [reboots.sh]\n",
+        error=f"{_HEAD}the definition's script reboots.sh shut down the machine that it ran in\n"
+        "  | bye\n  | Rebooting.\n"
+        f"  do: leave reboots out: the image boots only when it is complete\n{_LOG}",
+    ),
+    "full": Bad(
+        shape="full.raw",
+        status=58,
+        text=f"disk_size: 966MiB\n{FETCHER}",
+        error=f"{_HEAD}the image's root file system is full\n"
+        "  do: give the appliance a larger disk_size, or remove something from the base\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_case(case: str, bases: Bases, project: Project) -> None:
+    bad = BAD[case]
+    base = bases.path(bad.shape)
+    before = (sparse.digest(base), base.stat().st_mtime_ns)
+    for name, text in SCRIPTS.items():
+        project.write(f"images/mine/{name}", f"#!/bin/sh\n{text}\n", 0o755)
+    define(project, base, bad.text, bad.below)
+    done = project.run("build", "mine")
+    assert project.masked(done.error).replace(str(base), "BASE") == bad.error
+    assert done.status == bad.status
+    assert (sparse.digest(base), base.stat().st_mtime_ns) == before
+    assert_clean(project)
+    assert project.artifacts("root") == []
+    assert list_tree(project.build) == [] or project.store.is_relative_to(project.build)
+
+
+def test_damaged_file_system(bases: Bases, project: Project) -> None:
+    """The words after the first ones are the kernel's."""
+    define(project, bases.path("corrupted.raw"))
+    done = project.run("build", "mine")
+    assert done.status == 58
+    assert re.fullmatch(
+        r"error: stage root: the ext4 file system on partition 2 cannot be mounted: [^\n]+\n"
+        r"  do: repair the image's file systems with their own program, or choose another base "
+        r"image\n",
+        project.masked(done.error),
+    )
+    assert_clean(project)
+
+
+def test_programs_for_another_processor(bases: Bases, project: Project) -> None:
+    """It is said before anything is run, so with no word of the kernel's."""
+    project.write("images/mine/fails.sh", "#!/bin/sh\n", 0o755)
+    define(project, bases.path("arm64.raw"), "scripts: [fails.sh]\n")
+    done = project.run("build", "mine")
+    assert done.status == 57
+    assert "aarch64" in done.error.splitlines()[0]
+    assert_clean(project)
+
+
+def test_libguestfs_does_not_start(bases: Bases, project: Project) -> None:
+    define(project, bases.path("simple.raw"))
+    done = project.run("build", "mine", LIBGUESTFS_PATH=str(project.temporary))
+    assert done.status == 43
+    first, *_ = project.masked(done.error).splitlines()
+    assert first.startswith("error: stage root: libguestfs does not start: ")
+    assert "phantom-image doctor" in done.error
+    assert_clean(project)
+
+
+def test_a_base_that_is_not_there(project: Project) -> None:
+    define(project, "base.qcow2")
+    done = project.run("build", "mine")
+    assert (done.status, project.masked(done.error)) == (
+        4,
+        "error: images/mine/appliance.yaml:6:15: the base image PROJECT/images/mine/base.qcow2 "
+        "cannot be read: No such file or directory\n"
+        "  do: fetch it to there, or correct the location\n",
+    )
+
+
+def test_an_appliance_that_is_not_built(project: Project) -> None:
+    done = project.run("build", "hello-base")
+    assert done.status == 61
+    assert "hello-phantom" in done.error
+    assert not project.store.exists()
+
+
+def test_an_example_whose_base_is_not_fetched(project: Project) -> None:
+    for name in ("debian-cloud-base", "ubuntu-base"):
+        done = project.run("plan", name)
+        assert done.status == 4
+        assert f"images/{name}/appliance.yaml" in done.error
+        assert "fetch it to there, or correct the location" in done.error
+
+
+# ---- downloads
+
+
+@pytest.fixture
+def served(bases: Bases) -> Iterator[HttpFile]:
+    with serving(HttpFile(bases.path("no-system.raw").read_bytes())) as file:
+        yield file
+
+
+def test_wrong_checksum(project: Project, served: HttpFile) -> None:
+    define(project, served.url, below=f"    sha256: {'0' * 64}\n")
+    done = project.run("build", "mine")
+    found = hashlib.sha256(served.content).hexdigest()
+    assert done.status == 44
+    assert found in done.error
+    assert "phantom-image pin mine" in done.error
+    assert project.artifacts() == []
+    assert_clean(project)
+
+
+def test_server_gone_in_the_middle(project: Project, served: HttpFile) -> None:
+    """The next run goes on where this one had to stop."""
+    digest = hashlib.sha256(served.content).hexdigest()
+    define(project, served.url, below=f"    sha256: {digest}\n")
+    half = len(served.content) // 2
+    served.cut_after, served.statuses = [half], []
+    served.pause = 0.0
+    first = project.run("build", "mine")
+    assert first.status == 47  # it was fetched whole, by two requests: there is no system in it
+    assert served.ranges_asked[0] is None
+    assert served.ranges_asked[1] is not None
+    assert served.sent < len(served.content) * 3 // 2
+    assert_clean(project)
+
+
+# ---- reuse, and one launch
+
+
+SITES = """
+sites:
+  kvm: {cloud: nimbus, sandbox: true, root: hda}
+  xen: {cloud: nimbus, sandbox: true, root: sda1}
+  amazon: {cloud: ec2, sandbox: true}
+"""
+
+
+@pytest.fixture(scope="module")
+def built(
+    bases: Bases, tmp_path_factory: pytest.TempPathFactory, hello: Hello
+) -> Iterator[tuple[Project, Any]]:
+    """hello-base, built for three sites in a store that has hello-phantom."""
+    from cli_runs import make_project
+
+    folder = tmp_path_factory.mktemp("reuse")
+    store = hello.copy_store(folder / "store", "root", "disk", "image")
+    project = make_project(folder / "project", store)
+    project.write("sites.yaml", SITES)
+    define(project, hello.artifact("disk") / "disk.raw", f"{FETCHER}scripts: [set-up.sh]\n")
+    project.write("images/mine/set-up.sh", "#!/bin/sh\necho set up once\n", 0o755)
+    done = project.succeed("build", "mine", *ALL, "--json", "-v")
+    yield project, done
+    remove_tree(folder)
+
+
+ALL = ("--site", "kvm", "--site", "xen", "--site", "amazon")
+
+
+def launches(err: str) -> int:
+    return err.count(STARTED)
+
+
+def reused(done: Any) -> Mapping[str, bool]:
+    found = stages(done)
+    return {name: found[name] for name in ("base", "root")}
+
+
+def test_one_launch_serves_all_sites(built: tuple[Project, Any]) -> None:
+    project, done = built
+    assert launches(done.err) == 1
+    assert "set up once" in done.err
+    assert len(project.artifacts("root")) == 2  # hello-phantom's own, and this
+    kinds = {path.name.split("-")[0] for path in project.artifacts()}
+    assert {"base", "inspect", "root", "boot"} <= kinds
+    assert_clean(project)
+
+
+def test_nothing_changed_and_one_script_changed(built: tuple[Project, Any]) -> None:
+    project, _ = built
+    again = project.succeed("build", "mine", *ALL, "--json", "-v")
+    assert launches(again.err) == 0
+    assert all(stages(again).values())
+
+    inspections = project.artifacts("inspect")
+    project.write("images/mine/set-up.sh", "#!/bin/sh\necho set up twice\n", 0o755)
+    plan = project.succeed("plan", "mine", *ALL)
+    assert "set-up.sh" in plan.out
+    changed = project.run("build", "mine", "--site", "kvm", "--json", "-v")
+    assert changed.status == 0, changed.err
+    assert reused(changed) == {"base": True, "root": False}
+    assert launches(changed.err) == 1
+    assert "looking into the image" not in changed.err
+    assert project.artifacts("inspect") == inspections

@@ -1,0 +1,251 @@
+"""`phantom-image inspect`: what it says of an image, of what is none, and of a host that cannot."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from cli_runs import Hello, Project, Running, assert_clean, assert_nothing_runs
+from small_images import CENTOS, DEBIAN, UUIDS, Part, make_disk, make_ext, make_luks, make_swap
+
+from pipeline.model import MIB
+
+pytestmark = pytest.mark.slow
+
+STEPS = "inspect: starting libguestfs\ninspect: looking into the image\n"
+
+SHOWN = """\
+old.raw: raw, 17 MiB; a disk of 17 MiB
+  partition table  MBR; boot code in the first sector
+  partition 1  2 MiB  at 1 MiB  swap                    type 82
+  partition 2  8 MiB  at 4 MiB  ext3  on /  label root  type 83
+
+  system         CentOS release 5.11 (Final), i686
+  root           8 MiB
+  kernels        2.6.18-398.el5, 2.6.18-1024.el5
+  boot loaders   grub-legacy
+  init           sysv
+  packages       yum
+  network        network-scripts
+  cloud-init     none
+  SELinux        enforcing
+  fetcher        not there; HTTP clients: curl
+
+Nimbus on KVM (root: hda): does not boot as it is
+  - partition 1 (swap) comes first, and nodes write into the first one: root has to be it, and is \
+partition 2
+  - the image has no initramfs for /boot/vmlinuz-2.6.18-398.el5
+  - fstab names / by /dev/sda2, and disks have other names elsewhere: label or UUID
+  - fstab names /data by LABEL=data, which is not in the image
+  (the file has to be made raw in gzip first)
+  nor after it was converted as a base image:
+  - the image has no initramfs for /boot/vmlinuz-2.6.18-398.el5
+Nimbus on Xen (root: sda1): does not boot as it is
+  - it has a partition table (mbr), and the site boots a bare file system
+  - /etc/fstab mounts /data (ext3) from LABEL=data, and the machine has root and nothing else
+  (the file has to be made raw in gzip first)
+  as a base image it is converted, and boots
+EC2: does not boot as it is
+  - the image has no initramfs for /boot/vmlinuz-2.6.18-398.el5
+  - fstab names / by /dev/sda2, and disks have other names elsewhere: label or UUID
+  - fstab names /data by LABEL=data, which is not in the image
+  (it boots by BIOS only)
+  nor after it was converted as a base image:
+  - the image has no initramfs for /boot/vmlinuz-2.6.18-398.el5
+
+An image that many machines boot should not be so:
+  - persistent-net rules name the network card of another machine
+  - it has SSH host keys, which all its machines would share
+  - it has a machine-id, which all its machines would share
+  - root has a password
+  - guest has an empty password
+  - /root/.ssh/authorized_keys lets its owner in
+"""
+
+
+def make_old(folder: Path) -> Path:
+    """A disk with an old system that no site boots, for many reasons."""
+    tree = {
+        **CENTOS,
+        "etc/fstab": "/dev/sda2 / ext3 defaults 1 1\nLABEL=data /data ext3 defaults 1 2\n",
+        "etc/udev/rules.d/70-persistent-net.rules": 'SUBSYSTEM=="net", NAME="eth0"\n',
+        "etc/ssh/ssh_host_rsa_key": "secret",
+        "etc/machine-id": "0123456789abcdef0123456789abcdef\n",
+        "etc/shadow": "root:$1$salt$hash:15000:0:99999:7:::\nbin:*:15000::::::\nguest::15000::\n",
+        "root/.ssh/authorized_keys": "# mine\nssh-rsa AAAA me\n",
+    }
+    root = make_ext(folder / "root", tree, kind="ext3", label="root")
+    swap = make_swap(folder / "swap", UUIDS[1])
+    return make_disk(folder / "old.raw", "dos", [Part(swap, 2 * MIB, "82"), Part(root, 8 * MIB)])
+
+
+def test_what_a_person_is_told(project: Project, tmp_path: Path) -> None:
+    """All of the output, for an image with many faults, which stays as it is."""
+    shutil.copy(make_old(tmp_path), project.folder / "old.raw")
+    before = (project.folder / "old.raw").read_bytes()
+    done = project.succeed("inspect", "old.raw")
+    assert done.out == SHOWN
+    assert done.err == f"{STEPS}inspect: looking at its kernel\ninspect: done\n"
+    assert (project.folder / "old.raw").read_bytes() == before
+    assert_clean(project)
+
+
+def test_what_programs_are_told(project: Project, hello: Hello, tmp_path: Path) -> None:
+    """The project's own disks boot where they were made for, and tell so; packed ones too."""
+    disks = sorted(hello.store.glob("artifacts/disk-*/disk.raw"))
+    verdicts = []
+    for disk in disks:
+        told = project.succeed("inspect", str(disk), "--json").json
+        assert list(told) == [
+            *("file", "bytes", "format", "compression", "disk_bytes", "table", "boot_code"),
+            *("partitions", "file_systems", "system", "sites", "remarks"),
+        ]
+        assert told["file"] == str(disk) and told["bytes"] == disk.stat().st_size
+        assert (told["format"], told["compression"]) == ("raw", None)
+        system = told["system"]
+        assert (system["distribution"], system["release"]) == ("debian", "12")
+        assert (system["init"], system["fetcher"]) == ("systemd", True)
+        assert system["kernels"] == [system["boots"]["version"]]
+        assert told["remarks"] == []
+        assert all(site["boots_converted"] and site["obstacles"] == [] for site in told["sites"])
+        verdicts.append((told["table"], {each["kind"]: each["boots"] for each in told["sites"]}))
+    kvm, xen = "Nimbus on KVM (root: hda)", "Nimbus on Xen (root: sda1)"
+    assert sorted(verdicts, key=lambda each: each[0]) == [
+        ("gpt", {kvm: True, xen: False, "EC2": True}),
+        ("mbr", {kvm: True, xen: False, "EC2": True}),
+    ]
+    assert_clean(project)
+
+
+def _refused(project: Project, name: str, status: int, message: str) -> None:
+    done = project.run("inspect", name)
+    assert (done.status, done.out) == (status, "")
+    assert done.error == message
+    assert_clean(project)
+    told = project.run("inspect", name, "--json").json if status < 47 else {"exit_code": status}
+    assert told["exit_code"] == status
+
+
+def test_what_is_no_image(project: Project, tmp_path: Path) -> None:
+    """Each is an error with its own exit status, and nothing is left behind. None of these takes a
+    launch."""
+    project.write("page.html", "<!DOCTYPE html><title>Not found</title>\n")
+    _refused(
+        project,
+        "page.html",
+        46,
+        "error: page.html: is a web page and not a disk image\n"
+        "  do: name the location of the image itself, not of the page that links to it\n",
+    )
+    _refused(
+        project,
+        "nowhere.raw",
+        24,
+        "error: nowhere.raw is not there\n"
+        "  do: name the file of a disk image: raw, qcow2, vmdk, vhd or vdi, packed or not\n",
+    )
+    root = make_ext(tmp_path / "root", DEBIAN)
+    disk = make_disk(tmp_path / "disk", "gpt", [Part(root, 8 * MIB, "L")])
+    content = disk.read_bytes()
+    (project.folder / "cut.raw").write_bytes(content[: 5 * MIB])
+    _refused(
+        project,
+        "cut.raw",
+        46,
+        f"error: {project.folder}/cut.raw: the image is truncated: partition 1 ends at 9 MiB, and "
+        "the image has 5 MiB\n"
+        "  do: get the image anew from where it came, and compare its checksum\n",
+    )
+    done = project.run("inspect", "cut.raw", "--format", "qcow2")
+    assert done.status == 46 and "is declared as qcow2, and is raw" in done.error
+
+
+def test_what_is_no_single_system(project: Project, tmp_path: Path) -> None:
+    luks = make_luks(tmp_path / "luks", UUIDS[2])
+    disk = make_disk(tmp_path / "disk", "dos", [Part(luks, 2 * MIB)])
+    (project.folder / "crypt.raw.gz").write_bytes(gzip.compress(disk.read_bytes(), 1))
+    _refused(
+        project,
+        "crypt.raw.gz",
+        53,
+        "error: the image's root is encrypted: LUKS on partition 1\n"
+        "  do: decrypt it, or choose another base image: nobody is there to enter a key\n",
+    )
+    parts = [make_ext(tmp_path / name, tree) for name, tree in (("a", DEBIAN), ("b", CENTOS))]
+    two = make_disk(project.folder / "two.raw", "dos", [Part(each, 8 * MIB) for each in parts])
+    _refused(
+        project,
+        two.name,
+        48,
+        "error: the image holds several operating systems: Debian GNU/Linux 12 (bookworm) on "
+        "partition 1 and CentOS release 5.11 (Final) on partition 2\n"
+        "  do: choose a base image with one, or copy the partition that you want to a disk of its "
+        "own\n",
+    )
+
+
+# ---- the appliance
+
+
+def _sockets(project: Project) -> list[Path]:
+    """Where the appliances of a project have their sockets: for root, libguestfs makes that folder
+    in /tmp whatever it is told."""
+    notes = project.temporary.glob("phantom-appliance-*/sockets")
+    return [Path(note.read_text().strip()) for note in notes if note.stat().st_size]
+
+
+def test_libguestfs_that_does_not_start(project: Project, tmp_path: Path) -> None:
+    """The user's own settings of libguestfs count only where they say where its parts are."""
+    make_ext(project.folder / "root.raw", DEBIAN)
+    todo = "  do: `phantom-image doctor` looks for the reason\n"
+    for variable, reason in {
+        "LIBGUESTFS_HV": "there is no QEMU at /nowhere",
+        "LIBGUESTFS_PATH": "cannot find any suitable libguestfs supermin, fixed or old-style "
+        "appliance on LIBGUESTFS_PATH (search path: /nowhere)",
+    }.items():
+        done = project.run("inspect", "root.raw", **{variable: "/nowhere"})
+        assert done.status == 43
+        assert re.sub("  log: .*\n", "", done.error) == (
+            f"error: libguestfs does not start: {reason}\n{todo}"
+        )
+        assert_clean(project)
+    crash = project.write(
+        "qemu", "#!/bin/sh\nexec qemu-system-x86_64 -m 1 -kernel /dev/null\n", 0o755
+    )
+    done = project.run("inspect", "root.raw", LIBGUESTFS_HV=str(crash))
+    assert done.status == 43 and todo in done.error
+    nonsense = dict.fromkeys(("LIBGUESTFS_BACKEND", "LIBGUESTFS_BACKEND_SETTINGS"), "nonsense")
+    done = project.succeed("inspect", "root.raw", LIBGUESTFS_MEMSIZE="12", **nonsense)
+    assert "Debian GNU/Linux 12 (bookworm), x86_64" in done.out
+
+
+@pytest.mark.parametrize("at", STEPS.splitlines())
+def test_killed_or_interrupted(project: Project, at: str) -> None:
+    """No QEMU and no folder stays, whatever happens to us and whenever."""
+    make_ext(project.folder / "root.raw", DEBIAN)
+    seen: list[Path] = []
+
+    def begin() -> Running:
+        running = project.start("inspect", "root.raw")
+        running.wait_for_line(at)
+        running.wait_until(lambda: bool(_sockets(project)), "QEMU")
+        seen.extend(_sockets(project))
+        return running
+
+    begin().kill()
+    assert_nothing_runs(project.folder)
+    for group in (False, True):
+        done = begin().interrupt(group=group)
+        assert done.status == 130
+        assert done.err.endswith("interrupted; the same command goes on where it can\n")
+        assert_clean(project)
+    running = begin()
+    running.process.terminate()
+    assert running.end().status == 128 + signal.SIGTERM
+    assert_clean(project)
+    assert len(seen) == 4
+    assert [folder for folder in seen if folder.exists()] == []
