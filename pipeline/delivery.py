@@ -225,4 +225,5 @@ def _file_name(name: str, disk: Disk) -> str:
 
 
 def _root_sha256(target: Target, built: Mapping[ContentKey, Built]) -> Sha256:
-    return Sha256(built[target.image.key].artifact.facts["root_sha256"])
+    told = target.image if target.contents is None else target.contents
+    return Sha256(built[told.key].artifact.facts["root_sha256"])

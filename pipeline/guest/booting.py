@@ -80,8 +80,7 @@ def configure_boot(guest: Guest, files: ImageFiles, system: System, *, base: str
     loader's configuration changes only as far as the console and the names of devices need it,
     and what the layout is made again from is returned. Raises UnsafeImageError, FileSystemError.
     """
-    working = str(guest.handle.mounts()[0])
-    uuid, kind = str(guest.handle.vfs_uuid(working)), str(guest.handle.vfs_type(working))
+    uuid, kind = _identity(guest, system)
     kept = _find_kept(guest, system, base)
     keep_efi = kept is not None and kept.layout == "hybrid"
     table = kernel_options.read_text(files, _FSTAB)
@@ -103,6 +102,16 @@ def configure_boot(guest: Guest, files: ImageFiles, system: System, *, base: str
         _write_legacy_configuration(files, kernels, uuid, options)
     _add_getty(files, system)
     return kept
+
+
+def _identity(guest: Guest, system: System) -> tuple[str, str]:
+    """UUID and type of the root file system that is mounted: those of the base's, unless that had
+    to be made anew."""
+    root = system.root
+    if root.type in EXT and STAYING.isdisjoint(system.root_features):
+        return root.uuid, root.type
+    working = str(guest.handle.mounts()[0])
+    return str(guest.handle.vfs_uuid(working)), str(guest.handle.vfs_type(working))
 
 
 def _find_kept(guest: Guest, system: System, base: str) -> Kept | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -52,35 +52,48 @@ _ALIGNED = 64 * KIB
 _FROM = "/tmp/phantom-from"  # noqa: S108  (a folder of the appliance)
 
 
-def copy_early(base: Path, geometry: Geometry, root: Path, size: int) -> Place | None:
-    """Copies what is likely the root file system as blocks into a new sparse file `root`, which
-    then has at least `size` bytes; where it lay, or None where nothing was copied.
+@dataclass(frozen=True, kw_only=True)
+class Likely:
+    """What is likely the root file system, as far as the host can tell. A guess, to save time:
+    `settle_root` looks whether it was right."""
 
-    A guess, to save time: `settle_root` looks whether it was right.
-    """
-    likely = _likely_root(base, geometry)
-    with root.open("wb") as copy:
-        needed = 0
-        if likely is not None:
-            place, needed = likely
-            assert place.start is not None
-            with base.open("rb") as disk:
-                _copy_range(disk.fileno(), place.start, needed, copy.fileno())
-        copy.truncate(max(size, needed))
-    return None if likely is None else likely[0]
+    place: Place
+    bytes: int
+    """Of the file system itself."""
+
+
+def find_likely_root(base: Path, geometry: Geometry) -> Likely | None:
+    """The largest file system, unless another says that it is root; None where its blocks alone are
+    no file system of ours."""
+    found = _likely_root(base, geometry)
+    return None if found is None else Likely(place=found[0], bytes=found[1])
+
+
+def make_root(root: Path, size: int, likely: Likely | None) -> None:
+    """Makes the sparse file that root is to lie in: of `size` bytes, or what it needs."""
+    with root.open("wb") as made:
+        made.truncate(max(size, 0 if likely is None else likely.bytes))
+
+
+def copy_root(base: Path, root: Path, likely: Likely) -> None:
+    """Copies the likely root's blocks into the file that `make_root` made."""
+    assert likely.place.start is not None
+    with base.open("rb") as disk, root.open("r+b") as made:
+        _copy_range(disk.fileno(), likely.place.start, likely.bytes, made.fileno())
 
 
 def settle_root(
-    guest: Guest, system: System, copied: Place | None, *, working: str, base: str
+    guest: Guest, system: System, likely: Likely | None, *, working: str, base: str, room: int
 ) -> None:
-    """Makes the root file system on the device `working`, from the image on the device `base`.
+    """Makes the root file system on the device `working`, which has `room` bytes, from the image on
+    the device `base`.
 
     Afterwards it is mounted at / and writable: ext2, ext3 or ext4 with features that nodes of 2010
     know, as large as its device, and with all in it that the image's fstab mounts elsewhere, but
-    for an EFI system partition. `copied` is the place whose blocks are on `working` already.
+    for an EFI system partition. The blocks of `likely` are on `working` already.
     Raises DiskTooSmallError, FileSystemError, UnsafeImageError.
     """
-    room = int(guest.handle.blockdev_getsize64(working))
+    copied = None if likely is None else likely.place
     root = system.root
     foreign = root.type not in EXT or not STAYING.isdisjoint(system.root_features)
     if copied is not None and (foreign or copied != root.place):
@@ -91,13 +104,13 @@ def settle_root(
     else:
         if copied is None:
             _copy_blocks(guest, system, working, base, room)
-        _age(guest, working)
+        told = _age(guest, working)
     with _explained(guest, "the image's root file system cannot be mounted"):
         guest.handle.mount(working, "/")
     if foreign:
         _copy_root_files(guest, root, base, room)
     else:
-        _grow(guest, working, room)
+        _grow(guest, working, told, room)
     _fold(guest, system, base, room)
 
 
@@ -191,8 +204,9 @@ def _copy_blocks(guest: Guest, system: System, working: str, base: str, room: in
     )
 
 
-def _age(guest: Guest, working: str) -> None:
-    """Takes new features away, and repairs what is damaged. A journal is replayed by mounting."""
+def _age(guest: Guest, working: str) -> dict[str, str]:
+    """Takes new features away, and repairs what is damaged. A journal is replayed by mounting.
+    Returns what the superblock says then."""
     told = _superblock(guest, working)
     features = set(told.get("Filesystem features", "").split())
     tuned = [each for each in _TUNED_AWAY if each in features]
@@ -204,6 +218,7 @@ def _age(guest: Guest, working: str) -> None:
             _sh(guest, f"tune2fs -f -O {','.join(f'^{each}' for each in tuned)} {working}")
         if resized:
             _sh(guest, f"resize2fs -s {working}")
+    return _superblock(guest, working) if tuned or resized else told
 
 
 def _check(guest: Guest, working: str) -> None:
@@ -219,9 +234,8 @@ def _check(guest: Guest, working: str) -> None:
         )
 
 
-def _grow(guest: Guest, working: str, room: int) -> None:
-    """Grows the mounted root to its device."""
-    told = _superblock(guest, working)
+def _grow(guest: Guest, working: str, told: Mapping[str, str], room: int) -> None:
+    """Grows the mounted root to its device. `told` is what its superblock says."""
     size = int(told["Block count"]) * int(told["Block size"])
     if room - size < MIB:
         return

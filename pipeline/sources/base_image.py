@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +30,7 @@ from pipeline.guest import (
     scripts,
     selinux,
 )
-from pipeline.guest.appliance import MEMORY, Drive, Guest, launched
+from pipeline.guest.appliance import CPUS, MEMORY, Drive, Guest, launched
 from pipeline.guest.files import Copy, ImageFiles
 from pipeline.guest.system import System
 from pipeline.model import (
@@ -82,6 +84,7 @@ class BaseRoot(Stage):
     """
 
     name: ClassVar[str] = "root"
+    cores: ClassVar[int] = CPUS
 
     size: int
     """Bytes of the file system."""
@@ -112,25 +115,35 @@ class BaseRoot(Stage):
         disk, made = image.file(BASE), context.out / ROOT
         self.store.check_space(2 * _data_bytes(disk))
         shape = geometry.read_geometry(disk)
-        context.progress.step("copying the root file system")
-        copied = root.copy_early(disk, shape, made, self.size)
+        likely = root.find_likely_root(disk, shape)
+        root.make_root(made, self.size, likely)
         working, base = Drive(file=made, name="root", writable=True), Drive(file=disk, name="base")
-        with launched(
-            [working, base],
-            store=context.store,
-            log=context.log,
-            progress=context.progress,
-            network=self.network,
-        ) as guest:
+        with (
+            _beside(partial(root.copy_root, disk, made, likely) if likely else None) as copied,
+            launched(
+                [working, base],
+                store=context.store,
+                log=context.log,
+                progress=context.progress,
+                network=self.network,
+            ) as guest,
+        ):
+            copied()
+            guest.handle.blockdev_flushbufs(working.device)  # it may have looked while we copied
             system = self._inspect(guest, shape, base)
-            root.settle_root(guest, system, copied, working=working.device, base=base.device)
+            root.settle_root(
+                guest,
+                system,
+                likely,
+                working=working.device,
+                base=base.device,
+                room=made.stat().st_size,
+            )
             kept = self._change(guest, system, base, context)
             guest.handle.fstrim("/")
         if kept is not None:
             _write_head(disk, context.out / HEAD, kept.root_start)
-        context.progress.step("computing the digest")
         return {
-            "sha256": sparse.sha256(made),
             "bytes": made.stat().st_size,
             "kept": None if kept is None else vars(kept),
             "system": inspection.to_facts(system),
@@ -217,14 +230,17 @@ class BaseRoot(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class Contents(Stage):
-    """What is in a root file system that came from a base image, for the manifest."""
+    """What is in a root file system that came from a base image, for the manifest. A stage of its
+    own, since the digest takes as long as the disk is large, and nothing waits for it."""
 
     name: ClassVar[str] = "contents"
 
     def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
         (made,) = inputs
         shutil.copyfile(made.file(PACKAGES), context.out / PACKAGES)
-        return {"system": made.facts["system"]}
+        context.progress.step("computing the digest of the root file system")
+        digest = sparse.sha256(made.file(ROOT), context.progress.advance)
+        return {"system": made.facts["system"], "root_sha256": digest}
 
 
 # ---- planning
@@ -371,6 +387,14 @@ def _read_packages(contents: Artifact) -> list[dict[str, str | None]]:
 
 
 # ---- small things
+
+
+@contextmanager
+def _beside(work: Callable[[], None] | None) -> Iterator[Callable[[], None]]:
+    """Does work on a thread of its own; what it gives waits until that is done."""
+    with ThreadPoolExecutor(1) as pool:
+        future = None if work is None else pool.submit(work)
+        yield lambda: None if future is None else future.result()
 
 
 def _inspection_key(base: Stage) -> ContentKey:

@@ -76,7 +76,7 @@ class AssembleDisk(Stage):
             self._write_loaders(disk, context)
         with disk.open("r+b") as file:
             sparse.copy_into(root, file.fileno(), start)
-        return {"bytes": self.size, "root_sha256": source.facts["sha256"]}
+        return {"bytes": self.size, "root_sha256": source.facts.get("sha256")}
 
     def _check_size(self, start: int, root: int, tail: int) -> None:
         needed = start + root + tail

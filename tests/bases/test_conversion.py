@@ -21,7 +21,7 @@ from pipeline.guest.booting import Kept, configure_boot
 from pipeline.guest.files import ImageFiles
 from pipeline.guest.geometry import read_geometry
 from pipeline.guest.inspection import inspect_system
-from pipeline.guest.root import copy_early, settle_root
+from pipeline.guest.root import Likely, copy_root, find_likely_root, make_root, settle_root
 from pipeline.guest.system import FileSystem, Place, System
 from pipeline.model import GIB, MIB, NoProgress
 from pipeline.tools import sfdisk
@@ -76,12 +76,15 @@ def convert(base: Path, folder: Path) -> Converted:
     digest = sparse.digest(base)
     geometry = read_geometry(base)
     root = folder / "root.ext4"
-    copied = copy_early(base, geometry, root, SIZE)
+    likely = find_likely_root(base, geometry)
+    make_root(root, SIZE, likely)
+    if likely is not None:
+        copy_root(base, root, likely)
     drives = [Drive(file=root, name="root", writable=True), Drive(file=base, name="base")]
     working, source = (drive.device for drive in drives)
     with launched(drives, store=folder, log=folder / "log", progress=NoProgress()) as guest:
         system = inspect_system(guest, geometry, source)
-        settle_root(guest, system, copied, working=working, base=source)
+        settle_root(guest, system, likely, working=working, base=source, room=root.stat().st_size)
         kept = configure_boot(guest, ImageFiles(guest), system, base=source)
         guest.handle.fstrim("/")
     assert sparse.digest(base) == digest
@@ -242,13 +245,14 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
     root, *_ = (drive.device for drive in drives)
     at = {drive.name: drive.device for drive in drives}
     with launched(drives, store=tmp_path, log=tmp_path / "log", progress=NoProgress()) as guest:
+        room = 200 * MIB
         volume = Place(volume="disk/guestfs/linked", size=64 * MIB)
         home = FileSystem(place=volume, type="ext4", mount="/home")
 
         # A link in the place of a mount point, which would lead a copy elsewhere.
         system = debian(file_systems=(whole(linked, "ext4", "/"), home), root_bytes=64 * MIB)
         with failing(guest) as caught:
-            settle_root(guest, system, None, working=root, base=at["linked"])
+            settle_root(guest, system, None, working=root, base=at["linked"], room=room)
         assert isinstance(caught.value, UnsafeImageError)
         assert str(caught.value) == (
             "the image's fstab mounts something at /home, and /home is a link to etc\n"
@@ -258,7 +262,9 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
         # A file system that cannot be repaired without a loss.
         system = debian(file_systems=(whole(broken, "ext4", "/"),), root_bytes=64 * MIB)
         with failing(guest) as caught:
-            settle_root(guest, system, system.root.place, working=at["broken"], base=at["broken"])
+            likely = Likely(place=system.root.place, bytes=64 * MIB)
+            device = at["broken"]
+            settle_root(guest, system, likely, working=device, base=device, room=64 * MIB)
         assert isinstance(caught.value, FileSystemError)
         assert caught.value.what == (
             "the image's root file system is damaged, and e2fsck cannot repair it without a loss"
@@ -271,7 +277,7 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
             file_systems=(FileSystem(place=Place(start=0, size=GIB), type="ext4", mount="/"),),
         )
         with failing(guest) as caught:
-            settle_root(guest, system, None, working=root, base=at["linked"])
+            settle_root(guest, system, None, working=root, base=at["linked"], room=room)
         assert isinstance(caught.value, DiskTooSmallError)
         assert str(caught.value) == (
             "the image's root file system of 1 GiB does not fit on the disk\n"
@@ -280,8 +286,8 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
 
         # A root of another kind, by its files, and what hides a folder of it.
         system = debian(file_systems=(whole(foreign, "btrfs", "/"), home), root_bytes=128 * MIB)
-        copied = Place(start=0, size=MIB)  # a wrong guess
-        settle_root(guest, system, copied, working=root, base=at["foreign"])
+        likely = Likely(place=Place(start=0, size=MIB), bytes=MIB)  # a wrong guess
+        settle_root(guest, system, likely, working=root, base=at["foreign"], room=room)
         mounted = guest.handle.mounts()[0]
         assert guest.handle.vfs_type(mounted) == "ext4"
         assert guest.handle.vfs_uuid(mounted) == system.root.uuid
@@ -304,7 +310,8 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
             root_bytes=200 * MIB,
         )
         with failing(guest) as caught:
-            settle_root(guest, system, place, working=root, base=root)
+            likely = Likely(place=place, bytes=200 * MIB)
+            settle_root(guest, system, likely, working=root, base=root, room=room)
         assert isinstance(caught.value, FileSystemError)
         assert re.fullmatch(
             "the root file system has no room for the image's /srv/more, which takes 4.* MiB: "
