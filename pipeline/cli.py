@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT_APPLIANCE = "hello-phantom"
 STORE = "PHANTOM_STORE"
+_FORMATS = ("raw", "qcow2", "vmdk", "vhd", "vdi")
 _INTERRUPTED = 130
 _CLEAN_HOURS = 24.0  # so long a killed upload may still be gone on with
 
@@ -126,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "inspect", _inspect, inspect, _verbose, _json)
     verb.add_argument("file", type=Path, metavar="FILE", help="a disk image; it is only read")
     verb.add_argument(
-        "--format", metavar="FORMAT", help="what it must be: raw, qcow2, vmdk, vpc (VHD) or vdi"
+        "--format", choices=_FORMATS, help="what it must be, where it does not tell it itself"
     )
     doctor = "look at this host: what is missing, and what mends it"
     _verb(verbs, "doctor", _doctor, doctor, _json)
@@ -427,10 +428,12 @@ def _doctor(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from pipeline.examining import describe, examine, format_description
     from pipeline.progress import Reporter
+    from pipeline.tools.disk_formats import named
 
+    declared = options.format and named(options.format)
     with Reporter(sys.stderr, verbose=options.verbose).shown() as reporter:
         store = _workspace(options, reporter).store
-        examined = examine(options.file, options.format, store, reporter.start("inspect"))
+        examined = examine(options.file, declared, store, reporter.start("inspect"))
     told = describe(examined)
     print(json.dumps(told, indent=2) if options.json else format_description(told))
     return 0

@@ -34,13 +34,16 @@ from pipeline.model import (
     parse_size,
 )
 from pipeline.schema import (
+    DEBIAN_PACKAGE_PATTERN,
     DEFAULT_SOURCE,
+    PACKAGE_PATTERN,
     make_appliance_schema,
     make_cloudless_check,
     make_site_schema,
     make_sites_check,
     make_sites_schema,
 )
+from pipeline.tools import disk_formats
 from pipeline.yaml_source import Keys, Mistake, YamlFile, read_yaml, shown
 
 if TYPE_CHECKING:
@@ -102,7 +105,7 @@ def load_appliance(
     path = _find_definition(path_or_name, images)
     loader = _Loader(images, _cloud_names() if clouds is None else clouds)
     data = loader.load(path)
-    _check_base_image(loader.files, data, pinned=pinned)
+    _check_base_image(loader.files, data, images, pinned=pinned)
     _raise_mistakes(loader.files, _TODO)
     return _make_appliance(data, path)
 
@@ -257,18 +260,31 @@ def _spell(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-def _check_base_image(files: Sequence[YamlFile], data: Mapping[str, Any], *, pinned: bool) -> None:
+def _check_base_image(
+    files: Sequence[YamlFile], data: Mapping[str, Any], images: Path, *, pinned: bool
+) -> None:
     """What a definition with a base image must say, wherever among the files it says it."""
-    base = data.get("source", {}).get("base_image") if not _any_mistake(files) else None
-    if not isinstance(base, dict):
+    source = data.get("source")
+    if not isinstance(source, dict) or "base_image" not in source:
+        _check_debian_packages(files)
         return
+    if _any_mistake(files):
+        return
+    base = source["base_image"]
     keys: Keys = ("source", "base_image")
     file = next(each for each in files if _find_keys(each.data, (*keys, "location")) is not None)
     location = base["location"]
     if "disk_size" not in data:
         file.add("'disk_size' is missing: a base image grows to the disk that is asked for", keys)
     if isinstance(location, ApplianceBuild):
-        for key in ("sha256", "format"):
+        others = [one for one in list_appliances(images) if one != data["name"]]
+        if location.name not in others:
+            file.add(
+                f"{label((*keys, 'location', 'appliance'))!r}: there is no other appliance "
+                f"{quote(location.name)} in {shown(images)}" + suggest(location.name, others),
+                (*keys, "location", "appliance"),
+            )
+        for key in _OF_ONE_FILE:
             if key in base:
                 file.add(f"{label((*keys, key))!r}: an appliance's build has its own", (*keys, key))
     elif isinstance(location, str) and pinned and "sha256" not in base:
@@ -278,6 +294,20 @@ def _check_base_image(files: Sequence[YamlFile], data: Mapping[str, Any], *, pin
             f"`phantom-image pin {name}` fetches the image and writes it",
             (*keys, "location"),
         )
+
+
+def _check_debian_packages(files: Sequence[YamlFile]) -> None:
+    """From scratch, packages are Debian's, whose names are narrower than those of others."""
+    for file in files:
+        said = file.data.get("packages") if isinstance(file.data, dict) else None
+        for index, name in enumerate(said if isinstance(said, list) else ()):
+            keys: Keys = ("packages", index)
+            if not isinstance(name, str) or not re.search(PACKAGE_PATTERN, name):
+                continue  # that has been told
+            if not re.search(DEBIAN_PACKAGE_PATTERN, name):
+                file.add(
+                    f"{label(keys)!r} must be the name of a Debian package, not {name!r}", keys
+                )
 
 
 def _any_mistake(files: Sequence[YamlFile]) -> bool:
@@ -452,7 +482,9 @@ class _Resolver:
 
         scheme, colon, rest = text.partition("://")
         if not colon:
-            return Path(os.path.abspath(self.folder / text))
+            return Path(os.path.abspath(self.folder / os.path.expanduser(text)))
+        scheme = scheme.lower()
+        text = f"{scheme}://{rest}"
         if scheme not in URL_SCHEMES:
             known = ", ".join(f"{one}://" for one in URL_SCHEMES)
             self._add(keys, f"{scheme}:// is not known; known are {known} and paths of files")
@@ -666,7 +698,7 @@ def _make_source(said: Mapping[str, Any]) -> ScratchSource | BaseImageSource:
     if "sha256" in base:
         base["sha256"] = Sha256(base["sha256"])
     if "format" in base:
-        base["format"] = {"vhd": "vpc"}.get(base["format"], base["format"])
+        base["format"] = disk_formats.named(base["format"])
     if "remove_packages" in base:
         base["remove_packages"] = tuple(base["remove_packages"])
     return BaseImageSource(**base)

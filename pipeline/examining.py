@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.clouds import clouds
-from pipeline.errors import KernelError, UsageError
-from pipeline.guest import fstab
+from pipeline.errors import KernelError, PhantomError, UsageError
+from pipeline.guest import cloud_init, fstab
 from pipeline.guest.appliance import Drive, launched
 from pipeline.guest.geometry import read_geometry
 from pipeline.guest.inspection import describe_place, inspect_system, mounted, to_facts
@@ -25,6 +25,7 @@ from pipeline.sources.base_disk import BASE, BaseDisk, look, stamp_of
 from pipeline.stages.base import Context, LocalFile, key_of
 from pipeline.store import Store
 from pipeline.tools import foreign_kernel, kernel, run
+from pipeline.tools.disk_formats import called
 
 _MOST_BYTES = 2 << 40  # of the disk in it; what says that it is larger would take hours to unpack
 _DISK = "/dev/sda"
@@ -83,13 +84,18 @@ def _examine(file: Path, declared: str | None, store: Store, progress: Progress)
         log.unlink(missing_ok=True)
         if (looked.format, looked.compression) != ("raw", None):
             disk = _unpack(disk, declared, folder, log, store, progress)
-        geometry = read_geometry(disk)
-        with launched([Drive(file=disk)], store=store.folder, log=log, progress=progress) as guest:
-            progress.step("looking into the image")
-            system = inspect_system(guest, geometry, _DISK)
-            progress.step("looking at its kernel")
-            with mounted(guest, system, _DISK):
-                inside = _look_inside(GuestTree(guest), folder)
+        try:
+            geometry = read_geometry(disk)
+            with launched(
+                [Drive(file=disk)], store=store.folder, log=log, progress=progress
+            ) as guest:
+                progress.step("looking into the image")
+                system = inspect_system(guest, geometry, _DISK)
+                progress.step("looking at its kernel")
+                with mounted(guest, system, _DISK):
+                    inside = _look_inside(GuestTree(guest), folder)
+        except PhantomError as error:
+            raise error.located(str(file)) from error
         progress.step("done")
     return Examined(
         file=file,
@@ -154,7 +160,7 @@ def describe(examined: Examined) -> dict[str, Any]:
     return {
         "file": str(examined.file),
         "bytes": examined.file_bytes,
-        "format": examined.format,
+        "format": called(examined.format),
         "compression": examined.compression,
         **geometry,
         "partitions": partitions,
@@ -302,6 +308,10 @@ def _remarks(tree: kernel.Tree) -> Iterator[str]:
             yield f"{path} lets its owner in"
     if tree.names(PurePosixPath("/var/lib/cloud/instances")):
         yield "cloud-init remembers a machine that it ran on"
+    if {"user-data", "instance"} & {*tree.names(PurePosixPath("/var/lib/phantom"))}:
+        yield "the user-data fetcher remembers a machine that it ran on"
+    if tree.read(cloud_init.NODE_FILE):
+        yield f"{cloud_init.NODE_FILE} names the metadata service of another machine"
 
 
 def _password_remarks(tree: kernel.Tree) -> Iterator[str]:

@@ -143,7 +143,7 @@ class Program:
                 meaning=self.purpose,
                 mend=f"sudo apt-get install --reinstall {self.package}",
             )
-        number = re.search(r"\b[0-9]+(\.[0-9]+)+", told)
+        number = re.search(r"(?<![0-9.])[0-9]+(\.[0-9]+)+", told)
         version = number[0] if number else "of an unknown version"
         if number and tuple(map(int, version.split("."))) < self.tested:
             wanted = ".".join(map(str, self.tested))

@@ -13,6 +13,8 @@ from pipeline.guest.fstab import Line
 from pipeline.guest.inspection import describe_place
 from pipeline.guest.system import FileSystem, System
 from pipeline.model import Disk, Hardware, Machine
+from pipeline.tools.disk_formats import called
+from pipeline.tools import ext4
 from pipeline.tools.kernel import Fault, Kernel, Remedies, find_faults
 
 EFI_SYSTEM = ("C12A7328-F81F-11D2-BA4B-00A0C93EC93B", "ef")
@@ -20,14 +22,6 @@ EFI_SYSTEM = ("C12A7328-F81F-11D2-BA4B-00A0C93EC93B", "ef")
 
 _ARCHITECTURES = ("x86_64", "i686")  # what an x86_64 machine runs
 _NODE_TYPES = ("ext2", "ext3", "ext4")
-_NEW_FEATURES = frozenset(
-    {
-        *("metadata_csum", "metadata_csum_seed", "bigalloc", "quota", "inline_data", "encrypt"),
-        *("casefold", "project", "verity", "ea_inode", "large_dir", "mmp", "orphan_file"),
-    }
-)
-"""Features of ext4 with which Linux 2.6.32, of 2010, does not mount a file system to write into
-it (fs/ext4/ext4.h)."""
 _DEVICE = re.compile(r"/dev/((?:s|h|v|xv)d[a-z]+[0-9]*|nvme[0-9]+n[0-9]+(?:p[0-9]+)?)$")
 _WAITS_FOR_NOTHING = frozenset({"noauto", "nofail", "_netdev"})
 
@@ -88,7 +82,7 @@ def judge(
         reasons += [fault.what for fault in inside.foreign]
     notes = []
     if (file_format, compression) != (disk.format, disk.compression):
-        wanted = " in ".join(filter(None, (disk.format, disk.compression)))
+        wanted = " in ".join(filter(None, (called(disk.format), disk.compression)))
         notes.append(f"the file has to be made {wanted} first")
     if not hardware.own_kernel and not inside.menu:
         notes.append("pygrub would find no boot menu; a kernel that the site gives needs none")
@@ -166,7 +160,7 @@ def _edits(system: System, *, bare: bool) -> Iterator[str]:
             )
     if root.type not in _NODE_TYPES:
         yield f"its root is {root.type}, which not every node mounts"
-    new = sorted(_NEW_FEATURES.intersection(system.root_features))
+    new = sorted(ext4.NEW_FEATURES.intersection(system.root_features))
     if new:
         yield f"its root has features that older nodes do not know: {', '.join(new)}"
     for mount in ("/root", "/var"):
@@ -231,9 +225,8 @@ def _obstacles(system: System, inside: Inside, hardware: Hardware) -> Iterator[s
     if not system.clients:
         yield "it has neither curl nor wget, and the user-data fetcher needs one"
     if not hardware.own_kernel:
-        # What fstab mounts is dealt with by the conversion.
-        yield from (each.what for each in inside.foreign if "fstab" not in each.what)
-    elif inside.kernel is None:
+        return  # the conversion deals with what fstab mounts and with modules
+    if inside.kernel is None:
         yield inside.kernel_error or "it has no kernel"
     else:
         heard = replace(inside.kernel, command_line=(f"console={hardware.console}",))

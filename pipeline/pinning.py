@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import sparse
 from pipeline.definition import locate
-from pipeline.errors import DefinitionError, StoreError, UsageError
-from pipeline.model import Appliance, BaseImageSource, Progress, Sha256
+from pipeline.errors import DefinitionError, PhantomError, StoreError, UsageError
+from pipeline.model import Appliance, ApplianceBuild, BaseImageSource, Progress, Sha256
 from pipeline.sources import base_disk, download
 from pipeline.sources.base_disk import Looked
 from pipeline.sources.transport import shown as shown_url
@@ -70,17 +70,20 @@ def pin(appliance: Appliance, workspace: Workspace) -> Pinned:
             f"{appliance.name} starts from no base image, so there is nothing to pin",
             todo="name an appliance whose definition says source: base_image:",
         )
-    progress = workspace.progress("pin")
-    if isinstance(source.location, str):
-        found = _fetch(source.location, source, workspace, progress)
-    elif isinstance(source.location, Path):
-        found = _read(source.location, source, progress)
-    else:
+    if isinstance(source.location, ApplianceBuild):
         raise UsageError(
             f"{appliance.name} starts from a build of {source.location.name}, which has a digest "
             "of its own",
             todo="there is nothing to pin; `phantom-image plan` tells which build is taken",
         )
+    progress = workspace.progress("pin")
+    try:
+        if isinstance(source.location, Path):
+            found = _read(source.location, source, progress)
+        else:
+            found = _fetch(source.location, source, workspace, progress)
+    except PhantomError as error:
+        raise error.located(locate(appliance.definition, *_KEYS, "location")) from error
     written = found.sha256 != source.sha256
     if written:
         _write(appliance, source, found.sha256)

@@ -41,7 +41,7 @@ from pipeline.model import (
     format_size,
 )
 from pipeline.sources import base_image, scratch
-from pipeline.sources.base_disk import stamp_of
+from pipeline.sources.base_disk import look, stamp_of
 from pipeline.sources.base_image import (
     BaseFile,
     BaseRoot,
@@ -102,7 +102,7 @@ class Target:
     def leaves(self) -> tuple[Stage, ...]:
         """The stages whose artifacts are asked for."""
         contents = () if self.contents is None else (self.contents,)
-        return (self.image, self.hash, self.drivers, *contents, *self.boots)
+        return (*contents, self.image, self.hash, self.drivers, *self.boots)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +232,9 @@ def _find_base(
     """The base image, where it lies on this host already."""
     location = source.location
     if isinstance(location, Path):
-        return find_base_file(location, store, keep=keep)
+        found = find_base_file(location, store, keep=keep)
+        look(found.path, str(found.path), source.format)  # its headers, before anything is built
+        return found
     return _find_build(location, builds) if isinstance(location, ApplianceBuild) else None
 
 

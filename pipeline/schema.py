@@ -17,8 +17,8 @@ DEFAULT_SOURCE = {"element": "phantom-debian", "release": "bookworm", "architect
 BASE_FORMATS = ("raw", "qcow2", "vmdk", "vhd", "vdi")
 
 NAME_PATTERN = "^[a-z0-9][a-z0-9.-]*$"
-# Debian Policy 5.6.1.
-_PACKAGE_PATTERN = "^[a-z0-9][a-z0-9+.-]+$"
+DEBIAN_PACKAGE_PATTERN = "^[a-z0-9][a-z0-9+.-]+$"  # Debian Policy 5.6.1
+PACKAGE_PATTERN = "^[A-Za-z0-9][A-Za-z0-9+._-]*$"  # of other distributions too
 _ELEMENT_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 # Phantom writes `name@site` and `site:max,site:max`: a site's name can hold none of these marks.
 _SITE_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -73,12 +73,13 @@ def make_appliance_schema(clouds: Iterable[str]) -> Schema:
                 [["phantom-user-data", "phantom-grow-root"]],
             ),
             "packages": _list(
-                "Packages to install beside those that the elements ask for.",
+                "Packages to install beside those that the elements ask for: Debian's, or in a "
+                "base image those of its distribution.",
                 _text(
                     "A package's name, without a version.",
                     ["nginx-light"],
-                    pattern=_PACKAGE_PATTERN,
-                    errorMessage="must be the name of a Debian package, without a version",
+                    pattern=PACKAGE_PATTERN,
+                    errorMessage="must be the name of a package, without a version",
                 ),
                 [["nginx-light", "rsync"]],
             ),
@@ -328,7 +329,7 @@ def _base_image_schema() -> Schema:
                 _text(
                     "A package's name.",
                     ["snapd"],
-                    pattern="^[A-Za-z0-9][A-Za-z0-9+._-]*$",
+                    pattern=PACKAGE_PATTERN,
                     errorMessage="must be the name of a package, without a version",
                 ),
                 [["snapd"]],

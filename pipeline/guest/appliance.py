@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import select
+import shlex
 import shutil
 import signal
 import tempfile
@@ -15,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import host
-from pipeline.errors import ApplianceError, PhantomError
-from pipeline.model import MIB, Progress
+from pipeline.errors import ApplianceError, FileSystemError, PhantomError, StageFailedError
+from pipeline.model import KIB, MIB, Progress
 from pipeline.tools import run
 
 
@@ -47,6 +50,34 @@ _END_SECONDS = 20.0  # a hundred times what it takes
 _HYPERVISOR = Path(__file__).with_name("hypervisor.sh")
 _GUARD = Path(__file__).with_name("guard.sh")
 _SEE_DOCTOR = "`phantom-image doctor` looks for the reason"
+_LONGEST_LINE = 64 * KIB
+_LARGEST_LOG = 64 * MIB
+_LOOK_MILLISECONDS = 200  # should QEMU still be there when nobody wants to hear it
+_ESCAPED = re.compile(rb"\\([0-7]{3}|.)")
+_SIMPLE_ESCAPES = dict(zip(b"abfnrtv", b"\a\b\f\n\r\t\v", strict=True))
+
+
+class NotTextError(RuntimeError):
+    """A call of libguestfs would have answered with something of the image that is not UTF-8."""
+
+
+class _Handle:
+    """libguestfs's handle, whose every failure is a RuntimeError: names in an image are bytes, and
+    its binding for Python takes all that it returns for UTF-8."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._handle, name)
+
+        def called(*words: Any, **options: Any) -> Any:
+            try:
+                return call(*words, **options)
+            except UnicodeDecodeError as error:
+                raise NotTextError(f"{name}: a name or text in the image is not UTF-8") from error
+
+        return called
 
 
 @dataclass
@@ -56,11 +87,12 @@ class Guest:
     handle: Any = field(repr=False)
     log: Path
     progress: Progress
+    stopped: bool = False
+    """Whether it was ended because the whole command is to end."""
     _process: int | None = None
     """A descriptor of QEMU's process: its number may be another's once libguestfs has seen it end.
     """
-    _listeners: list[Callable[[str], None]] = field(default_factory=list)
-    _line: str = ""
+    _console: _Console | None = None
 
     @property
     def ended(self) -> bool:
@@ -81,11 +113,9 @@ class Guest:
     def heard(self, listener: Callable[[str], None]) -> Iterator[None]:
         """Passes each line of the appliance's console on, without its line end, as it comes. What a
         program in the image writes to /dev/ttyS0 is heard here while it runs."""
-        self._listeners.append(listener)
-        try:
+        assert self._console is not None
+        with self._console.heard(listener):
             yield
-        finally:
-            self._listeners.remove(listener)
 
     @contextmanager
     def limited(self, seconds: float) -> Iterator[None]:
@@ -118,14 +148,122 @@ class Guest:
             os.close(self._process)
             self._process = None
 
-    def listen(self, text: str) -> None:
-        """Takes what the console printed."""
-        *lines, self._line = (self._line + text).split("\n")
-        with self.log.open("a", encoding="utf-8", errors="replace") as log:
-            for line in lines:
-                log.write(f"{line.rstrip()}\n")
-                for listener in list(self._listeners):
-                    listener(line.rstrip())
+    def stop(self) -> None:
+        """Ends the appliance since the whole command is to end."""
+        self.stopped = True
+        self.kill()
+
+    def names(self, folder: str) -> list[str]:
+        """What lies in a folder of the image, whose path must lead through no link. A name that is
+        not UTF-8 is left out. Raises RuntimeError."""
+        try:
+            return list(self.handle.ls(folder))
+        except NotTextError:
+            place = shlex.quote(f"/sysroot{folder}")
+            listed = self.handle.debug("sh", [f"LC_ALL=C ls -1Ab -- {place}"])
+            return sorted(filter(None, map(_unescape, listed.encode().split(b"\n"))))
+
+    def read_link(self, path: str) -> str:
+        """Where a symbolic link of the image leads. What is not UTF-8 becomes one U+FFFD: nobody
+        looks for such a name. Raises RuntimeError."""
+        try:
+            return str(self.handle.readlink(path))
+        except NotTextError:
+            return "\N{REPLACEMENT CHARACTER}"
+
+    @contextmanager
+    def connected(self, console: Path) -> Iterator[None]:
+        """Reads the appliance's console while the block lasts, from a named pipe."""
+        self._console = _Console(console, self.log)
+        try:
+            yield
+        finally:
+            self._console.close()
+
+
+class _Console:
+    """What the appliance prints, read as bytes on a thread of its own and written to a log, up to a
+    limit: an image may print anything. (libguestfs's binding for Python takes it for UTF-8, and
+    crashes where it is not.)"""
+
+    def __init__(self, pipe: Path, log: Path) -> None:
+        os.mkfifo(pipe)
+        self._read = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        # As long as we could write ourselves, it has no end.
+        self._write = os.open(pipe, os.O_WRONLY)
+        self._log = log
+        self._logged: int | None = 0
+        self._lock = threading.RLock()
+        self._listeners: list[Callable[[str], None]] = []
+        self._line = b""
+        self._closing = False
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    @contextmanager
+    def heard(self, listener: Callable[[str], None]) -> Iterator[None]:
+        """Passes each line on while the block lasts: all that came until its end."""
+        with self._lock:
+            self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._take_all()
+                self._listeners.remove(listener)
+
+    def close(self) -> None:
+        """Reads what is left, and ends. QEMU is to have been ended."""
+        self._closing = True
+        os.close(self._write)
+        self._thread.join()
+        if self._line:
+            self._pass_on(self._line)
+        os.close(self._read)
+
+    def _follow(self) -> None:
+        waiting = select.poll()
+        waiting.register(self._read, select.POLLIN)
+        while not self._closing:
+            waiting.poll(_LOOK_MILLISECONDS)
+            if not self._take_all():
+                return
+
+    def _take_all(self) -> bool:
+        """Takes what is there; whether there may be more."""
+        with self._lock:
+            while True:
+                try:
+                    taken = os.read(self._read, _LONGEST_LINE)
+                except BlockingIOError:
+                    return True
+                if not taken:
+                    return False
+                *lines, self._line = (self._line + taken).split(b"\n")
+                if len(self._line) >= _LONGEST_LINE:
+                    lines, self._line = [*lines, self._line], b""
+                for line in lines:
+                    self._pass_on(line)
+
+    def _pass_on(self, line: bytes) -> None:
+        text = line[:_LONGEST_LINE].decode("utf-8", "replace").rstrip()
+        self._write_down(f"{text}\n")
+        for listener in self._listeners:
+            # Nobody would be told on this thread, and a console that nobody reads stops QEMU.
+            with suppress(Exception):
+                listener(text)
+
+    def _write_down(self, line: str) -> None:
+        if self._logged is None:
+            return
+        self._logged += len(line)
+        if self._logged > _LARGEST_LOG:
+            self._logged, line = None, "(what came after this is left out: the log is too large)\n"
+        try:
+            with self._log.open("a", encoding="utf-8", errors="replace") as log:
+                log.write(line)
+        except OSError:  # such as a full disk: what is written to it for good tells of that
+            self._logged = None
 
 
 @contextmanager
@@ -146,20 +284,21 @@ def launched(
     when this process is killed.
     """
     with _guarded() as folder, _opened(folder) as handle:
-        guest = Guest(handle=handle, log=log, progress=progress)
-        try:
-            _set_up(guest, drives, store, folder, network=network)
-            progress.step("starting libguestfs")
-            _launch(guest)
-            yield guest
-            handle.umount_all()
-            handle.shutdown()
-        except RuntimeError as error:
-            raise _explain(guest, error) from error
-        finally:
-            # libguestfs itself would only ask it to end, and wait for as long as that takes.
-            guest.kill()
-            guest.forget()
+        guest = Guest(handle=_Handle(handle), log=log, progress=progress)
+        with guest.connected(folder / "console"), run.stopped_by(guest.stop):
+            try:
+                _set_up(guest, drives, store, folder, network=network)
+                progress.step("starting libguestfs")
+                _launch(guest)
+                yield guest
+                guest.handle.umount_all()
+                guest.handle.shutdown()
+            except RuntimeError as error:
+                raise _explain(guest, error) from error
+            finally:
+                # libguestfs itself would only ask it to end, and wait for as long as that takes.
+                guest.kill()
+                guest.forget()
 
 
 @contextmanager
@@ -208,8 +347,6 @@ def _wait_for_end(folder: Path) -> None:
 def _set_up(
     guest: Guest, drives: Sequence[Drive], store: Path, folder: Path, *, network: bool
 ) -> None:
-    import guestfs
-
     handle = guest.handle
     try:
         handle.set_backend("direct")
@@ -221,10 +358,6 @@ def _set_up(
         handle.set_tmpdir(str(folder))
         handle.set_recovery_proc(False)  # our guard is quicker, and removes files too
         handle.set_pgroup(True)  # a terminal's control-c is for us; we end the appliance
-        handle.set_event_callback(
-            lambda _event, _handle, text, _array: guest.listen(_decode(text)),
-            guestfs.EVENT_APPLIANCE,
-        )
         if os.environ.get("LIBGUESTFS_PATH"):
             handle.set_path(os.environ["LIBGUESTFS_PATH"])
         qemu = Path(os.environ.get("LIBGUESTFS_HV") or handle.get_hv())
@@ -271,6 +404,8 @@ def _launch(guest: Guest) -> None:
 
 
 def _not_started(guest: Guest, error: Exception) -> PhantomError:
+    if guest.stopped:
+        return _interrupted()
     # libguestfs ends its messages with advice for those who call it.
     reason = str(error).splitlines()[0].rstrip(".")
     return ApplianceError(
@@ -281,6 +416,14 @@ def _not_started(guest: Guest, error: Exception) -> PhantomError:
 
 
 def _explain(guest: Guest, error: RuntimeError) -> PhantomError:
+    if guest.stopped:
+        return _interrupted()
+    if isinstance(error, NotTextError):
+        return FileSystemError(
+            "a name or text in the image is not UTF-8, where it matters",
+            todo="rename it in the base image, or choose another",
+            detail=str(error),
+        )
     if guest.ended:
         return ApplianceError(
             "libguestfs's appliance ended while it worked",
@@ -290,5 +433,20 @@ def _explain(guest: Guest, error: RuntimeError) -> PhantomError:
     return ApplianceError(f"libguestfs cannot go on: {error}", log=guest.log)
 
 
-def _decode(text: bytes | str) -> str:
-    return text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+def _interrupted() -> PhantomError:
+    return StageFailedError("was interrupted", todo="run the same command again")
+
+
+def _unescape(listed: bytes) -> str | None:
+    """A name as `ls -b` prints it; None where it is not UTF-8."""
+
+    def byte(found: re.Match[bytes]) -> bytes:
+        code = found[1]
+        if len(code) == 3:
+            return bytes([int(code, 8) & 0xFF])
+        return bytes([_SIMPLE_ESCAPES.get(code[0], code[0])])
+
+    try:
+        return _ESCAPED.sub(byte, listed).decode()
+    except UnicodeDecodeError:
+        return None

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pipeline.guest import fstab, kernel_options
+from pipeline.guest import fstab, kernel_options, network
 from pipeline.guest.appliance import Guest
 from pipeline.guest.files import ImageFiles
 from pipeline.guest.root import EXT, STAYING
@@ -23,6 +23,8 @@ from pipeline.model import MIB
 
 _BIOS_BOOT = "21686148-6449-6E6F-744E-656564454649"  # GRUB's manual
 _EFI_SYSTEM = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"  # the UEFI specification
+# Where a file system that fills a disk has its magic (ext4's documentation: "The Super Block").
+_EXT_MAGIC_AT, _EXT_MAGIC = 1080, b"\x53\xef"
 _TAIL = MIB  # the second table takes 33 sectors of it
 
 _GRUB = PurePosixPath("/boot/grub")
@@ -88,16 +90,17 @@ def configure_boot(guest: Guest, files: ImageFiles, system: System, *, base: str
     swap = any(each.type == "swap" for each in system.file_systems)
     if swap and files.exists(_RESUME):
         files.write(_RESUME, "RESUME=none\n")
-    options = _options(files, system, swap=swap)
+    extra = network.kernel_options(files, system)
+    options = _options(files, system, extra, swap=swap)
     kernels = _find_kernels(files, system)
-    _follow_everywhere(files, uuid)
+    _follow_everywhere(files, uuid, extra)
     if kept is None or not _boots_elsewhere(files):
         _write_configuration(files, kernels, uuid, options)
     if kept is None:
         _forget_modules(files)
         _write_defaults(files, system, options)
     else:
-        _add_console_to_defaults(files, system)
+        _add_to_defaults(files, system, extra)
     if kept is None or "grub-legacy" not in system.boot_loaders:
         _write_legacy_configuration(files, kernels, uuid, options)
     _add_getty(files, system)
@@ -122,6 +125,8 @@ def _find_kept(guest: Guest, system: System, base: str) -> Kept | None:
         return None
     assert root.place.start is not None
     layout = _layout(system)
+    if layout == "mbr" and guest.handle.pread_device(base, 2, _EXT_MAGIC_AT) == _EXT_MAGIC:
+        return None  # nodes would take the whole disk for a file system, which it once was
     if layout is None or (layout == "hybrid" and not _boots_by_uefi(guest, system, base)):
         return None
     return Kept(
@@ -185,12 +190,13 @@ def _table(dump: str) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _options(files: ImageFiles, system: System, *, swap: bool) -> list[str]:
+def _options(files: ImageFiles, system: System, extra: Sequence[str], *, swap: bool) -> list[str]:
     """The kernel's options but for root's, as they are to be."""
     found = kernel_options.find(files)
     # An initramfs of Debian's waits half a minute for the swap that it remembers.
     if swap and system.family == "debian" and "noresume" not in found:
         found.append("noresume")
+    found += kernel_options.missing(found, extra)
     return [*dict.fromkeys(found), *kernel_options.CONSOLES]
 
 
@@ -290,7 +296,7 @@ def _boots_elsewhere(files: ImageFiles) -> bool:
     return bool(kernel_options.GRUB_LINE.search(text)) and _TRIES_WITHOUT_INITRAMFS not in text
 
 
-def _follow_everywhere(files: ImageFiles, uuid: str) -> None:
+def _follow_everywhere(files: ImageFiles, uuid: str, extra: Sequence[str]) -> None:
     """Edits the options in each configuration that the image has, and nothing else of it."""
     configurations = [
         *((path, kernel_options.GRUB_LINE) for path in kernel_options.GRUB_CONFIGURATIONS),
@@ -302,16 +308,18 @@ def _follow_everywhere(files: ImageFiles, uuid: str) -> None:
     for path, start in configurations:
         text = kernel_options.read_text(files, path)
         if text:
-            _change(files, path, text, kernel_options.follow_lines(text, start, uuid))
+            _change(files, path, text, kernel_options.follow_lines(text, start, uuid, extra))
     for path in kernel_options.ENVIRONMENTS:
-        _follow_environment(files, path, uuid)
+        _follow_environment(files, path, uuid, extra)
 
 
-def _follow_environment(files: ImageFiles, path: PurePosixPath, uuid: str) -> None:
+def _follow_environment(
+    files: ImageFiles, path: PurePosixPath, uuid: str, extra: Sequence[str]
+) -> None:
     """Edits the options in GRUB's environment, a block of fixed size."""
     text = kernel_options.read_text(files, path)
     if kernel_options.ENVIRONMENT_LINE.search(text):
-        edited = kernel_options.follow_lines(text, kernel_options.ENVIRONMENT_LINE, uuid)
+        edited = kernel_options.follow_lines(text, kernel_options.ENVIRONMENT_LINE, uuid, extra)
         edited = edited.rstrip("#")
         if len(edited) <= len(text):
             _change(files, path, text, edited.ljust(len(text), "#"))
@@ -345,15 +353,18 @@ def _write_defaults(files: ImageFiles, system: System, options: Sequence[str]) -
     _append_defaults(files, system, text)
 
 
-def _add_console_to_defaults(files: ImageFiles, system: System) -> None:
+def _add_to_defaults(files: ImageFiles, system: System, extra: Sequence[str]) -> None:
     names = files.names(kernel_options.MORE_DEFAULTS)
     paths = [kernel_options.DEFAULTS, *(kernel_options.MORE_DEFAULTS / name for name in names)]
     texts = [kernel_options.read_text(files, path) for path in paths]
     lines = [line for text in texts for line in text.splitlines() if not line.startswith("#")]
     text = "unset GRUB_FORCE_PARTUUID\n" if "GRUB_FORCE_PARTUUID" in "\n".join(lines) else ""
-    if not any("GRUB_CMDLINE" in line and "console=ttyS0" in line for line in lines):
-        words = " ".join(kernel_options.CONSOLES)
-        text += f'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {words}"\n'
+    told = re.findall(r"[^\s\"'=]+=[^\s\"']*", " ".join(x for x in lines if "GRUB_CMDLINE" in x))
+    words = kernel_options.missing(told, extra)
+    if not any(word.startswith("console=ttyS0") for word in told):
+        words += kernel_options.CONSOLES
+    if words:
+        text += f'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {" ".join(words)}"\n'
     if text:
         _append_defaults(files, system, f"\n# The console of a cloud's machine.\n{text}")
 

@@ -45,6 +45,9 @@ _REMOVED: Mapping[str, Sequence[str]] = {
     "/etc/pki/consumer": _ALL,
     "/etc/pki/entitlement": _ALL,
     "/etc/sysconfig/rhn": ("systemid",),
+    # what a node wrote, and what the user-data fetcher kept: it would ask the service of that site
+    "/var": ("nimbus-metadata-server-url",),
+    "/var/lib/phantom": _ALL,
     # left by programs that ended, and by ourselves
     "/": ("core", "core.[0-9]*", f"{TEMPORARY}*"),
     "/etc": (

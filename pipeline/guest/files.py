@@ -89,8 +89,8 @@ class ImageFiles:
     distributions have it so (`/bin` to `usr/bin`), else UnsafeImageError. What is read is what
     lies at its own place too: whatever is behind another link counts as not there.
 
-    Paths are absolute. What is written belongs to root. No program of the image is run. Methods
-    that write raise FileSystemError, such as when the file system is full.
+    Paths are absolute. What is written belongs to root. No program of the image is run. They
+    raise FileSystemError, such as when the file system is damaged or full.
     """
 
     def __init__(self, guest: Guest) -> None:
@@ -173,8 +173,9 @@ class ImageFiles:
 
     def exists(self, path: PurePosixPath) -> bool:
         """Whether anything lies at this place, be it a link that leads nowhere."""
-        place = self.locate(path)
-        return place is not None and self._kind(place) is not None
+        with self._explained(path):
+            place = self.locate(path)
+            return place is not None and self._kind(place) is not None
 
     def is_folder(self, path: PurePosixPath) -> bool:
         """Whether a folder lies at this place."""
@@ -182,22 +183,26 @@ class ImageFiles:
 
     def mode(self, path: PurePosixPath) -> int | None:
         """The permission bits of a regular file; None where none lies at this place."""
-        place = self.locate(path)
-        kind = None if place is None else self._kind(place)
-        return stat.S_IMODE(kind) if kind is not None and stat.S_ISREG(kind) else None
+        with self._explained(path):
+            place = self.locate(path)
+            kind = None if place is None else self._kind(place)
+            return stat.S_IMODE(kind) if kind is not None and stat.S_ISREG(kind) else None
 
     def names(self, folder: PurePosixPath) -> list[str]:
-        """What lies in a folder, sorted; empty where there is none."""
-        place = self.locate_folder(folder)
-        return [] if place is None else sorted(self._handle.ls(place))
+        """What lies in a folder, sorted; empty where there is none. Names that are not UTF-8 are
+        left out: nobody here asks for one."""
+        with self._explained(folder):
+            place = self.locate_folder(folder)
+            return [] if place is None else sorted(self._guest.names(place))
 
     def read_link(self, path: PurePosixPath) -> str | None:
         """Where a symbolic link leads, as it is written; None where none lies at this place."""
-        place = self.locate(path)
-        kind = None if place is None else self._kind(place)
-        if kind is None or not stat.S_ISLNK(kind):
-            return None
-        return str(self._handle.readlink(place))
+        with self._explained(path):
+            place = self.locate(path)
+            kind = None if place is None else self._kind(place)
+            if kind is None or not stat.S_ISLNK(kind):
+                return None
+            return self._guest.read_link(str(place))
 
     def locate(self, path: PurePosixPath) -> str | None:
         """The place of a file or folder, reached without any link: what calls of libguestfs's own
@@ -206,7 +211,8 @@ class ImageFiles:
         if path == PurePosixPath("/"):
             return "/"
         try:
-            folder = self._walk(path.parent, make=None)
+            with self._explained(path):
+                folder = self._walk(path.parent, make=None)
         except UnsafeImageError:
             return None
         return None if folder is None else posixpath.join(folder, path.name)
@@ -215,7 +221,8 @@ class ImageFiles:
         """The place of a folder, reached without any link but usual ones; None where there is
         none."""
         try:
-            return self._walk(path, make=None)
+            with self._explained(path):
+                return self._walk(path, make=None)
         except UnsafeImageError:
             return None
 
@@ -240,7 +247,7 @@ class ImageFiles:
                     place, parts = "/", [*_parts(PurePosixPath(target)), *parts]
                     continue
                 if not _is_ours(here):
-                    raise _unsafe(here, str(self._handle.readlink(here)))
+                    raise _unsafe(here, self._guest.read_link(here))
             if kind is None or not stat.S_ISDIR(kind):
                 if make is None:
                     return None
@@ -261,7 +268,7 @@ class ImageFiles:
     def _follow(self, here: str) -> str | None:
         """Where a usual link leads to; None for any other."""
         target = posixpath.normpath(
-            posixpath.join(posixpath.dirname(here), self._handle.readlink(here))
+            posixpath.join(posixpath.dirname(here), self._guest.read_link(here))
         )
         return target if target in _USUAL_LINKS.get(here, ()) else None
 

@@ -84,7 +84,9 @@ class _Image:
         self.size = file.seek(0, 2)
 
     def read(self, at: int, count: int) -> bytes:
-        """Bytes at an offset; fewer at the end."""
+        """Bytes at an offset; fewer at the end, and none beyond it."""
+        if at >= self.size:  # a table may name any place, also one that no file can have
+            return b""
         self._file.seek(at)
         return self._file.read(count)
 
@@ -206,6 +208,8 @@ def _read_gpt(image: _Image) -> Iterator[Partition]:
     if width not in (128, 256, 512) or count > _MOST_ENTRIES:
         raise image.damaged(f"its GPT has {count} entries of {width} bytes")
     entries = image.read(at * SECTOR, count * width)
+    if len(entries) < count * width:
+        raise image.damaged("the GPT's entries lie behind the image's end")
     if zlib.crc32(entries) != entries_sum:
         raise image.damaged("the checksum of the GPT's entries is wrong")
     for number in range(1, count + 1):

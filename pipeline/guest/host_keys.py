@@ -22,7 +22,8 @@ _UNIT = """\
 Description=Make this machine's own SSH host keys
 # Where cloud-init or the distribution makes them, they are there by then.
 After=cloud-init.service cloud-init-network.service sshd-keygen.target sshd-keygen.service
-Before=ssh.service ssh.socket sshd.service sshd.socket
+# Not before their sockets: these come before all that multi-user.target wants.
+Before=ssh.service sshd.service
 ConditionPathExists=!/etc/ssh/ssh_host_rsa_key
 
 [Service]

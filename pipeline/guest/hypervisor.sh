@@ -2,11 +2,13 @@
 #
 # libguestfs starts this in QEMU's place, from a copy in the folder of one appliance. It notes there,
 # before it becomes QEMU, which process that is and where the appliance's sockets are: guard.sh has
-# to know them, and libguestfs tells neither while it launches.
+# to know them, and libguestfs tells neither while it launches. What an appliance prints goes to a
+# named pipe there; libguestfs sees by QEMU's standard input when it ends.
 
 set -eu
 
 folder=${0%/*}
+console=
 for word in "$@"; do
     case $word in
         socket,path=*)
@@ -14,7 +16,11 @@ for word in "$@"; do
             path=${path%%,*}
             printf '%s\n' "${path%/*}" >"$folder/sockets"
             printf '%s\n' "$$" >"$folder/pid"
+            console=$folder/console
             ;;
     esac
 done
+if [ -n "$console" ]; then
+    exec >"$console" 2>&1
+fi
 exec "$(cat "$folder/qemu")" "$@"

@@ -23,12 +23,19 @@ from pipeline.guest import cloud_init, host_keys, network, services
 from pipeline.guest.appliance import Guest
 from pipeline.guest.files import Copy, ImageFiles
 from pipeline.guest.system import System
+from pipeline.tools import foreign_kernel
 
 DESCRIPTION = "base-image.yaml"
 
 OPTIONS = PurePosixPath("/etc/default/phantom-user-data")
 """The user-data fetcher's."""
 
+_MODULES_CONDITION = """\
+# Written by phantom-image. Where the site gives the kernel, the image has no modules for it, and a
+# name in modules-load.d that cannot be loaded would fail the service.
+[Unit]
+ConditionPathIsDirectory=/lib/modules/%v
+"""
 _INIT_SCRIPTS = f"{services.INIT_SCRIPTS}/"
 # Debian's name of the package that has a program, where it is not the program's own.
 _PACKAGES = {"resize2fs": "e2fsprogs", "sfdisk": "fdisk", "partx": "util-linux"}
@@ -87,11 +94,11 @@ def inject(
     runner: str,
     frequency: str,
 ) -> None:
-    """Puts payloads into the image, and has it boot as every cloud of Phantom's needs it: with DHCP
-    on any card, SSH host keys of its own, and one runner of user-data.
+    """Puts payloads into the image, and has its init system start their services.
 
-    `runner` (`cloud-init`, `fetcher`) and `frequency` (`boot`, `instance`) are the definition's.
-    Raises InitSystemError, ClientError, FileSystemError, UnsafeImageError.
+    `runner` (`cloud-init`, `fetcher`) and `frequency` (`boot`, `instance`) are the definition's,
+    whose files and scripts find them set; `settle_runner` has the last word. Raises
+    InitSystemError, ClientError, FileSystemError, UnsafeImageError.
     """
     init = services.find_init(system)
     programs = services.find_programs(files)
@@ -103,22 +110,61 @@ def inject(
             "cloud-init is turned off: without systemd, the fetcher runs user-data"
         )
     for payload in payloads:
-        _put_in(files, init, payload, chosen, frequency)
+        _put_in(files, init, payload)
+    _set_options(files, payloads, chosen, frequency)
+
+
+def settle_runner(
+    files: ImageFiles,
+    system: System,
+    payloads: Sequence[Payload],
+    *,
+    runner: str,
+    frequency: str,
+) -> None:
+    """Has the image, which is as it stays otherwise, boot as every cloud of Phantom's needs it:
+    with DHCP on any card, SSH host keys of its own, one runner of user-data, and no module wanted
+    that a site's own kernel lacks.
+
+    After the definition's files and scripts, which may bring cloud-init or another network, and
+    options of the fetcher's; `system` is what they left (`inspection.look_again`). Raises
+    InitSystemError, FileSystemError, UnsafeImageError.
+    """
+    init = services.find_init(system)
+    programs = services.find_programs(files)
+    chosen = cloud_init.choose_runner(system, runner)
+    _set_options(files, payloads, chosen, frequency)
     cloud_init.configure(files, system, chosen)
     network.configure(files, system, programs)
     host_keys.add_maker(files, system, programs, init)
+    if init == "systemd":
+        files.write(foreign_kernel.CONDITION, _MODULES_CONDITION)
 
 
-def _put_in(files: ImageFiles, init: str, payload: Payload, runner: str, frequency: str) -> None:
-    options = files.read(OPTIONS)
-    files.copy([each for each in payload.files_for(init) if not _is_masked(files, each)])
-    if any(each.target == OPTIONS for each in payload.files):
-        text = (options or files.read(OPTIONS) or b"").decode("utf-8", "replace")
-        text = _set_option(text, "FREQUENCY", frequency)
-        leave = "yes" if runner == cloud_init.CLOUD_INIT else "no"
-        files.write(OPTIONS, _set_option(text, "LEAVE_TO_CLOUD_INIT", leave))
+def _put_in(files: ImageFiles, init: str, payload: Payload) -> None:
+    kept = OPTIONS if files.exists(OPTIONS) else None  # somebody's own
+    files.copy(
+        [
+            each
+            for each in payload.files_for(init)
+            if each.target != kept and not _is_masked(files, each)
+        ]
+    )
     for service in payload.services:
         services.enable(files, init, service, payload.runlevel)
+
+
+def _set_options(
+    files: ImageFiles, payloads: Sequence[Payload], runner: str, frequency: str
+) -> None:
+    """Sets what the definition says in the fetcher's options, if the fetcher is put in."""
+    ours = [each for payload in payloads for each in payload.files if each.target == OPTIONS]
+    if not ours:
+        return
+    text = (files.read(OPTIONS) or ours[0].source.read_bytes()).decode("utf-8", "replace")
+    text = _set_option(text, "FREQUENCY", frequency)
+    leave = "yes" if runner == cloud_init.CLOUD_INIT else "no"
+    files.write(OPTIONS, _set_option(text, "LEAVE_TO_CLOUD_INIT", leave))
 
 
 def _set_option(text: str, name: str, value: str) -> str:

@@ -7,6 +7,7 @@ it knows on every file system. Nothing of the image is run.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,8 +25,10 @@ from pipeline.errors import (
     UnknownSystemError,
 )
 from pipeline.guest import fstab
-from pipeline.guest.appliance import Guest
+from pipeline.guest.appliance import Guest, NotTextError
+from pipeline.guest.files import ImageFiles
 from pipeline.guest.geometry import HEAD, Geometry, file_system_bytes, recognise
+from pipeline.guest.mounts import OF_ROOT, SUBVOLUMES, normal
 from pipeline.guest.system import FileSystem, Partition, Place, System
 from pipeline.model import MIB
 
@@ -68,6 +71,11 @@ _PROGRAMS = (
 )
 _FETCHER = "/usr/lib/phantom/fetch-user-data"
 _LARGEST_TEXT = MIB
+_LONGEST_NUMBER = 100  # digits in a version
+_OF_A_DISK = re.compile(
+    r"(UUID|LABEL|PARTUUID|PARTLABEL)=|/dev/(disk/|mapper/|[hsv]d|xvd|nvme|mmcblk|md)"
+)
+"""What a line of fstab is about that needs a disk; those for removable media are none."""
 
 # e_machine of ELF (elf.h), in the words of `uname -m`.
 _MACHINES = {
@@ -90,9 +98,31 @@ def inspect_system(guest: Guest, geometry: Geometry, disk: str) -> System:
 
     Raises NoSystemError, SeveralSystemsError, UnknownSystemError, EncryptedError, FileSystemError.
     """
+    with _looking(guest):
+        return _Inspection(guest, geometry, disk).run()
+
+
+def look_again(guest: Guest, files: ImageFiles, system: System) -> System:
+    """A system whose root file system is mounted at /, with all that packages, files and scripts
+    may have changed since it was inspected. Raises FileSystemError."""
+    shape = Geometry(
+        disk_bytes=system.disk_bytes,
+        table=system.table,
+        partitions=system.partitions,
+        boot_code=system.boot_code,
+        file_systems=(),
+    )
+    with _looking(guest):
+        found = _Inspection(guest, shape, "").find_changing(system.init)
+    return replace(system, fetcher=files.exists(PurePosixPath(_FETCHER)), **found)
+
+
+@contextmanager
+def _looking(guest: Guest) -> Iterator[None]:
+    """Makes sentences of what goes wrong with file systems. Raises FileSystemError."""
     try:
         with guest.limited(SECONDS):
-            return _Inspection(guest, geometry, disk).run()
+            yield
     except TimeoutError as error:
         raise FileSystemError(
             f"looking into the image has not ended: {error}", todo=_REPAIR
@@ -184,6 +214,19 @@ class _Mounts:
             self.unmount()
             self._mount(root, "/")
             self._root = root
+            name = self._find_subvolume() if root.type == "btrfs" else ""
+            if name:
+                self._guest.handle.umount_all()
+                self._mount(root, "/", f"subvol=/{name}")
+
+    def _find_subvolume(self) -> str:
+        """Which of a btrfs's subvolumes holds a system; empty for what is shown without asking."""
+        names = ",".join(f"{name}/" if name else "" for name in SUBVOLUMES)
+        found = _expand(self._guest, f"/{{{names}}}{{{','.join(OF_ROOT)}}}")
+        for name in SUBVOLUMES:
+            if any(f"/{name}/{file}".replace("//", "/") in found for file in OF_ROOT):
+                return name
+        return ""
 
     def mount_others(self, file_systems: Iterable[FileSystem]) -> None:
         """Mounts what belongs to the root file system."""
@@ -198,9 +241,10 @@ class _Mounts:
             self._guest.handle.umount_all()
         self._root = None
 
-    def _mount(self, file_system: FileSystem, mount: str) -> None:
+    def _mount(self, file_system: FileSystem, mount: str, *options: str) -> None:
+        device = self.device(file_system.place)
         try:
-            self._guest.handle.mount_ro(self.device(file_system.place), mount)
+            self._guest.handle.mount_options(",".join(("ro", *options)), device, mount)
         except RuntimeError as error:
             if self._guest.ended:
                 raise
@@ -244,10 +288,15 @@ class _Inspection:
         if not any(each.type == "LVM2_member" for each in self.geometry.file_systems):
             return
         for device in self.handle.lvs():
-            place = Place(
-                volume=device.removeprefix("/dev/"), size=self.handle.blockdev_getsize64(device)
-            )
-            found = recognise(self.handle.pread_device(device, HEAD, 0))
+            try:
+                size = self.handle.blockdev_getsize64(device)
+                head = self.handle.pread_device(device, HEAD, 0)
+            except RuntimeError:  # it has no device, such as the pool of thin volumes
+                if self.guest.ended:
+                    raise
+                continue
+            place = Place(volume=device.removeprefix("/dev/"), size=size)
+            found = recognise(head)
             if found is None:
                 yield FileSystem(place=place, type="")
             else:
@@ -298,13 +347,38 @@ class _Inspection:
 
     def _read_mounts(self, root: FileSystem) -> dict[int, str]:
         """Where each file system is mounted, by its place in the list."""
-        mounts = {}
-        for line in fstab.parse(self.text("/etc/fstab")):
-            index = self._find_source(line.source)
-            if index is not None and line.mount.startswith("/") and index not in mounts:
-                mounts[index] = line.mount
+        mounts: dict[int, str] = {}
+        lines = tuple(fstab.parse(self.text("/etc/fstab")))
+        self._refuse_encrypted(lines)
+        for line in lines:
+            index, mount = self._find_source(line.source), normal(line.mount)
+            if index is not None and mount.startswith("/") and index not in mounts:
+                mounts[index] = mount
+            elif index is None and mount.startswith("/") and _OF_A_DISK.match(line.source):
+                told = _printable(f"{line.source} {mount}")
+                self.guest.progress.output(f"fstab names what is not in the image: {told}")
         mounts = {index: mount for index, mount in mounts.items() if mount != "/"}
         return {**mounts, self.file_systems.index(root): "/"}
+
+    def _refuse_encrypted(self, lines: Iterable[fstab.Line]) -> None:
+        """Raises EncryptedError where the system keeps files of its own behind a key."""
+        mapped = {}
+        for line in self.text("/etc/crypttab").splitlines():
+            name, *rest = line.split()[:2] or [""]
+            if rest and not name.startswith("#"):
+                mapped[f"/dev/mapper/{name}"] = rest[0].replace('"', "")
+        for line in lines:
+            index = self._find_source(mapped.get(line.source, line.source))
+            if index is None or not line.mount.startswith("/"):
+                continue  # such as swap, which nobody needs
+            each = self.file_systems[index]
+            if each.type in _ENCRYPTED:
+                kind = each.type.removeprefix("crypto_")
+                mount = _printable(normal(line.mount))
+                raise EncryptedError(
+                    f"the image's {mount} is encrypted: {kind} on {describe_place(each.place)}",
+                    todo="decrypt it, or choose another base image: nobody is there to enter a key",
+                )
 
     def _find_source(self, source: str) -> int | None:
         """Which file system a line of fstab means."""
@@ -344,8 +418,7 @@ class _Inspection:
         wanted = patterns[0]
         if len(patterns) > 1:
             wanted = f"/{{{','.join(pattern[1:] for pattern in patterns)}}}"
-        found: list[str] = self.handle.glob_expand(wanted)
-        return [path.rstrip("/") for path in found]
+        return _expand(self.guest, wanted)
 
     def text(self, path: str) -> str:
         """The content of a file; empty where there is none, and where it is no usual one: what
@@ -378,7 +451,6 @@ class _Inspection:
         programs = {PurePosixPath(path).name for path in self._programs()}
         size, features = self._read_superblock(root)
         init = self._find_init(programs)
-        enabled = self._enabled_services()
         return System(
             disk_bytes=self.geometry.disk_bytes,
             table=self.geometry.table,
@@ -398,13 +470,23 @@ class _Inspection:
             ),
             init=init,
             boot_loaders=tuple(self._find_boot_loaders()),
-            kernels=self._find_kernels(),
-            cloud_init=self._find_cloud_init(init, enabled) if "cloud-init" in programs else None,
             selinux=self._find_selinux(),
-            networks=tuple(self._find_networks(programs, enabled)),
-            clients=tuple(name for name in ("curl", "wget") if name in programs),
             fetcher=bool(self.paths(_FETCHER)),
+            **self.find_changing(init),
         )
+
+    def find_changing(self, init: str | None) -> dict[str, Any]:
+        """What packages, files and scripts may change, by its name in `System`."""
+        programs = {PurePosixPath(path).name for path in self._programs()}
+        enabled = self._enabled_services()
+        return {
+            "kernels": self._find_kernels(),
+            "cloud_init": self._find_cloud_init(init, enabled)
+            if "cloud-init" in programs
+            else None,
+            "networks": tuple(self._find_networks(programs, enabled)),
+            "clients": tuple(name for name in ("curl", "wget") if name in programs),
+        }
 
     def _programs(self) -> list[str]:
         return self.paths(f"/{{usr/,usr/local/,}}{{s,}}bin/{{{','.join(_PROGRAMS)}}}")
@@ -574,6 +656,55 @@ class _Inspection:
             yield "network-scripts"
 
 
+def _expand(guest: Guest, pattern: str) -> list[str]:
+    """The paths that a pattern with braces and wild cards names. Of those that are not UTF-8 none
+    is told."""
+    try:
+        found: list[str] = guest.handle.glob_expand(pattern)
+    except NotTextError:
+        found = [path for each in _without_braces(pattern) for path in _glob(guest, each)]
+    return [path.rstrip("/") for path in found]
+
+
+def _without_braces(pattern: str) -> Iterator[str]:
+    """Every pattern that one with braces, of which none is in another, stands for."""
+    inner = re.search(r"\{([^{}]*)\}", pattern)
+    if inner is None:
+        yield pattern
+        return
+    for choice in inner[1].split(","):
+        yield from _without_braces(f"{pattern[: inner.start()]}{choice}{pattern[inner.end() :]}")
+
+
+def _glob(guest: Guest, pattern: str) -> list[str]:
+    """What a pattern names, by looking into one folder after the other."""
+    found = [""]
+    for part in pattern.strip("/").split("/"):
+        if re.search(r"[*?[]", part):
+            found = [
+                f"{folder}/{name}"
+                for folder in found
+                for name in _names(guest, folder or "/")
+                if fnmatch.fnmatchcase(name, part) and not name.startswith(".")
+            ]
+        else:
+            found = [f"{folder}/{part}" for folder in found]
+    return [path for path in found if _is_there(guest, path)]
+
+
+def _names(guest: Guest, folder: str) -> list[str]:
+    if not guest.handle.is_dir(folder, followsymlinks=True):
+        return []
+    try:
+        return guest.names(guest.handle.realpath(folder))
+    except NotTextError:  # a link to a folder with such a name
+        return []
+
+
+def _is_there(guest: Guest, path: str) -> bool:
+    return bool(guest.handle.is_symlink(path) or guest.handle.exists(path))
+
+
 def _parse_shell(text: str) -> dict[str, str]:
     """The assignments of a file such as os-release."""
     found = {}
@@ -595,8 +726,9 @@ def _printable(text: str) -> str:
 def _version_order(version: str) -> list[tuple[bool, int, str]]:
     """Numbers count as such: 6.10 comes after 6.9."""
     return [
-        (part.isdigit(), int(part) if part.isdigit() else 0, part)
+        (number, int(part[:_LONGEST_NUMBER]) if number else 0, part)
         for part in re.findall(r"[0-9]+|[^0-9]+", version)
+        for number in (part.isascii() and part.isdigit(),)
     ]
 
 

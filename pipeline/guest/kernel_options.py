@@ -43,8 +43,10 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.,:=/@%+\[\]-]+")
 # What says where root, its parts and swap lie, or which console there is: none of it is as it was.
 _OUTDATED = re.compile(
     r"(root|rootflags|rootfstype|rootovl|resume|resume_offset|console|BOOT_IMAGE|initrd|cryptdevice"
-    r"|rd\.lvm[.\w]*|rd\.luks[.\w]*|rd\.md[.\w]*|rd\.dm[.\w]*|ds)(=.*)?|ro|rw|quiet|splash|rhgb"
+    r"|rd\.lvm[.\w]*|rd\.luks[.\w]*|rd\.md[.\w]*|rd\.dm[.\w]*|ds|cloud-init)(=.*)?|ro|rw|quiet|splash|rhgb"
 )
+# What tells cloud-init where its data is, or to stay off: as the machine was that the base ran on.
+_CLOUD_INIT = re.compile(r"(?:^|(?<=\s))(?:ds|cloud-init)=\S*\s*")
 _OLD_ROOT = re.compile(r"\broot=(?:/dev/\S+|PARTUUID=\S+)")
 
 
@@ -59,18 +61,24 @@ def find(files: ImageFiles) -> list[str]:
     return []
 
 
-def follow(options: str, uuid: str) -> str:
+def follow(options: str, uuid: str, extra: Sequence[str] = ()) -> str:
     """A line of options for a disk with root alone: root by its UUID and not by a device or a
-    partition, and a console that is heard."""
-    options = _OLD_ROOT.sub(f"root=UUID={uuid}", options).rstrip()
+    partition, a console that is heard, no word to cloud-init, and what is said in `extra`."""
+    options = _CLOUD_INIT.sub("", _OLD_ROOT.sub(f"root=UUID={uuid}", options)).rstrip()
+    added = missing(options.split(), extra)
     consoles = re.findall(r"\bconsole=(\w+)", options)
-    if "ttyS0" in consoles:
-        return options
-    added = CONSOLES if not consoles else CONSOLES[1:]
+    if "ttyS0" not in consoles:
+        added += CONSOLES if not consoles else CONSOLES[1:]
     return " ".join(filter(None, (options, *added)))
 
 
-def follow_lines(text: str, start: re.Pattern[str], uuid: str) -> str:
+def missing(options: Sequence[str], extra: Sequence[str]) -> list[str]:
+    """Those of `extra` whose names no option has: what the image's owner says counts."""
+    names = {word.partition("=")[0] for word in options}
+    return [word for word in extra if word.partition("=")[0] not in names]
+
+
+def follow_lines(text: str, start: re.Pattern[str], uuid: str, extra: Sequence[str] = ()) -> str:
     """A configuration with the options behind each `start` as `follow` makes them."""
     pieces, position = [], 0
     for found in start.finditer(text):
@@ -78,7 +86,7 @@ def follow_lines(text: str, start: re.Pattern[str], uuid: str) -> str:
         end = len(text) if end < 0 else end
         head = text[position : found.end()]
         pieces.append(head if head[-1:] in " \t=" else f"{head} ")
-        pieces.append(follow(text[found.end() : end], uuid))
+        pieces.append(follow(text[found.end() : end], uuid, extra))
         position = end
     return "".join([*pieces, text[position:]])
 

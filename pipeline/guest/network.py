@@ -79,27 +79,26 @@ _IFCFG_FILE = "DEVICE=eth0\nTYPE=Ethernet\nBOOTPROTO=dhcp\nONBOOT=yes\nNM_CONTRO
 _LARGEST_YAML = 1 << 16  # characters; what is longer is no network configuration
 
 
-def kernel_options(system: System) -> tuple[str, ...]:
+def kernel_options(files: ImageFiles, system: System) -> tuple[str, ...]:
     """What the kernel's command line has to have for the network to come up: some configurations
     name their cards, so the names must be the same on every machine."""
-    match system.networks[:1]:
-        case ("ifupdown",):
-            return ("net.ifnames=0",)
-        case ("network-scripts",):
-            return ("net.ifnames=0", "biosdevname=0")
-        case _:
-            return ()
+    if "network-scripts" in system.networks:
+        return ("net.ifnames=0", "biosdevname=0")
+    if "ifupdown" in system.networks and not _has_helper(files):
+        return ("net.ifnames=0",)
+    return ()
 
 
 def configure(files: ImageFiles, system: System, programs: Container[str]) -> None:
-    """Has the image, which has these programs, ask for an address by DHCP on the machine's card."""
+    """Has the image, which has these programs, ask for an address by DHCP on the machine's card, by
+    whatever is enabled there."""
     remove_rendered(files)
-    manager = next(iter(system.networks), None)
-    if manager is None and "networkctl" in programs:
-        manager = "networkd"
-    if manager is not None:
+    for manager in system.networks:
         _MANAGERS[manager](files)
-    if kernel_options(system):
+    if not system.networks and "networkctl" in programs:
+        _configure_networkd(files)
+        _enable_resolver(files)
+    if kernel_options(files, system):
         # Where the site gives the kernel, its command line is not ours.
         files.link(_NETWORKD / "99-default.link", "/dev/null")
         files.link(_ETC / "udev/rules.d/80-net-setup-link.rules", "/dev/null")
@@ -136,7 +135,22 @@ def _read(files: ImageFiles, path: PurePosixPath) -> str:
 # ---- systemd-networkd
 
 
+def _enable_resolver(files: ImageFiles) -> None:
+    """Where networkd is to tell the machine its name servers: nothing else writes resolv.conf."""
+    path, unit = _ETC / "resolv.conf", "systemd-resolved.service"
+    link = files.read_link(path)
+    if services.find_unit(files, unit) is None or (link is None and files.exists(path)):
+        return
+    if link is None:
+        files.link(path, "../run/systemd/resolve/stub-resolv.conf")
+    if link is None or "systemd/resolve" in link:
+        services.enable_unit(files, unit)
+
+
 def _configure_networkd(files: ImageFiles) -> None:
+    for name in files.names(_NETWORKD):
+        if name.endswith(".network") and _is_one_address(_read(files, _NETWORKD / name)):
+            files.remove(_NETWORKD / name)
     if not covers(_networkd_patterns(files)):
         files.write(_NETWORKD / "99-phantom-dhcp.network", _NETWORKD_FILE)
     for unit in ("systemd-networkd.service", "systemd-networkd-wait-online.service"):
@@ -154,15 +168,38 @@ def _networkd_patterns(files: ImageFiles) -> Iterator[str]:
 _NETWORKD_VENDORS = ("/usr/lib/systemd/network", "/lib/systemd/network")
 
 
-def _dhcp_patterns(text: str) -> Iterator[str]:
+def _parse(text: str) -> configparser.RawConfigParser:
+    """A file of sections; empty where it is none."""
     parser = configparser.RawConfigParser(strict=False, allow_no_value=True, delimiters=("=",))
     try:
         parser.read_string(text)
     except configparser.Error:
-        return
+        return configparser.RawConfigParser()
+    return parser
+
+
+def _is_one_address(text: str) -> bool:
+    """Whether a file gives one card, by its name or its own address, an address of a machine's."""
+    parser = _parse(text)
     match = dict(parser["Match"]) if parser.has_section("Match") else {}
+    name = (match.get("name") or "").strip()
+    one = set(match) == {"macaddress"} or (set(match) == {"name"} and _is_one_card(name))
+    return one and "\nAddress=" in text.replace(" ", "") and not _does_dhcp(parser)
+
+
+def _is_one_card(name: str) -> bool:
+    return _is_card(name) and re.fullmatch(r"\w+", name) is not None
+
+
+def _does_dhcp(parser: configparser.RawConfigParser) -> bool:
     dhcp = parser.get("Network", "DHCP", fallback="no") or "no"
-    if dhcp.strip().lower() not in ("yes", "true", "both", "ipv4", "v4", "1"):
+    return dhcp.strip().lower() in ("yes", "true", "both", "ipv4", "v4", "1")
+
+
+def _dhcp_patterns(text: str) -> Iterator[str]:
+    parser = _parse(text)
+    match = dict(parser["Match"]) if parser.has_section("Match") else {}
+    if not _does_dhcp(parser):
         return
     names = (match.pop("name", None) or "").split()
     general = {"type": "ether", "kind": "!*"}
@@ -178,6 +215,9 @@ def _dhcp_patterns(text: str) -> Iterator[str]:
 
 
 def _configure_netplan(files: ImageFiles) -> None:
+    for name in files.names(_NETPLAN):
+        if name.endswith(".yaml") and _plans_addresses(_read(files, _NETPLAN / name)):
+            files.remove(_NETPLAN / name)
     patterns: list[str] = []
     for folder in (_NETPLAN, PurePosixPath("/usr/lib/netplan"), PurePosixPath("/lib/netplan")):
         for name in files.names(folder):
@@ -187,14 +227,30 @@ def _configure_netplan(files: ImageFiles) -> None:
         files.write(_NETPLAN / "zz-phantom-dhcp.yaml", _NETPLAN_FILE, 0o600)
 
 
-def _netplan_patterns(text: str) -> Iterator[str]:
+def _load_plan(text: str) -> Mapping[object, object]:
     import yaml
 
     try:
         loaded = yaml.safe_load(text[:_LARGEST_YAML])
     except (yaml.YAMLError, RecursionError, ValueError):
-        return
-    for card in _mapping(_mapping(_mapping(loaded).get("network")).get("ethernets")).values():
+        return {}
+    return _mapping(_mapping(loaded).get("network"))
+
+
+def _plans_addresses(text: str) -> bool:
+    """Whether a file has nothing but cards with addresses of a machine's."""
+    network = _load_plan(text)
+    cards = [_mapping(card) for card in _mapping(network.get("ethernets")).values()]
+    alone = set(network) <= {"version", "renderer", "ethernets"}
+    return (
+        bool(cards)
+        and alone
+        and all("addresses" in card and card.get("dhcp4") is not True for card in cards)
+    )
+
+
+def _netplan_patterns(text: str) -> Iterator[str]:
+    for card in _mapping(_load_plan(text).get("ethernets")).values():
         match = _mapping(_mapping(card).get("match"))
         if _mapping(card).get("dhcp4") is True and set(match) == {"name"}:
             yield str(match["name"])
@@ -208,11 +264,12 @@ def _mapping(value: object) -> Mapping[object, object]:
 
 
 def _configure_interfaces(files: ImageFiles) -> None:
-    if files.exists(_INTERFACES.with_name("cloud-ifupdown-helper")):
-        return  # Debian's cloud images: each card that appears gets DHCP
+    if _has_helper(files):
+        return
     folder = _INTERFACES.with_name("interfaces.d")
     main = _read(files, _INTERFACES)
-    others = {folder / name: _read(files, folder / name) for name in files.names(folder)}
+    names = files.names(folder) if re.search(_SOURCES, main) else []
+    others = {folder / name: _read(files, folder / name) for name in names}
     if _has_dhcp("\n".join([main, *others.values()])):
         return
     for path, text in others.items():
@@ -222,6 +279,15 @@ def _configure_interfaces(files: ImageFiles) -> None:
     if not re.search(r"(?m)^\s*iface\s+lo\s", left):
         left = f"{_LOOPBACK}{left}"
     files.write(_INTERFACES, f"{left.rstrip()}\n{_STANZA}")
+
+
+# What has the main file's own folder read.
+_SOURCES = r"(?m)^\s*source(-directory)?\s+\S*interfaces\.d\b"
+
+
+def _has_helper(files: ImageFiles) -> bool:
+    """As in Debian's cloud images, where each card that appears gets DHCP."""
+    return files.exists(_INTERFACES.with_name("cloud-ifupdown-helper"))
 
 
 def _has_dhcp(text: str) -> bool:
@@ -261,12 +327,25 @@ def _without_cards(text: str) -> str:
 
 def _configure_network_manager(files: ImageFiles) -> None:
     """It does DHCP on every card by itself, unless told not to."""
+    connections = _NETWORK_MANAGER / "system-connections"
+    for name in files.names(connections):
+        if _is_manual(_parse(_read(files, connections / name))):
+            files.remove(connections / name)
     folders = (_NETWORK_MANAGER / "conf.d", PurePosixPath("/usr/lib/NetworkManager/conf.d"))
     paths = [folder / name for folder in folders for name in files.names(folder)]
     paths.append(_NETWORK_MANAGER / "NetworkManager.conf")
     if any(re.search(r"(?m)^\s*no-auto-default", _read(files, path)) for path in paths):
-        connection = _NETWORK_MANAGER / "system-connections/phantom-dhcp.nmconnection"
-        files.write(connection, _CONNECTION, 0o600)
+        files.write(connections / "phantom-dhcp.nmconnection", _CONNECTION, 0o600)
+
+
+def _is_manual(parser: configparser.RawConfigParser) -> bool:
+    """Whether a connection gives one card an address of a machine's."""
+    kind = parser.get("connection", "type", fallback="")
+    named = parser.has_option("connection", "interface-name") or any(
+        parser.has_option(section, "mac-address") for section in ("ethernet", "802-3-ethernet")
+    )
+    manual = parser.get("ipv4", "method", fallback="") == "manual"
+    return kind in ("ethernet", "802-3-ethernet") and named and manual
 
 
 # ---- Red Hat's and SUSE's scripts

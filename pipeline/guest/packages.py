@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from pipeline.errors import DefinitionError, PackageManagerError, PackagesFailedError, PhantomError
 from pipeline.guest.appliance import Guest
 from pipeline.guest.files import TEMPORARY, ImageFiles, full
-from pipeline.guest.programs import Ended, reachable, resolving, run_program
+from pipeline.guest.programs import Ended, printable, reachable, resolving, run_program
 from pipeline.guest.system import System
 
 Installed = tuple[str, str, str]
@@ -20,6 +20,7 @@ Installed = tuple[str, str, str]
 
 _SECONDS = 2 * 3600  # for one run of a package manager
 _LIST_SECONDS = 300
+_LAST_LINES = 6
 _APT = [
     "apt-get --assume-yes --quiet",
     "-o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold -o Dpkg::Use-Pty=0",
@@ -88,6 +89,8 @@ _MANAGERS: Mapping[str, _Manager] = {
 }
 _POLICY = PurePosixPath("/usr/sbin/policy-rc.d")
 _NO_SERVICES = "#!/bin/sh\n# No service is started while packages are installed.\nexit 101\n"
+# What separates fields and lines, for whoever reads a list of packages, and what no terminal takes.
+_UNCLEAN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9.+_-]*")
 
 
@@ -138,9 +141,17 @@ def change_packages(
 
 
 def list_packages(guest: Guest, system: System) -> list[Installed]:
-    """The packages that are installed, sorted; empty where no package manager is known."""
+    """The packages that are installed, sorted; empty where no package manager is known. What its
+    list holds is the image's word: an entry that is none is left out.
+
+    Raises PackagesFailedError, FileSystemError.
+    """
     lister = _LISTERS.get(system.package_manager or "")
-    return [] if lister is None else sorted(lister(guest))
+    return [] if lister is None else sorted(filter(_is_clean, lister(guest)))
+
+
+def _is_clean(package: Installed) -> bool:
+    return bool(package[0]) and not any(_UNCLEAN.search(field) for field in package)
 
 
 class _Run:
@@ -253,7 +264,11 @@ def _count(packages: Sequence[str]) -> str:
 def _of_dpkg(guest: Guest) -> Iterator[Installed]:
     for fields in _stanzas(guest, "/var/lib/dpkg/status", ": "):
         if fields.get("Status", "").endswith(" installed"):
-            yield fields["Package"], fields.get("Version", ""), fields.get("Architecture", "")
+            yield (
+                fields.get("Package", ""),
+                fields.get("Version", ""),
+                fields.get("Architecture", ""),
+            )
 
 
 def _of_apk(guest: Guest) -> Iterator[Installed]:
@@ -266,7 +281,7 @@ def _stanzas(guest: Guest, path: str, separator: str) -> Iterator[dict[str, str]
     """The fields of each paragraph; of those with several lines, the first."""
     content = ImageFiles(guest).read(PurePosixPath(path)) or b""
     for stanza in content.decode("utf-8", "replace").split("\n\n"):
-        lines = [line.partition(separator) for line in stanza.splitlines() if line[:1].strip()]
+        lines = [line.partition(separator) for line in stanza.split("\n") if line[:1].strip()]
         fields = {name: value.strip() for name, _separator, value in lines}
         if fields:
             yield fields
@@ -274,22 +289,37 @@ def _stanzas(guest: Guest, path: str, separator: str) -> Iterator[dict[str, str]
 
 def _of_rpm(guest: Guest) -> Iterator[Installed]:
     form = r"%{NAME}\t%{EVR}\t%{ARCH}\n"
-    with guest.limited(_LIST_SECONDS):
-        listed = guest.handle.command(["rpm", "--query", "--all", "--queryformat", form])
-    for line in listed.splitlines():
-        name, version, architecture = line.split("\t")
-        if name != "gpg-pubkey":
-            yield name, version, architecture
+    for line in _listed(guest, ["rpm", "--query", "--all", "--queryformat", form]).split("\n"):
+        name, *rest = line.split("\t")
+        if len(rest) == 2 and name != "gpg-pubkey":
+            yield name, rest[0], rest[1]
 
 
 def _of_pacman(guest: Guest) -> Iterator[Installed]:
-    with guest.limited(_LIST_SECONDS):
-        listed = guest.handle.command(["env", "LC_ALL=C", "pacman", "--query", "--info"])
-    for stanza in listed.split("\n\n"):
-        lines = [line.partition(":") for line in stanza.splitlines()]
+    for stanza in _listed(guest, ["pacman", "--query", "--info"]).split("\n\n"):
+        lines = [line.partition(":") for line in stanza.split("\n")]
         fields = {name.strip(): value.strip() for name, _colon, value in lines}
-        if "Name" in fields:
-            yield fields["Name"], fields.get("Version", ""), fields.get("Architecture", "")
+        yield fields.get("Name", ""), fields.get("Version", ""), fields.get("Architecture", "")
+
+
+def _listed(guest: Guest, words: Sequence[str]) -> str:
+    """What a package manager prints. Raises PackagesFailedError."""
+    try:
+        with guest.limited(_LIST_SECONDS):
+            return str(guest.handle.command(["env", "LC_ALL=C", *words]))
+    except TimeoutError:
+        raise PackagesFailedError(
+            f"{words[0]} did not list the image's packages within {_LIST_SECONDS} s", log=guest.log
+        ) from None
+    except RuntimeError as error:
+        if guest.ended:
+            raise
+        raise PackagesFailedError(
+            f"{words[0]} cannot list the image's packages",
+            todo="repair the base image's database of packages, or choose another base image",
+            log=guest.log,
+            detail="\n".join(printable(line) for line in str(error).splitlines()[-_LAST_LINES:]),
+        ) from error
 
 
 _LISTERS: Mapping[str, Callable[[Guest], Iterator[Installed]]] = {

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import secrets
 import shlex
+import signal
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -35,8 +36,10 @@ _ENVIRONMENT = {
 # it. It must be the image's, so that a systemd's `reboot -f` does not see that it is in a chroot.
 _OUTER = """
 answer=$(mktemp) && {
-    unshare --mount --pid --fork --kill-child sh -c %s sh %s 3>>"$answer" </dev/null 2>&1 |
-        cat >/dev/ttyS0
+    {
+        unshare --mount --pid --fork --kill-child sh -c %s sh %s 3>>"$answer" </dev/null 2>&1
+        echo "left $?" >>"$answer"
+    } | cat >/dev/ttyS0
     cat "$answer"
     rm -f "$answer"
 }
@@ -56,6 +59,10 @@ echo "ended $?" >&3
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[ -/]*[0-~])")
 _NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ENDED = re.compile(r"^ended ([0-9]+)$", re.MULTILINE)
+_LEFT = re.compile(r"^left ([0-9]+)$", re.MULTILINE)
+_REBOOTED = {128 + signal.SIGHUP, 128 + signal.SIGINT}
+"""How a process namespace ends that reboot(2) was called in (its manual page: "Behavior inside PID
+namespaces")."""
 _HERE = re.compile(r"(?<=//)(localhost|127\.0\.0\.1|\[::1\])(?=[:/]|$)")
 _HOST = "169.254.2.2"  # this host's loopback interface, as libguestfs's appliance reaches it
 _RESOLVER = PurePosixPath("/etc/resolv.conf")
@@ -101,7 +108,7 @@ def run_program(
         with guest.heard(listen), guest.limited(seconds):
             answer = guest.handle.debug("sh", [command])
     except RuntimeError:
-        if not guest.ended:
+        if guest.stopped or not guest.ended:
             raise
         answer = "started"
     if "started" not in answer.split():
@@ -110,8 +117,24 @@ def run_program(
             log=guest.log,
             detail="\n".join(lines),
         )
-    ended = _ENDED.search(answer)
-    return Ended(status=int(ended[1]) if ended else None, lines=tuple(lines))
+    return Ended(status=_status(guest, answer, lines), lines=tuple(lines))
+
+
+def _status(guest: Guest, answer: str, lines: Iterable[str]) -> int | None:
+    """The status by what the appliance's shell tells; None for a reboot. Raises ScriptError."""
+    ended, left = _ENDED.search(answer), _LEFT.search(answer)
+    if ended is not None:
+        return int(ended[1])
+    if left is None or int(left[1]) in _REBOOTED:
+        return None
+    if int(left[1]) > 128:  # something killed the image's shell
+        return int(left[1])
+    raise ScriptError(
+        "programs cannot be run in the image: its /bin/sh does not work",
+        todo="leave packages and scripts out, or take a base image with a shell that works",
+        log=guest.log,
+        detail="\n".join(lines),
+    )
 
 
 def _check_places(guest: Guest, files: ImageFiles) -> None:

@@ -9,19 +9,29 @@ without a look at them.
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline import sparse
-from pipeline.errors import DiskTooSmallError, FileSystemError, UnsafeImageError
+from pipeline.errors import (
+    DiskTooSmallError,
+    FileSystemError,
+    StageFailedError,
+    UnsafeImageError,
+)
 from pipeline.guest import fstab
 from pipeline.guest.appliance import Guest
+from pipeline.guest.files import ImageFiles
 from pipeline.guest.geometry import Geometry, ext_size
+from pipeline.guest.mounts import OF_ROOT, SUBVOLUMES, normal
 from pipeline.guest.system import FileSystem, Place, System
-from pipeline.model import KIB, MIB, format_size
+from pipeline.model import GIB, KIB, MIB, format_size
+from pipeline.tools import run
 
 EXT = ("ext2", "ext3", "ext4")
 """What can be root of the result as it is."""
@@ -45,10 +55,12 @@ STAYING = frozenset(
 )
 """New features that nothing takes away: such a file system is copied by its files."""
 
+_SECONDS, _SECONDS_PER_GIB = 600.0, 60.0  # twenty times what copying takes
 _REPAIRED = 3  # e2fsck's statuses up to this one say that all is well now
 _SUPERBLOCK, _LAST_MOUNTED = 1024, slice(136, 200)  # ext4's documentation: "The Super Block"
 _ROOT_TYPES = ("4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709",)  # Discoverable Partitions: root, x86-64
 _ALIGNED = 64 * KIB
+_FSTAB = PurePosixPath("/etc/fstab")
 _FROM = "/tmp/phantom-from"  # noqa: S108  (a folder of the appliance)
 
 
@@ -75,11 +87,15 @@ def make_root(root: Path, size: int, likely: Likely | None) -> None:
         made.truncate(max(size, 0 if likely is None else likely.bytes))
 
 
-def copy_root(base: Path, root: Path, likely: Likely) -> None:
-    """Copies the likely root's blocks into the file that `make_root` made."""
+def copy_root(
+    base: Path, root: Path, likely: Likely, *, stop: threading.Event | None = None
+) -> None:
+    """Copies the likely root's blocks into the file that `make_root` made. Raises StageFailedError
+    once all is to end (`run.stop_all`), or `stop` is set."""
     assert likely.place.start is not None
-    with base.open("rb") as disk, root.open("r+b") as made:
-        _copy_range(disk.fileno(), likely.place.start, likely.bytes, made.fileno())
+    stop = stop or threading.Event()
+    with run.stopped_by(stop.set), base.open("rb") as disk, root.open("r+b") as made:
+        _copy_range(disk.fileno(), likely.place.start, likely.bytes, made.fileno(), stop)
 
 
 def settle_root(
@@ -93,6 +109,31 @@ def settle_root(
     for an EFI system partition. The blocks of `likely` are on `working` already.
     Raises DiskTooSmallError, FileSystemError, UnsafeImageError.
     """
+    with (
+        bounded(guest, room),
+        _explained(guest, "the image's root file system cannot be made one that boots"),
+    ):
+        _settle(guest, system, likely, working=working, base=base, room=room)
+
+
+@contextmanager
+def bounded(guest: Guest, room: int) -> Iterator[None]:
+    """Ends work on a file system of so many bytes that takes far longer than it can: one may be
+    made to be slow. Raises FileSystemError then; the appliance is gone."""
+    try:
+        with guest.limited(_SECONDS + room / GIB * _SECONDS_PER_GIB):
+            yield
+    except TimeoutError as error:
+        raise FileSystemError(
+            f"work on the image's file systems has not ended: {error}",
+            todo="look at the base image with e2fsck, or with its own system",
+            log=guest.log,
+        ) from error
+
+
+def _settle(
+    guest: Guest, system: System, likely: Likely | None, *, working: str, base: str, room: int
+) -> None:
     copied = None if likely is None else likely.place
     root = system.root
     foreign = root.type not in EXT or not STAYING.isdisjoint(system.root_features)
@@ -150,7 +191,7 @@ def _last_mounted(base: Path, start: int) -> str:
     return superblock[_LAST_MOUNTED].partition(b"\0")[0].decode(errors="replace")
 
 
-def _copy_range(source: int, start: int, size: int, copy: int) -> None:
+def _copy_range(source: int, start: int, size: int, copy: int, stop: threading.Event) -> None:
     """Copies a range to the beginning of an empty file; zeros become holes."""
     end = start + size
     for data, hole in sparse.extents(source):
@@ -158,6 +199,8 @@ def _copy_range(source: int, start: int, size: int, copy: int) -> None:
             return
         at = max(data, start)
         while at < min(hole, end):
+            if stop.is_set():
+                raise StageFailedError("was interrupted", todo="run the same command again")
             chunk = os.pread(source, min(sparse.CHUNK, min(hole, end) - at), at)
             if not chunk:
                 return
@@ -287,15 +330,16 @@ def _copy_root_files(guest: Guest, root: FileSystem, base: str, room: int) -> No
 
 
 def _find_subvolume(guest: Guest) -> str:
-    """The mount options that show the subvolume with root, from the one that is shown without:
-    Debian has @rootfs, Ubuntu and SUSE @, Fedora root; SUSE's is the default one, too."""
-    names = ("", "@rootfs", "@", "root", "@root", "@/.snapshots/1/snapshot")
-    tests = " ".join(shlex.quote(name) for name in names)
+    """The mount options that show the subvolume with root."""
+    tests = " ".join(shlex.quote(name) for name in SUBVOLUMES)
+    files = " ".join(OF_ROOT)
     told = _sh(
         guest,
-        f"for name in {tests}; do "
-        f'if [ -e "{_FROM}/$name/etc/fstab" ] || [ -e "{_FROM}/$name/etc/os-release" ]; then '
-        'echo "found $name"; break; fi; done',
+        f"for name in {tests}; do for file in {files}; do "
+        # Whatever is behind a link is none of the image's, but the appliance's.
+        f'at="{_FROM}/$name"; [ -d "$at" ] && [ ! -h "$at" ] && [ ! -h "$at/etc" ] || continue; '
+        'if [ -e "$at/$file" ] || [ -h "$at/$file" ]; then echo "found $name"; exit; fi; '
+        "done; done",
     )
     name = told.removeprefix("found ").strip()
     return f"subvol=/{name}" if name else ""
@@ -315,8 +359,9 @@ def _fold(guest: Guest, system: System, base: str, room: int) -> None:
 def _mounts(guest: Guest, system: System) -> list[_Mount]:
     found = {}
     for each in system.file_systems:
-        if each.mount not in (None, "/", *fstab.EFI_MOUNTS) and each.type != "swap":
-            path = _safe(str(each.mount))
+        mount = normal(each.mount or "/")
+        if mount not in ("/", *fstab.EFI_MOUNTS) and each.type != "swap":
+            path = _safe(mount)
             found[path] = _Mount(path=path, source=each)
     for each in system.file_systems:
         if each.type == "btrfs":
@@ -328,24 +373,27 @@ def _subvolumes(guest: Guest, source: FileSystem) -> Iterator[_Mount]:
     """The subvolumes of a btrfs that the image's fstab mounts, but for snapshots of others."""
     names = (f"UUID={source.uuid}", f'UUID="{source.uuid}"', f"LABEL={source.label}")
     for line in fstab.parse(_read_fstab(guest)):
-        if line.type != "btrfs" or not line.mount.startswith("/") or line.mount == "/":
+        path = normal(line.mount)
+        if line.type != "btrfs" or not path.startswith("/") or path == "/":
             continue
         wanted = [each for each in line.options if each.startswith(("subvol=", "subvolid="))]
         known = line.source in names or line.source.startswith("/dev/")
-        if known and wanted and PurePosixPath(line.mount).name != ".snapshots":
-            yield _Mount(path=_safe(line.mount), source=source, options=wanted[0])
+        if known and wanted and PurePosixPath(path).name != ".snapshots":
+            yield _Mount(path=_safe(path), source=source, options=wanted[0])
 
 
 def _read_fstab(guest: Guest) -> str:
-    place = "/sysroot/etc/fstab"
-    return _sh(guest, f"if [ -f {place} ] && ! [ -h {place} ]; then cat {place}; fi")
+    content = ImageFiles(guest).read(_FSTAB) or b""
+    return content.decode("utf-8", "replace")
 
 
-def _safe(path: str) -> PurePosixPath:
-    """A mount point as a path. Raises UnsafeImageError."""
-    if not path.startswith("/") or ".." in PurePosixPath(path).parts:
-        raise UnsafeImageError(f"the image's fstab mounts something at {path}, which is no path")
-    return PurePosixPath("/", *PurePosixPath(path).parts[1:])
+def _safe(mount: str) -> PurePosixPath:
+    """A mount point below root as a path. Raises UnsafeImageError."""
+    path = PurePosixPath(normal(mount))
+    if not path.is_absolute() or ".." in path.parts or path.parent == path or "\0" in mount:
+        shown = re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", mount)
+        raise UnsafeImageError(f"the image's fstab mounts something at {shown}, which is no path")
+    return path
 
 
 def _clear_mount_point(guest: Guest, path: PurePosixPath) -> None:
@@ -353,7 +401,7 @@ def _clear_mount_point(guest: Guest, path: PurePosixPath) -> None:
     UnsafeImageError where a link leads elsewhere."""
     for folder in (*reversed(path.parents), path):
         if guest.handle.is_symlink(str(folder)):
-            target = guest.handle.readlink(str(folder))
+            target = guest.read_link(str(folder))
             raise UnsafeImageError(
                 f"the image's fstab mounts something at {path}, and {folder} is a link to {target}",
                 todo="name the mount point in the base's fstab by the folder that it leads to",
@@ -382,7 +430,8 @@ def _copy_files(guest: Guest, mount: _Mount, room: int) -> None:
     """Copies all that lies in the mounted one, with all that files have besides content."""
     target = shlex.quote(f"/sysroot{mount.path}")
     # Snapshots are no part of what is seen; an empty folder covers them.
-    hide = f"if [ -d {_FROM}/.snapshots ]; then mount -t tmpfs none {_FROM}/.snapshots; fi"
+    kept = f"{_FROM}/.snapshots"
+    hide = f"if [ -d {kept} ] && [ ! -h {kept} ]; then mount -t tmpfs none {kept}; fi"
     lost = f"rm -rf {target}/lost+found" if mount.path != PurePosixPath("/") else "true"
     try:
         _sh(guest, f"{hide}; cp -a {_FROM}/. {target} && {lost}")

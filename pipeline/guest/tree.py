@@ -17,14 +17,15 @@ class GuestTree:
     by libguestfs; pipes and devices count as nothing. Raises RuntimeError, FileSystemError."""
 
     def __init__(self, guest: Guest) -> None:
+        self._guest = guest
         self._handle = guest.handle
 
     def names(self, folder: PurePosixPath) -> list[str]:
-        """What lies in a folder; nothing where there is none."""
+        """What lies in a folder; nothing where there is none. Names that are not UTF-8 are left
+        out."""
         if not self._handle.is_dir(str(folder), followsymlinks=True):
             return []
-        names: list[str] = self._handle.ls(str(folder))
-        return names
+        return self._guest.names(self._handle.realpath(str(folder)))
 
     def read(self, path: PurePosixPath) -> str:
         """The content of a small text file; empty where there is none."""
@@ -40,7 +41,7 @@ class GuestTree:
         """What a symbolic link leads to, from the root; None where there is no link."""
         if not self._handle.is_symlink(str(path)):
             return None
-        return PurePosixPath("/", path.parent, self._handle.readlink(str(path)))
+        return PurePosixPath("/", path.parent, self._guest.read_link(str(path)))
 
     def copy_out(self, path: PurePosixPath, copy: Path) -> bool:
         """Copies a file to the host; whether there was one."""

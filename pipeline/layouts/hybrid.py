@@ -7,13 +7,18 @@ manual (BIOS boot) and of Linux (file system).
 
 from __future__ import annotations
 
-from pipeline.layouts.layout import GRUB_MODULES, SECTOR, BiosBoot, EfiBoot, Layout
+from pipeline.layouts.layout import SECTOR, BiosBoot, EfiBoot, Layout
 from pipeline.model import MIB
 
 _CORE_START, _EFI_START = MIB, 4 * MIB
 # On a block of EBS, as on every other boundary that counts. What lies before it leaves the EFI
 # system partition the 65,525 clusters that a FAT32 has at least.
 _ROOT_START = 64 * MIB
+
+_MODULES = (
+    *("part_gpt", "ext2", "normal", "linux", "echo", "test", "ls", "cat", "search"),
+    *("search_label", "halt", "reboot", "gzio"),
+)
 
 LAYOUT = Layout(
     name="hybrid",
@@ -30,14 +35,14 @@ LAYOUT = Layout(
         core_start=_CORE_START,
         core_room=_EFI_START - _CORE_START,
         prefix="(,gpt1)/boot/grub",
-        modules=("biosdisk", *GRUB_MODULES),
+        modules=("biosdisk", *_MODULES),
     ),
     efi=EfiBoot(
         start=_EFI_START,
         size=_ROOT_START - _EFI_START,
         serial=0x5048_4E54,
         prefix="(,gpt1)/boot/grub",
-        modules=("fat", *GRUB_MODULES),
+        modules=("fat", "all_video", *_MODULES),
     ),
     tools=("grub", "mtools"),
 )

@@ -6,16 +6,25 @@ from dataclasses import dataclass
 
 SECTOR = 512
 
-GRUB_MODULES = (
-    *("part_gpt", "part_msdos", "ext2", "normal", "linux", "echo", "test", "true", "ls", "cat"),
-    *("search", "search_label", "halt", "reboot", "gzio"),
-    # What the configuration asks for besides that a distribution's own update-grub writes. From
-    # here, since what lies in an image's /boot/grub may be of another version, which does not fit.
-    *("search_fs_uuid", "search_fs_file", "probe", "regexp", "loadenv", "configfile", "sleep"),
+BASE_IMAGE_MODULES = (
+    *(
+        "part_gpt",
+        "part_msdos",
+        "true",
+        "search_fs_uuid",
+        "search_fs_file",
+        "probe",
+        "regexp",
+        "loadenv",
+        "configfile",
+        "sleep",
+    ),
     *("all_video", "gfxterm", "gfxterm_background", "gfxmenu", "png", "font", "gettext"),
     *("serial", "terminal", "minicmd", "keystatus", "linux16", "chain", "boot", "lzopio", "xzio"),
 )
-"""What GRUB has built in, by BIOS and by UEFI."""
+"""What GRUB has built in besides where the image is a base image's: what the configuration asks for
+that a distribution's own update-grub writes. What lies in the image's /boot/grub may be of another
+version, which does not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +38,7 @@ class BiosBoot:
     prefix: str
     """Where GRUB finds its configuration: a partition of the disk that it was read from."""
     modules: tuple[str, ...]
+    """What GRUB has built in at least."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,8 +69,14 @@ class BaseDisk(Stage):
         if compression is not None:
             unpacked = context.work / "unpacked"
             self._unpack(source, compression, unpacked, where, context)
-        disk = disk_formats.read_format(unpacked, where, self.format)
-        self._check_size(disk.bytes, where)
+        with unpacking.interruptible() as check:
+            disk = disk_formats.read_format(
+                unpacked,
+                where,
+                self.format,
+                check_size=lambda size: self._check_size(size, where),
+                check=check,
+            )
         self._write(unpacked, disk, where, context, linked=not (self.file or compression))
         self._check_unchanged(source, before, context.progress)
         return {"format": disk.name, "compression": compression, "bytes": disk.bytes}

@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 
 from pipeline import sparse
 from pipeline.errors import (
+    ArchitectureError,
     ChecksumError,
     DefinitionError,
+    DiskTooSmallError,
     MirrorError,
     StageFailedError,
     UnknownElementError,
@@ -40,6 +42,7 @@ from pipeline.model import (
     BaseImageSource,
     ContentKey,
     Sha256,
+    format_size,
 )
 from pipeline.sources.base_disk import BASE, BaseDisk, stamp_of
 from pipeline.sources.download import Download
@@ -70,6 +73,8 @@ AROUND_ROOT = 65 * MIB
 HEAD = "head.raw"
 """What lies before root on a base's disk, where its boot loader is kept."""
 
+_TOLD = ("product", "distribution", "release", "architecture")
+_RUNNABLE = ("x86_64", "i686")
 _INSPECTION_REVISION = 1  # raised when `inspection` finds something else in the same image
 
 
@@ -86,8 +91,8 @@ class BaseRoot(Stage):
     name: ClassVar[str] = "root"
     cores: ClassVar[int] = CPUS
 
-    size: int
-    """Bytes of the file system."""
+    disk_size: int
+    """Bytes of the smallest disk that root is to lie on."""
     packages: tuple[str, ...]
     remove_packages: tuple[str, ...]
     network: bool
@@ -116,7 +121,7 @@ class BaseRoot(Stage):
         self.store.check_space(2 * _data_bytes(disk))
         shape = geometry.read_geometry(disk)
         likely = root.find_likely_root(disk, shape)
-        root.make_root(made, self.size, likely)
+        root.make_root(made, self._size(likely), likely)
         working, base = Drive(file=made, name="root", writable=True), Drive(file=disk, name="base")
         with (
             _beside(partial(root.copy_root, disk, made, likely) if likely else None) as copied,
@@ -129,8 +134,9 @@ class BaseRoot(Stage):
             ) as guest,
         ):
             copied()
-            guest.handle.blockdev_flushbufs(working.device)  # it may have looked while we copied
+            guest.handle.drop_caches(3)  # it may have looked while we copied
             system = self._inspect(guest, shape, base)
+            _check_architecture(system)
             root.settle_root(
                 guest,
                 system,
@@ -149,20 +155,36 @@ class BaseRoot(Stage):
             "system": inspection.to_facts(system),
         }
 
+    def _size(self, likely: root.Likely | None) -> int:
+        """How large the file system may be: there is room on the disk for what a layout of ours, or
+        the base's own, has beside it. Raises DiskTooSmallError."""
+        place = likely.place if likely is not None and likely.place.partition == 1 else None
+        start = place.start or 0 if place is not None else 0
+        beside = max(AROUND_ROOT, -(-start // MIB) * MIB + MIB)
+        size = self.disk_size - beside
+        if likely is not None and likely.bytes > size:
+            raise DiskTooSmallError(
+                f"the base image's root file system has {format_size(likely.bytes)}, and a disk of "
+                f"{format_size(self.disk_size)} has no room for it and what lies beside it",
+                todo=f"set disk_size to {-(-(likely.bytes + beside) // MIB)}MiB or more",
+            )
+        return size
+
     def _inspect(self, guest: Guest, shape: geometry.Geometry, base: Drive) -> System:
         """What the image is. It is found once for all that start from the same image."""
         (image,) = self.inputs
         key = _inspection_key(image)
-        known = self.store.find("inspect", key)
-        if known is not None:
-            self.store.touch(known)
-            return inspection.from_facts(known.facts)
-        guest.progress.step("looking into the image")
-        system = inspection.inspect_system(guest, shape, base.device)
-        with self.store.lock(f"inspect-{key}"), self.store.making("inspect", key) as folder:
-            out = folder / "out"
-            out.mkdir()
-            self.store.add("inspect", key, out, inspection.to_facts(system))
+        with self.store.lock(f"inspect-{key}"):
+            known = self.store.find("inspect", key)
+            if known is not None:
+                self.store.touch(known)
+                return inspection.from_facts(known.facts)
+            guest.progress.step("looking into the image")
+            system = inspection.inspect_system(guest, shape, base.device)
+            with self.store.making("inspect", key) as folder:
+                out = folder / "out"
+                out.mkdir()
+                self.store.add("inspect", key, out, inspection.to_facts(system))
         return system
 
     def _change(
@@ -301,10 +323,12 @@ def plan_base_root(
             todo=f"fetch the pinned image again, or take this one: `phantom-image pin "
             f"{appliance.name}` writes its digest into the definition",
         )
+    for name in appliance.elements:
+        _plan_payload(name, dib.find(name))  # before those that it asks for, which nobody named
     elements = dib.expand(appliance.elements)
     return BaseRoot(
         inputs=(_plan_disk(source, file, disk_size),),
-        size=disk_size - AROUND_ROOT,
+        disk_size=disk_size,
         packages=appliance.packages,
         remove_packages=source.remove_packages,
         network=source.network,
@@ -369,7 +393,9 @@ def describe_inputs(
             "base_image": {
                 "location": location,
                 "sha256": source.sha256 if file is None else file.sha256,
-                "system": contents.facts["system"],
+                "network": source.network,
+                "remove_packages": list(source.remove_packages),
+                "system": {name: contents.facts["system"][name] for name in _TOLD},
             }
         },
         "packages": _read_packages(contents),
@@ -395,6 +421,16 @@ def _beside(work: Callable[[], None] | None) -> Iterator[Callable[[], None]]:
     with ThreadPoolExecutor(1) as pool:
         future = None if work is None else pool.submit(work)
         yield lambda: None if future is None else future.result()
+
+
+def _check_architecture(system: System) -> None:
+    """The appliance runs programs of x86 alone. Raises ArchitectureError."""
+    if system.architecture not in _RUNNABLE:
+        raise ArchitectureError(
+            f"{system.product} is for {system.architecture}, and this host cannot run its programs "
+            "to change it",
+            todo="take the base image for x86_64 (amd64)",
+        )
 
 
 def _inspection_key(base: Stage) -> ContentKey:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import queue
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.errors import ChecksumError, DownloadError
-from pipeline.model import Progress, Sha256, format_size
+from pipeline.errors import ChecksumError, DownloadError, NoSpaceError
+from pipeline.model import KIB, MIB, Progress, Sha256, format_size
 from pipeline.sources.transport import Body, Broken, Changed, Transport, make_transport, shown
 from pipeline.sources.unpacking import interruptible
 from pipeline.stages.base import HERE_ONLY, Context, Stage
@@ -30,6 +33,9 @@ _ATTEMPTS = 6  # in a row, of which each brought less than `_PROGRESS`
 _ALL_ATTEMPTS = 200
 _PROGRESS = 1 << 20
 _LONGEST_WAIT = 30.0  # of what a server may ask for
+_OPEN_SECONDS = 120.0  # until a body begins, with all redirections
+_SLOW_SECONDS, _SLOW_BYTES = 60.0, 64 * KIB  # a server that sends less meanwhile has broken off
+_SPACE_STEP = 64 * MIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +221,21 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+class _Slowness:
+    """Notices a server that sends next to nothing, and goes on with that."""
+
+    def __init__(self) -> None:
+        self._since, self._bytes = time.monotonic(), 0
+
+    def check(self, came: int) -> None:
+        """Counts what came. Raises Broken."""
+        self._bytes += came
+        if time.monotonic() - self._since > _SLOW_SECONDS:
+            if self._bytes < _SLOW_BYTES:
+                raise Broken("the server sends next to nothing")
+            self._since, self._bytes = time.monotonic(), 0
+
+
 class _Fetching:
     """One file's way, over as many attempts as it takes."""
 
@@ -263,13 +284,43 @@ class _Fetching:
     def _attempt(self, transport: Transport, check: Callable[[], None]) -> None:
         start = self._partial.size
         self._say(start)
-        body = transport.open(start, self._partial.validator)
+        body = self._open(transport, start, check)
         self._body = body
         try:
             self._take(body, start, check)
         finally:
             self._body = None
             body.close()
+
+    def _open(self, transport: Transport, start: int, check: Callable[[], None]) -> Body:
+        """What a transport opens, on a thread of its own: what waits for a server's first answer
+        cannot be stopped, but it can be left."""
+        opened: queue.SimpleQueue[Body | BaseException] = queue.SimpleQueue()
+        left = threading.Event()
+
+        def work() -> None:
+            try:
+                body = transport.open(start, self._partial.validator)
+            except BaseException as error:
+                opened.put(error)
+                return
+            opened.put(body)
+            if left.is_set():
+                body.close()
+
+        threading.Thread(target=work, daemon=True).start()
+        deadline = time.monotonic() + _OPEN_SECONDS
+        try:
+            while time.monotonic() < deadline:
+                check()
+                with suppress(queue.Empty):
+                    found = opened.get(timeout=0.1)
+                    if isinstance(found, BaseException):
+                        raise found
+                    return found
+            raise Broken("the server does not answer in time")
+        finally:
+            left.set()
 
     def _take(self, body: Body, start: int, check: Callable[[], None]) -> None:
         """Writes down what comes, behind what is there or in its place."""
@@ -292,12 +343,27 @@ class _Fetching:
             partial.begin(body)
         if body.total is not None:
             self._store.check_space(body.total - partial.size)
-        with partial.file.open("ab") as opened:
-            for chunk in body.chunks():
-                partial.append(opened, chunk)
-                check()
-                self._progress.advance(opened.tell(), body.total)
+        try:
+            self._write(body, check)
+        except (NoSpaceError, OSError):
+            if body.total is None:  # it may have no end
+                partial.remove()
+            raise
         self._check_length(body)
+
+    def _write(self, body: Body, check: Callable[[], None]) -> None:
+        slow, space = _Slowness(), 0
+        with self._partial.file.open("ab") as opened:
+            for chunk in body.chunks():
+                place = opened.tell()
+                if place >= space:
+                    left = _SPACE_STEP if body.total is None else max(0, body.total - place)
+                    self._store.check_space(min(left, _SPACE_STEP))
+                    space = place + _SPACE_STEP
+                self._partial.append(opened, chunk)
+                check()
+                slow.check(len(chunk))
+                self._progress.advance(opened.tell(), body.total)
 
     def _check_length(self, body: Body) -> None:
         size = self._partial.size

@@ -6,24 +6,22 @@ import os
 import signal
 import struct
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO
 
 from pipeline import sparse
 from pipeline.errors import ImageFormatError, StageFailedError
 from pipeline.model import KIB, MIB, Progress
-from pipeline.tools import run
+from pipeline.tools import members, run
 from pipeline.tools.disk_formats import HEAD
+from pipeline.tools.members import CHUNK
 
-CHUNK = MIB
 _BLOCK = 64 * KIB  # zeros are looked for in such blocks, and left out
 _ZEROS = bytes(_BLOCK)
-_MEMORY = 128 * MIB
-"""Of xz and zstd for their window: as much as xz -9 and zstd --ultra ask for, with room."""
 _CENTRAL_DIRECTORY = MIB  # a zip's list of files; of one file it has some hundred bytes
 _DAMAGED = "fetch it again: it is damaged or cut"
 
@@ -44,18 +42,6 @@ class Limits:
     """Bytes that are written."""
     counted: int
     """So many bytes are unpacked, and no longer written, to tell how large it is."""
-
-
-class _Decompressor(Protocol):
-    """What the decompressors of bz2, lzma and isal have in common."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def needs_input(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, max_length: int) -> bytes: ...
 
 
 @contextmanager
@@ -125,16 +111,13 @@ def read_head(packed: Path, compression: str, where: str) -> bytes:
 
 
 def _chunks(opened: BinaryIO, compression: str, where: str) -> Iterator[bytes]:
-    """What is packed in a file, in chunks that are not longer than `CHUNK`."""
-    import lzma
-
-    from isal import igzip_lib
-
-    isal_error: Any = igzip_lib.IsalError  # its types call it an exception, not a class of them
+    """What is packed in a file, in chunks that are not longer than `CHUNK`, and may be empty."""
     try:
-        chunks = _open_zip(opened, where) if compression == "zip" else _inflate(opened, compression)
-        yield from chunks
-    except (EOFError, OSError, lzma.LZMAError, zlib.error, isal_error) as error:
+        if compression == "zip":
+            yield from _open_zip(opened, where)
+        else:
+            yield from members.read(opened, partial(members.make, compression))
+    except members.errors() as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise _damaged(compression, str(error), where) from error
@@ -147,44 +130,6 @@ def _damaged(compression: str, reason: str, where: str) -> ImageFormatError:
         where=where,
         todo=_DAMAGED,
     )
-
-
-def _make(compression: str) -> _Decompressor:
-    if compression == "gzip":
-        from isal import igzip_lib
-
-        found: _Decompressor = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-        return found
-    if compression == "xz":
-        import lzma
-
-        return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_MEMORY)
-    import bz2
-
-    return bz2.BZ2Decompressor()
-
-
-def _inflate(opened: BinaryIO, compression: str) -> Iterator[bytes]:
-    """All members of a file, one after the other; zeros behind the last one do no harm."""
-    decompressor, begun, data = _make(compression), True, b""
-    while True:
-        if decompressor.eof:
-            data = decompressor.unused_data.lstrip(b"\0")
-            while not data:
-                data = opened.read(CHUNK)
-                if not data:
-                    return
-                data = data.lstrip(b"\0")
-            decompressor = _make(compression)
-        elif decompressor.needs_input or begun:
-            data = opened.read(CHUNK)
-            if not data:
-                raise EOFError("it ends too early")
-        begun = False
-        chunk = decompressor.decompress(data, CHUNK)
-        data = b""
-        if chunk:
-            yield chunk
 
 
 # ---- zip
@@ -246,7 +191,7 @@ def _run_zstd(
     if known is not None and known > limits.most:
         raise TooLarge(known)
     argv = ["prlimit", f"--fsize={limits.most}", "--core=0", "zstd", "-d", "-q", "-f", "--sparse"]
-    argv += [f"--memory={_MEMORY}", "--no-progress", "-o", str(target), "--"]
+    argv += [f"--memory={members.MEMORY}", "--no-progress", "-o", str(target), "--"]
     try:
         run.run([*argv, str(packed.resolve())], log=log, progress=progress)
     except run.ToolError as error:
@@ -277,7 +222,7 @@ def _zstd_size(packed: Path) -> int | None:
 
 
 def _read_zstd_head(packed: Path, where: str) -> bytes:
-    argv = ["zstd", "-dcq", f"--memory={_MEMORY}", "--", str(packed.resolve())]
+    argv = ["zstd", "-dcq", f"--memory={members.MEMORY}", "--", str(packed.resolve())]
     try:
         return run.capture_head(argv, HEAD)
     except run.ToolError as error:

@@ -55,7 +55,8 @@ _GROUP_ROOM = 16 * MIB
 # What a console says when waiting longer is of no use.
 _HOPELESS = re.compile(
     r"Kernel panic|ramdisk: error: |No bootable device|Boot failed|BdsDxe: failed to load"
-    r"|error: (file .* not found|unknown filesystem)|Minimal BASH-like line editing"
+    # GRUB goes on without a module, a font, a list or a translation.
+    r"|error: (file (?!\S+\.(?:mod|pf2|lst|mo)\b).* not found|unknown filesystem)|Minimal BASH-like line editing"
     r"|grub rescue>|ALERT! .* does not exist|\(initramfs\)|You are in emergency mode"
 )
 _GAVE_UP = re.compile(r"phantom-user-data: error: ")
@@ -71,7 +72,7 @@ class BootCheck(Stage):
 
     name: ClassVar[str] = "boot"
     cores: ClassVar[int] = 1  # what a guest with two CPUs keeps busy under TCG, on average
-    revision: ClassVar[int] = 4
+    revision: ClassVar[int] = 5
 
     machine: Machine
     report: LocalFile
@@ -187,6 +188,8 @@ class BootCheck(Stage):
             yield f"its check script ended with status {_status(facts, 'check')}"
         if facts.get("failed_unit"):
             yield f"failed units: {', '.join(facts['failed_unit'])}"
+        if facts.get("idle_unit"):
+            yield f"units that were to be started and were not: {', '.join(facts['idle_unit'])}"
         if not facts.get("address"):
             yield "it has no address"
         if "sshd" in facts and not facts.get("ssh_host_key"):
@@ -229,7 +232,8 @@ def edit_as_node(machine: Machine, disk: Path, public_key: str, metadata_url: st
     writes anything.
 
     The root file system is found as the node finds it: it tries the file as a partition first.
-    Raises GuestSilentError where there is none.
+    Raises GuestSilentError where there is none, and GuestCheckError where old nodes cannot write
+    into it.
     """
     if not machine.edits:
         return
@@ -240,6 +244,13 @@ def edit_as_node(machine: Machine, disk: Path, public_key: str, metadata_url: st
             todo="look at the layout of the image",
         )
     root = ext4.FileSystem(disk, offset)
+    new = sorted(ext4.NEW_FEATURES & root.features())
+    if new:
+        raise GuestCheckError(
+            "the root file system has features with which a node of 2010 does not mount it: "
+            f"{', '.join(new)}",
+            todo="make it without them, as elements/phantom-debian does",
+        )
     for edit in machine.edits:
         text = edit.text.format(public_key=public_key, metadata_url=metadata_url)
         root.write(edit.path, text, edit.mode)

@@ -21,6 +21,7 @@ runner=fetcher
 [ -n "${PHANTOM_USER_DATA_TRIES-}" ] || runner=cloud-init
 
 # One of this boot's two runners may be the second: the first tells.
+mkdir -p "${runs%/*}"
 if ! mkdir "$runs"; then
     echo "$runner" >>"$runs/again"
     exit 0
@@ -99,6 +100,21 @@ is_starting() {
         runner != "fetcher" && $2 !~ /^cloud-/ && $4 == "running" { found = 1 }
         END { exit !found }
     '
+}
+
+# Tells the units of sshd that are enabled, where none of them was started: systemd drops one without
+# a word where units wait for one another in a circle.
+tell_idle_units() {
+    [ ! -e /etc/ssh/sshd_not_to_be_run ] || return 0
+    idle=
+    for unit in ssh.socket ssh.service sshd.socket sshd.service; do
+        [ "$(systemctl is-enabled "$unit" 2>/dev/null)" = enabled ] || continue
+        [ "$(systemctl is-active "$unit")" = inactive ] || return 0
+        idle="$idle $unit"
+    done
+    for unit in $idle; do
+        tell idle_unit "$unit"
+    done
 }
 
 has_host_keys() {
@@ -202,6 +218,7 @@ if [ -d /run/systemd/system ]; then
     systemctl list-units --failed --no-legend --no-pager --plain | while read -r unit _; do
         tell failed_unit "$unit"
     done
+    tell_idle_units
 fi
 if [ -e /root/.ssh/authorized_keys ]; then
     while read -r line; do

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from pipeline import sparse
 from pipeline.errors import DiskTooSmallError, StageFailedError
-from pipeline.layouts.layout import SECTOR, BiosBoot, EfiBoot, Layout
+from pipeline.layouts.layout import BASE_IMAGE_MODULES, SECTOR, BiosBoot, EfiBoot, Layout
 from pipeline.model import MIB, format_size
 from pipeline.stages.base import Context, Stage
 from pipeline.store import Artifact
@@ -41,7 +41,6 @@ class AssembleDisk(Stage):
     """
 
     name: ClassVar[str] = "disk"
-    revision: ClassVar[int] = 2
 
     layout: Layout
     size: int
@@ -73,7 +72,8 @@ class AssembleDisk(Stage):
             self._copy_head(source.file(HEAD), disk)
         elif self.layout.table is not None:
             sfdisk.write_table(disk, self._table(self.layout.table, room))
-            self._write_loaders(disk, context)
+            more = BASE_IMAGE_MODULES if "system" in source.facts else ()
+            self._write_loaders(disk, more, context)
         with disk.open("r+b") as file:
             sparse.copy_into(root, file.fileno(), start)
         return {"bytes": self.size, "root_sha256": source.facts.get("sha256")}
@@ -106,17 +106,21 @@ class AssembleDisk(Stage):
                 skipped = max(0, table - offset)
                 sparse.write_at(file.fileno(), chunk[skipped:], offset + skipped)
 
-    def _write_loaders(self, disk: Path, context: Context) -> None:
+    def _write_loaders(self, disk: Path, more: Sequence[str], context: Context) -> None:
+        """Boot loaders, with more modules of GRUB than the layout says."""
         with disk.open("r+b") as file:
             if self.layout.bios is not None:
-                self._write_bios_loader(self.layout.bios, file.fileno(), context)
+                self._write_bios_loader(self.layout.bios, more, file.fileno(), context)
             if self.layout.efi is not None:
-                system = _make_efi_system(self.layout.efi, context)
+                system = _make_efi_system(self.layout.efi, more, context)
                 sparse.copy_into(system, file.fileno(), self.layout.efi.start)
 
-    def _write_bios_loader(self, bios: BiosBoot, disk: int, context: Context) -> None:
+    def _write_bios_loader(
+        self, bios: BiosBoot, more: Sequence[str], disk: int, context: Context
+    ) -> None:
+        modules = _with(bios.modules, more)
         code, core = grub.make_bios_loader(
-            bios.prefix, bios.modules, bios.core_start // SECTOR, context.work, context.log
+            bios.prefix, modules, bios.core_start // SECTOR, context.work, context.log
         )
         if len(core) > bios.core_room:
             raise StageFailedError(
@@ -127,9 +131,14 @@ class AssembleDisk(Stage):
         sparse.write_at(disk, core, bios.core_start)
 
 
-def _make_efi_system(efi: EfiBoot, context: Context) -> Path:
+def _with(modules: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*modules, *more)))
+
+
+def _make_efi_system(efi: EfiBoot, more: Sequence[str], context: Context) -> Path:
     """The EFI system partition in a file."""
-    program = grub.make_efi_program(efi.prefix, efi.modules, context.work, context.log)
+    modules = _with(efi.modules, more)
+    program = grub.make_efi_program(efi.prefix, modules, context.work, context.log)
     system = context.work / "efi.fat"
     fat.make(
         system,

@@ -24,7 +24,7 @@ class CheckDrivers(Stage):
     """
 
     name: ClassVar[str] = "drivers"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     hardware: Hardware
     base_image: bool = False

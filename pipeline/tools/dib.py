@@ -65,6 +65,14 @@ def expand(names: Iterable[str]) -> dict[str, Path]:
     return {name: expanded[name] for name in sorted(expanded) if name not in provided}
 
 
+def find(name: str) -> Path:
+    """The folder of an element. Raises UnknownElementError."""
+    folders = _all_elements()
+    if name not in folders:
+        raise _unknown(name, "the definition", folders)
+    return folders[name]
+
+
 def _all_elements() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in elements_path():

@@ -7,6 +7,7 @@ another file is refused here. Layouts: QEMU's docs/interop/qcow2.txt, VMware's V
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import struct
@@ -14,6 +15,7 @@ import sys
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +32,7 @@ HEAD = 64 * KIB
 LARGEST = 16 << 40
 """Bytes of the largest disk that is believed: ext4 holds no more."""
 _SMALLEST = 64 * KIB
+_PART = 64 * KIB  # numbers of a table that are in memory at once
 
 _COMPRESSIONS = (
     (b"\x1f\x8b\x08", "gzip"),
@@ -74,6 +77,11 @@ class DiskFormat:
 def called(name: str) -> str:
     """What definitions call a format."""
     return "vhd" if name == "vpc" else name
+
+
+def named(word: str) -> str:
+    """qemu-img's name of a format that a definition or a person calls so."""
+    return "vpc" if word == "vhd" else word
 
 
 def detect_compression(head: bytes) -> str | None:
@@ -128,14 +136,26 @@ def detect_format(head: bytes, where: str) -> str:
 _DISK_TODO = f"name a disk image: {', '.join(map(called, FORMATS))}, alone or packed"
 
 
-def read_format(file: Path, where: str, declared: str | None = None) -> DiskFormat:
+def _nothing(*_: object) -> None: ...
+
+
+def read_format(
+    file: Path,
+    where: str,
+    declared: str | None = None,
+    *,
+    check_size: Callable[[int], None] = _nothing,
+    check: Callable[[], None] = _nothing,
+) -> DiskFormat:
     """What an unpacked disk image is; `where` names it in messages.
 
-    Whatever its tables say must lie within it. Raises ImageFormatError for an image that is not as
-    `declared`, names other files, is encrypted, damaged or cut, or is none.
+    Whatever its tables say must lie within it. `check_size` is told the size of the disk before
+    these are read, and `check` is called now and then meanwhile: what they raise ends it.
+    Raises ImageFormatError for an image that is not as `declared`, names other files, is encrypted,
+    damaged or cut, or is none.
     """
     with file.open("rb") as opened:
-        return _Image(opened, where).read(declared)
+        return _Image(opened, where, check_size, check).read(declared)
 
 
 def peek_size(name: str, head: bytes) -> int | None:
@@ -173,9 +193,17 @@ def _is_text(head: bytes) -> bool:
 class _Image:
     """One image while its headers are read."""
 
-    def __init__(self, file: BinaryIO, where: str) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        where: str,
+        check_size: Callable[[int], None],
+        check: Callable[[], None],
+    ) -> None:
         self.file = file
         self.where = where
+        self.check = check
+        self._check_size = check_size
         self.size = os.fstat(file.fileno()).st_size
 
     def read(self, declared: str | None) -> DiskFormat:
@@ -185,12 +213,16 @@ class _Image:
         if name == "raw" and end > 0 and self.bytes_at(end, 8) == b"conectix":
             name = "vpc"
         check_declared(name, declared, self.where)
-        disk = DiskFormat(name=name, bytes=_READERS[name](self))
-        if disk.bytes > LARGEST:
-            raise self.error(f"claims to be a disk of {format_size(disk.bytes)}", _AGAIN)
-        if disk.bytes < _SMALLEST:
-            raise self.error(f"is too small for a disk: {format_size(disk.bytes)}", _AGAIN)
-        return disk
+        return DiskFormat(name=name, bytes=_READERS[name](self))
+
+    def believe(self, disk: int) -> None:
+        """Refuses a size of the disk, in bytes, that cannot be or is not wanted: to be called
+        before any table is read, since it says how long these are."""
+        if disk > LARGEST:
+            raise self.error(f"claims to be a disk of {format_size(disk)}", _AGAIN)
+        if disk < _SMALLEST:
+            raise self.error(f"is too small for a disk: {format_size(disk)}", _AGAIN)
+        self._check_size(disk)
 
     def error(self, what: str, todo: str) -> ImageFormatError:
         return ImageFormatError(what, where=self.where, todo=todo)
@@ -206,11 +238,19 @@ class _Image:
 
     def numbers(self, code: str, order: str, offset: int, count: int) -> array[int]:
         """A table of the file; `code` as in `array`, `order` as in `sys.byteorder`."""
+        self.check()
         table = array(code)
         table.frombytes(self.bytes_at(offset, count * table.itemsize))
         if order != sys.byteorder:
             table.byteswap()
         return table
+
+    def stream(self, code: str, order: str, offset: int, count: int) -> Iterator[array[int]]:
+        """A table of any length, in parts. Raises ImageFormatError at once where it is cut."""
+        width = array(code).itemsize
+        self.must_hold(offset + count * width)
+        for start in range(0, count, _PART):
+            yield self.numbers(code, order, offset + start * width, min(_PART, count - start))
 
     def must_hold(self, end: int) -> None:
         """Raises ImageFormatError for data that would end behind the file."""
@@ -228,10 +268,28 @@ class _Image:
             f"names {what}: only an image that is whole in one file is taken", _CONVERT
         )
 
+    def shared(self) -> ImageFormatError:
+        return self.error("is damaged: it has one table in several places", _AGAIN)
+
+
+class _Places:
+    """Places of a file that were come across. It takes memory only around these."""
+
+    def __init__(self, count: int) -> None:
+        self._bits = mmap.mmap(-1, count // 8 + 1)
+
+    def add(self, place: int) -> bool:
+        """Whether it is a new one."""
+        byte, bit = place // 8, 1 << place % 8
+        before = self._bits[byte]
+        self._bits[byte] = before | bit
+        return not before & bit
+
 
 def _read_raw(image: _Image) -> int:
     if image.size % SECTOR:
         raise image.error(f"is cut: {image.size:,} bytes are no whole sectors of a disk", _AGAIN)
+    image.believe(image.size)
     return image.size
 
 
@@ -242,6 +300,7 @@ _QCOW2_KNOWN = _DIRTY | _CORRUPT | _DATA_FILE | _PACKED | _EXTENDED_L2
 _DATA_FILE_NAME, _BACKING_FORMAT = 0x44415441, 0xE2792ACA
 _OFFSET = (1 << 56) - (1 << 9)  # bits 9 to 55 of a table's entry
 _COMPRESSED = 1 << 62
+_LONGEST_L1 = 32 * MIB  # QEMU takes no longer one
 
 
 def _read_qcow2(image: _Image) -> int:
@@ -265,8 +324,8 @@ def _read_qcow2(image: _Image) -> int:
     if not 9 <= cluster_bits <= 21 or (version == 3 and length < 104):
         raise image.error("has a header that is no qcow2 image's", _AGAIN)
     _check_extensions(image, length or 72, 1 << cluster_bits)
-    if disk <= LARGEST:
-        _check_clusters(image, disk, cluster_bits, l1_offset, l1_count, features)
+    image.believe(disk)
+    _check_clusters(image, disk, cluster_bits, l1_offset, l1_count, features)
     return disk
 
 
@@ -291,13 +350,18 @@ def _check_clusters(
     words = 2 if features & _EXTENDED_L2 else 1
     entries = cluster // 8 // words
     needed = -(-disk // (cluster * entries))
-    if l1_count < needed or l1_offset % SECTOR:
+    if not needed <= l1_count <= _LONGEST_L1 // 8 or l1_offset % SECTOR:
         raise image.error("has a header that is no qcow2 image's", _AGAIN)
-    for number, entry in enumerate(image.numbers("Q", "big", l1_offset, needed)):
+    seen = _Places(image.size >> cluster_bits)
+    for number, entry in enumerate(
+        chain.from_iterable(image.stream("Q", "big", l1_offset, needed))
+    ):
         table = entry & _OFFSET
         if table:
             first = number * entries * cluster
             l2 = image.numbers("Q", "big", table, cluster // 8)[::words]
+            if table % cluster or not seen.add(table >> cluster_bits):
+                raise image.shared()
             image.must_hold(_last_cluster(l2, cluster_bits, disk - first))
 
 
@@ -322,6 +386,7 @@ def _last_cluster(entries: array[int], cluster_bits: int, left: int) -> int:
 
 _AT_END = (1 << 64) - 1
 _DESCRIPTOR = MIB  # of it, QEMU reads no more
+_LONGEST_GRAIN_TABLE = 512  # QEMU takes no longer one
 _SPARSE_TYPES = ("monolithicsparse", "streamoptimized")
 _EXTENT = re.compile(rb"^\s*(?:RW|RDONLY|NOACCESS)\s+\d+\s+(\w+)", re.MULTILINE | re.IGNORECASE)
 
@@ -337,8 +402,8 @@ def _read_vmdk(image: _Image) -> int:
         if _check_vmdk_header(image, header) != disk:
             raise image.error("has a footer that does not fit its header", _AGAIN)
         (directory,) = image.fields("<Q", header + 56)
-    if disk <= LARGEST:
-        _check_grains(image, header, disk, directory * SECTOR)
+    image.believe(disk)
+    _check_grains(image, header, disk, directory * SECTOR)
     return disk
 
 
@@ -377,24 +442,23 @@ def _check_grains(image: _Image, header: int, disk: int, directory: int) -> None
     """Every grain lies in the file."""
     flags, _, grain = image.fields("<IQQ", header + 8)
     (per_table,) = image.fields("<I", header + 44)
-    if not 1 <= grain <= 128 * KIB or not 1 <= per_table <= 4096:
+    if not 1 <= grain <= 128 * KIB or not 1 <= per_table <= _LONGEST_GRAIN_TABLE:
         raise image.error("has a header that is no VMDK's", _AGAIN)
     packed = bool(flags & 1 << 16)
-    for table in _tables(image, directory, -(-disk // (grain * SECTOR * per_table))):
+    seen = _Places(image.size // SECTOR)
+    count = -(-disk // (grain * SECTOR * per_table))
+    for table in chain.from_iterable(image.stream("I", "little", directory, count)):
+        if table <= 1:  # they stand for none
+            continue
         grains = image.numbers("I", "little", table * SECTOR, per_table)
+        if not seen.add(table):
+            raise image.shared()
         last = max(grains) * SECTOR
         if last and packed:  # it tells its length itself, behind its number
             (length,) = image.fields("<I", last + 8)
             image.must_hold(last + 12 + length)
         elif last:
             image.must_hold(last + min(grain * SECTOR, disk))
-
-
-def _tables(image: _Image, directory: int, count: int) -> Iterator[int]:
-    """The grain tables that a grain directory names; 0 and 1 stand for none."""
-    for start in range(0, count, 4096):
-        chunk = image.numbers("I", "little", directory + 4 * start, min(4096, count - start))
-        yield from (entry for entry in chunk if entry > 1)
 
 
 # ---- vhd
@@ -413,9 +477,10 @@ def _read_vhd(image: _Image) -> int:
         raise image.refers("a parent, as a differencing disk,")
     if (kind == _DYNAMIC) != dynamic:
         raise image.error("has a header that is no VHD's", _AGAIN)
+    image.believe(disk)
     if not dynamic:
         image.must_hold(disk + SECTOR)
-    elif disk <= LARGEST:
+    else:
         _check_blocks(image, offset, disk)
     return disk
 
@@ -430,14 +495,16 @@ def _check_blocks(image: _Image, offset: int, disk: int) -> None:
     if count < needed:
         raise image.error("has a header that is no VHD's", _AGAIN)
     bitmap = -(-block // SECTOR // 8 // SECTOR) * SECTOR
-    used = [each for each in image.numbers("I", "big", table, needed) if each != _NO_BLOCK]
-    if used:
-        image.must_hold(max(used) * SECTOR + bitmap + block)
+    for part in image.stream("I", "big", table, needed):
+        last = max((each for each in part if each != _NO_BLOCK), default=None)
+        if last is not None:
+            image.must_hold(last * SECTOR + bitmap + block)
 
 
 # ---- vdi
 
 _VDI_DYNAMIC, _VDI_STATIC = 1, 2
+_VDI_BLOCK = MIB  # QEMU reads no other
 _NOT_STORED = 0xFFFFFFFE  # from here on: a block of zeros, or one that was never written
 
 
@@ -450,14 +517,13 @@ def _read_vdi(image: _Image) -> int:
         raise image.error("is a VDI of a version that is not known", _CONVERT)
     if kind not in (_VDI_DYNAMIC, _VDI_STATIC) or any(link) or any(parent):
         raise image.refers("a parent, as a differencing disk,")
-    if not SECTOR <= block <= 256 * MIB or extra or count * block < disk:
+    if block != _VDI_BLOCK or extra or count * block < disk:
         raise image.error("has a header that is no VDI's", _AGAIN)
-    if disk <= LARGEST:
-        needed = -(-disk // block)
-        blocks = image.numbers("I", "little", table, needed)
-        used = [each for each in blocks if each < _NOT_STORED]
-        if used:
-            image.must_hold(data + max(used) * block + min(block, disk))
+    image.believe(disk)
+    for part in image.stream("I", "little", table, -(-disk // block)):
+        last = max((each for each in part if each < _NOT_STORED), default=None)
+        if last is not None:
+            image.must_hold(data + last * block + min(block, disk))
     return disk
 
 

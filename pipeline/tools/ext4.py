@@ -16,6 +16,17 @@ _LONGEST_PATH = 1024
 _LARGEST_BLOCK = 6  # as the binary logarithm of its KiB
 _TEXT_LIMIT, _COPY_LIMIT = 16 * MIB, GIB
 _LONGEST_CHAIN = 8  # of symbolic links
+_LONGEST_LINK = 4096  # as Linux has it
+_SECONDS = 120.0
+
+NEW_FEATURES = frozenset(
+    {
+        *("metadata_csum", "metadata_csum_seed", "bigalloc", "quota", "inline_data", "encrypt"),
+        *("casefold", "project", "verity", "ea_inode", "large_dir", "mmp", "orphan_file"),
+    }
+)
+"""Features of ext4 with which Linux 2.6.32, of 2010, does not mount a file system to write into
+it (fs/ext4/ext4.h), in the words of tune2fs."""
 
 
 def is_at(file: Path, offset: int) -> bool:
@@ -41,8 +52,13 @@ class FileSystem:
     def __init__(self, file: Path, offset: int) -> None:
         self._device = f"{file}?offset={offset}"
 
+    def features(self) -> frozenset[str]:
+        """Its features, in the words of tune2fs. Raises ToolError."""
+        _, _, told = self._debugfs("features").partition("Filesystem features:")
+        return frozenset(told.split())
+
     def names(self, folder: PurePosixPath) -> list[str]:
-        """What lies in a folder; nothing where there is none. Raises ToolError."""
+        """What lies in a folder; nothing where there is none. Raises ToolError, FileSystemError."""
         if not _is_plain(folder):
             return []
         listed = self._debugfs(f"ls -p {_quote(folder)}")
@@ -50,12 +66,15 @@ class FileSystem:
 
     def read_link(self, path: PurePosixPath) -> PurePosixPath | None:
         """What a symbolic link leads to, from the root of the file system; None where there is no
-        link. Raises ToolError."""
+        link, or one that is longer than links can be. Raises ToolError, FileSystemError."""
         told = self._stat(path)
         if not re.search(r"Type: symlink", told):
             return None
         # A short one lies in the inode; a longer one is told as a file's content is.
         short = re.search(r'^Fast link dest: "(.*)"$', told, re.MULTILINE | re.DOTALL)
+        size = re.search(r"\bSize: ([0-9]+)", told)
+        if not short and (size is None or int(size[1]) > _LONGEST_LINK):
+            return None
         target = short[1] if short else self._debugfs(f"cat {_quote(path)}")
         return PurePosixPath("/", path.parent, target)
 
@@ -114,7 +133,13 @@ class FileSystem:
     def _debugfs(self, *commands: str, write: bool = False) -> str:
         script = "".join(f"{command}\n" for command in commands)
         words = ["debugfs", *(["-w"] if write else []), "-f", "-", self._device]
-        printed = run.capture(words, input=script)
+        most = len(script) + 2 * _TEXT_LIMIT
+        printed = run.capture(words, input=script, timeout=_SECONDS, most=most)
+        if len(printed) == most:
+            raise FileSystemError(
+                f"a file or folder in the image is described by more than {format_size(most)}",
+                todo="choose another base image: this one is damaged, or was made to harm",
+            )
         # Each command is echoed on a line of its own before what it prints.
         echoes = {f"debugfs: {command}" for command in commands}
         return "".join(

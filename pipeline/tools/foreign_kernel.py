@@ -14,14 +14,20 @@ from pathlib import PurePosixPath
 from pipeline.tools.kernel import Fault, Tree
 
 _FSTAB = PurePosixPath("/etc/fstab")
-_MODULES = PurePosixPath("/etc/modules")
-_LOADED = tuple(map(PurePosixPath, ("/etc/modules-load.d", "/usr/lib/modules-load.d")))
+_LOADED = tuple(
+    map(PurePosixPath, ("/etc/modules-load.d", "/usr/lib/modules-load.d", "/lib/modules-load.d"))
+)
+_LOADER = "systemd-modules-load.service"
+_UNITS = tuple(map(PurePosixPath, ("/usr/lib/systemd/system", "/lib/systemd/system")))
+CONDITION = PurePosixPath(f"/etc/systemd/system/{_LOADER}.d/phantom.conf")
+"""With it, systemd loads modules only where the image has some for the kernel that runs."""
 _ROOT_TYPES = ("ext3", "ext4", "auto")
 # Of no device: the kernel's own, and binds of what is there already.
 _VIRTUAL = frozenset(
     {
         *("proc", "sysfs", "tmpfs", "devtmpfs", "devpts", "cgroup", "cgroup2", "mqueue", "none"),
-        *("debugfs", "tracefs", "securityfs", "hugetlbfs", "bind", "ramfs"),
+        *("debugfs", "tracefs", "securityfs", "hugetlbfs", "bind", "ramfs", "configfs", "bpf"),
+        *("fusectl", "pstore", "efivarfs", "selinuxfs"),
     }
 )
 _WAITS_FOR_NOTHING = {"noauto", "nofail", "_netdev", "bind", "rbind"}
@@ -56,13 +62,14 @@ def _mount_faults(tree: Tree) -> Iterator[Fault]:
 
 
 def _module_faults(tree: Tree) -> Iterator[Fault]:
-    folders = {folder: tree.names(folder) for folder in _LOADED}
-    files = [_MODULES] + [
-        folder / name for folder, names in folders.items() for name in sorted(names)
-    ]
+    """Of systemd alone: the scripts of other init systems go on."""
+    if CONDITION.name in tree.names(CONDITION.parent):
+        return
+    if not any(_LOADER in tree.names(folder) for folder in _UNITS):
+        return
     seen = set()
-    for file in files:
-        if file != _MODULES and file.suffix != ".conf":
+    for file in (folder / name for folder in _LOADED for name in sorted(tree.names(folder))):
+        if file.suffix != ".conf":
             continue
         text = tree.read(file)
         names = re.findall(r"^\s*([A-Za-z0-9_-]+)", text, re.MULTILINE)
@@ -72,4 +79,4 @@ def _module_faults(tree: Tree) -> Iterator[Fault]:
                 "module",
                 f"take what is not needed out of the image's {file}",
             )
-        seen.add(text)  # Debian's modules.conf is a link to /etc/modules
+        seen.add(text)  # two folders may be one

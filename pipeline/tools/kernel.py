@@ -31,7 +31,7 @@ _INITRAMFS_NAMES = (
 )
 _MODULE = re.compile(r"([^/]+)\.ko(\.(gz|xz|zst|lz4))?$")
 _LONGEST_CHAIN = 8  # of symbolic links that are followed
-_FILE_SYSTEM = "ext4"  # that root has when a site boots it
+_FSTAB = PurePosixPath("/etc/fstab")
 
 
 class Tree(Protocol):
@@ -73,6 +73,8 @@ class Kernel:
     modules: Mapping[str, frozenset[str]]
     """What can be loaded, with all that each needs besides."""
     in_initramfs: frozenset[str]
+    root_type: str = "ext4"
+    """What fstab says that root is."""
 
     def place(self, driver: str) -> str | None:
         """Where a driver is: `kernel`, `initramfs` or `modules`; None: nowhere."""
@@ -174,7 +176,7 @@ def find_faults(kernel: Kernel, hardware: Hardware, remedies: Remedies) -> list[
 
 def _disk_faults(kernel: Kernel, hardware: Hardware, remedies: Remedies) -> Iterator[Fault]:
     purposes = dict.fromkeys(hardware.disks, "drives disks there")
-    for name, purpose in {**purposes, _FILE_SYSTEM: "reads the root file system"}.items():
+    for name, purpose in {**purposes, _root_driver(kernel): "reads the root file system"}.items():
         place = kernel.place(name)
         if place is None:
             yield Fault(f"it has no {name}, which {purpose}", remedies.kernel)
@@ -189,6 +191,12 @@ def _disk_faults(kernel: Kernel, hardware: Hardware, remedies: Remedies) -> Iter
                 f"{name} is in the initramfs without {', '.join(lost)}, which it needs",
                 remedies.dependency.format(name),
             )
+
+
+def _root_driver(kernel: Kernel) -> str:
+    """What has to read root: an ext3 is read by either, and old kernels know no ext4."""
+    early = kernel.place("ext3") in ("kernel", "initramfs")
+    return "ext3" if kernel.root_type == "ext3" and early else "ext4"
 
 
 def _network_faults(kernel: Kernel, hardware: Hardware, remedies: Remedies) -> Iterator[Fault]:
@@ -247,7 +255,13 @@ def read_kernel(tree: Tree, work: Path, remedies: Remedies) -> Kernel:
         in_initramfs=_module_names(
             file for file in initramfs.list_files(copy, work) if f"lib/modules/{version}/" in file
         ),
+        root_type=_find_root_type(tree.read(_FSTAB)),
     )
+
+
+def _find_root_type(table: str) -> str:
+    found = re.search(r"^[^#\s]\S*\s+/\s+(\S+)", table, re.MULTILINE)
+    return found[1] if found is not None else "ext4"
 
 
 def find_entry(tree: Tree) -> tuple[PurePosixPath, Entry | None]:

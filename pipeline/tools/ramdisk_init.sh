@@ -53,6 +53,10 @@ mount -t ext4 -o "$mode" "$root" /root || fail "$root does not hold an ext3 or e
 
 for folder in dev proc sys run; do
     mkdir -p "/root/$folder" 2>/dev/null
+    if [ "$folder" = run ] && [ ! -d /root/run ]; then # an image from before there was one
+        umount /run
+        continue
+    fi
     mount --move "/$folder" "/root/$folder" || fail "the image has no folder /$folder"
 done
 exec switch_root /root "$init"

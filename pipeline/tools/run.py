@@ -12,9 +12,10 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +23,7 @@ from pipeline.errors import HostError, NoSpaceError, PhantomError, StageFailedEr
 from pipeline.model import NoProgress, Progress
 
 LAST_LINES = 12
+_LINES, _LINE = 200, 4096  # of a program's output, and letters of each, that are kept
 _READ_LOG = "read the log; its first line is the command, to run it by hand"
 _NO_SPACE = "No space left on device"
 Process = subprocess.Popen[str]
@@ -58,11 +60,12 @@ def capture(
     env: Mapping[str, str] | None = None,
     input: str | None = None,
     timeout: float | None = None,
+    most: int | None = None,
 ) -> str:
     """What a short program prints on its standard output.
 
-    One that runs for longer than `timeout` seconds is killed; it must not be another user's.
-    Raises ToolError, HostError.
+    One that runs for longer than `timeout` seconds is killed; it must not be another user's. So is
+    one that has printed `most` letters: these are returned. Raises ToolError, HostError.
     """
     try:
         process = subprocess.Popen(
@@ -78,7 +81,12 @@ def capture(
         raise _cannot_start(argv, error) from error
     with process, _listed(process, lifeline=False):
         try:
-            printed, complaints = process.communicate(input, timeout)
+            if most is None:
+                printed, complaints = process.communicate(input, timeout)
+            else:
+                printed, complaints = _communicate(process, input or "", timeout, most)
+                if len(printed) == most:
+                    return printed
         except subprocess.TimeoutExpired as error:
             late = f"it had not ended after {error.timeout:.3g} s"
             raise ToolError(argv, -signal.SIGKILL, late, None) from error
@@ -88,6 +96,41 @@ def capture(
     if process.returncode != 0:
         raise _failure(argv, process.returncode, complaints + printed, None)
     return printed
+
+
+def _communicate(process: Process, input: str, timeout: float | None, most: int) -> tuple[str, str]:
+    """As `Popen.communicate`, but no more than so many letters; the program may then run on."""
+    assert process.stdout is not None and process.stderr is not None
+    complaints: deque[str] = deque(maxlen=_LINES)
+    drain = threading.Thread(
+        target=lambda: complaints.extend(iter(lambda: process.stderr.readline(_LINE), "")),  # type: ignore[union-attr]
+        daemon=True,
+    )
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(timeout or 0.0, end)
+    drain.start()
+    if timeout is not None:
+        timer.start()
+    try:
+        with suppress(BrokenPipeError):
+            if process.stdin is not None:
+                process.stdin.write(input)
+                process.stdin.close()
+        printed = process.stdout.read(most)
+        if len(printed) < most:
+            process.wait()
+    finally:
+        timer.cancel()
+        process.kill()
+        drain.join()
+    if late.is_set():
+        raise subprocess.TimeoutExpired(process.args, timeout or 0.0)
+    return printed, "".join(complaints)
 
 
 def capture_head(argv: Sequence[str], most: int) -> bytes:
@@ -240,7 +283,7 @@ def _end(process: Process) -> None:
 
 
 def _stream(process: Process, log: IO[str], progress: Progress) -> deque[str]:
-    tail: deque[str] = deque(maxlen=200)
+    tail: deque[str] = deque(maxlen=_LINES)
     assert process.stdout is not None
     for line in process.stdout:
         log.write(line)

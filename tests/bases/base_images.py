@@ -32,7 +32,16 @@ SECTOR = 512
 # ---- systems
 
 _COMMON = (
-    *("udev", "linux-image-amd64", "initramfs-tools", "zstd", "openssh-server", "iproute2", "cron"),
+    *(
+        "udev",
+        "linux-image-amd64",
+        "initramfs-tools",
+        "zstd",
+        "openssh-server",
+        "iproute2",
+        "cron",
+        "fdisk",
+    ),
     *("grub-pc-bin", "grub-efi-amd64-bin", "grub2-common", "curl", "ifupdown", "isc-dhcp-client"),
 )
 _BASE = (*_COMMON, "systemd-sysv")

@@ -17,7 +17,6 @@ from pipeline.errors import (
     FileSystemError,
     PackageManagerError,
     PackagesFailedError,
-    PhantomError,
     ScriptError,
     ScriptHungError,
     ScriptRebootError,
@@ -474,8 +473,3 @@ def test_nothing_is_cleaned_behind_a_link(guest: Guest, files: ImageFiles) -> No
         if path.endswith(("/x", "_history", "_key"))
     )
     assert not files.exists(P("/etc/machine-id"))
-
-
-def test_errors_have_statuses_of_their_own() -> None:
-    errors: list[type[PhantomError]] = [ScriptError, ScriptHungError, ScriptRebootError]
-    assert [error.exit_code for error in errors] == [54, 55, 56]

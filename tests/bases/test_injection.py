@@ -229,7 +229,7 @@ def test_sysv_of_debian(appliance: tuple[Guest, Heard]) -> None:
             "auto eth0",
             "iface eth0 inet dhcp",
         ]
-        assert network.kernel_options(system) == ("net.ifnames=0",)
+        assert network.kernel_options(files, system) == ("net.ifnames=0",)
 
 
 def test_sysv_of_red_hat(appliance: tuple[Guest, Heard]) -> None:

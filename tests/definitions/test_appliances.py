@@ -70,7 +70,8 @@ disk_size: 3GiB
     assert appliance.user_data_runner == "fetcher"
 
 
-def test_a_base_image_may_be_another_appliances_build(load: Load) -> None:
+def test_a_base_image_may_be_another_appliances_build(write: Write, load: Load) -> None:
+    write("images/hello/appliance.yaml", HEAD)
     text = "source: {base_image: {location: {appliance: hello}}}\ndisk_size: 2GiB\n"
     assert load(HEAD + text).source == BaseImageSource(location=ApplianceBuild(name="hello"))
 

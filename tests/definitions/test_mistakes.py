@@ -182,8 +182,7 @@ PARTS: list[tuple[str, list[str]]] = [
     (
         "packages: [vim=2, no]\n",
         [
-            "4:12: 'packages[0]' must be the name of a Debian package, without a version, not "
-            "'vim=2'",
+            "4:12: 'packages[0]' must be the name of a package, without a version, not 'vim=2'",
             "4:19: 'packages[1]' must be a string, and YAML reads no as false; put it in quotes: "
             '"no"',
         ],
@@ -229,6 +228,10 @@ PARTS: list[tuple[str, list[str]]] = [
     ("source: {}\n", ["4:9: 'source' must not be empty"]),
     ("source: scratch\n", ["4:9: 'source' must be a mapping, not a string"]),
     (
+        "packages: [NetworkManager]\n",
+        ["4:12: 'packages[0]' must be the name of a Debian package, not 'NetworkManager'"],
+    ),
+    (
         "source: {base_image: {}}\ndisk_size: 2GiB\n",
         ["4:22: 'location' is missing in 'source.base_image'"],
     ),
@@ -269,8 +272,12 @@ PARTS: list[tuple[str, list[str]]] = [
         ],
     ),
     (
-        "source: {base_image: {location: {appliance: a}, format: raw}}\ndisk_size: 2GiB\n",
-        ["4:57: 'source.base_image.format': an appliance's build has its own"],
+        "source: {base_image: {location: {appliance: web}, format: raw}}\ndisk_size: 2GiB\n",
+        [
+            "4:45: 'source.base_image.location.appliance': there is no other appliance 'web' in "
+            "images",
+            "4:59: 'source.base_image.format': an appliance's build has its own",
+        ],
     ),
     (
         "source: {base_image: {location: b, format: iso, sha256: ABC}}\ndisk_size: 2GiB\n",
@@ -557,9 +564,9 @@ def test_mistakes_of_a_parent_are_told_with_its_own_file(write: Write, load: Loa
         "images/base/appliance.yaml\n"
         f"  | {FILE}:4:1: unknown key 'zzzz'; known here: {KEYS}\n"
         "  | images/base/part.yaml:2:12: 'packages[0]' must be the name of a Debian package, "
-        "without a version, not 'a'\n"
+        "not 'a'\n"
         "  | images/base/part.yaml:2:15: 'packages[1]' must be the name of a Debian package, "
-        "without a version, not 'B'\n"
+        "not 'B'\n"
         "  | images/base/appliance.yaml:4:9: 'kernel' must be one of generic, cloud, auto, not "
         "'x'\n"
         f"{TODO.format('them')}"

@@ -151,8 +151,8 @@ class Ec2:
 
     site_schema: ClassVar[Mapping[str, object]] = SITE_SCHEMA
     default_instance_type: ClassVar[str] = "t3.micro"
-    site_kinds: ClassVar[Mapping[str, Mapping[str, object]]] = {"EC2": {}}
     """Of 2018: launch configurations take no type that is newer than 2022."""
+    site_kinds: ClassVar[Mapping[str, Mapping[str, object]]] = {"EC2": {}}
 
     def __init__(
         self,
