@@ -13,8 +13,8 @@ from pipeline.guest.fstab import Line
 from pipeline.guest.inspection import describe_place
 from pipeline.guest.system import FileSystem, System
 from pipeline.model import Disk, Hardware, Machine
-from pipeline.tools.disk_formats import called
 from pipeline.tools import ext4
+from pipeline.tools.disk_formats import called
 from pipeline.tools.kernel import Fault, Kernel, Remedies, find_faults
 
 EFI_SYSTEM = ("C12A7328-F81F-11D2-BA4B-00A0C93EC93B", "ef")

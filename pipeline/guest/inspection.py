@@ -363,8 +363,8 @@ class _Inspection:
     def _refuse_encrypted(self, lines: Iterable[fstab.Line]) -> None:
         """Raises EncryptedError where the system keeps files of its own behind a key."""
         mapped = {}
-        for line in self.text("/etc/crypttab").splitlines():
-            name, *rest = line.split()[:2] or [""]
+        for entry in self.text("/etc/crypttab").splitlines():
+            name, *rest = entry.split()[:2] or [""]
             if rest and not name.startswith("#"):
                 mapped[f"/dev/mapper/{name}"] = rest[0].replace('"', "")
         for line in lines:
@@ -662,12 +662,13 @@ def _expand(guest: Guest, pattern: str) -> list[str]:
     try:
         found: list[str] = guest.handle.glob_expand(pattern)
     except NotTextError:
-        found = [path for each in _without_braces(pattern) for path in _glob(guest, each)]
+        plain = dict.fromkeys(_without_braces(pattern))
+        found = [path for each in plain for path in _glob(guest, each)]
     return [path.rstrip("/") for path in found]
 
 
 def _without_braces(pattern: str) -> Iterator[str]:
-    """Every pattern that one with braces, of which none is in another, stands for."""
+    """The patterns that one with braces stands for; some of them twice."""
     inner = re.search(r"\{([^{}]*)\}", pattern)
     if inner is None:
         yield pattern

@@ -7,18 +7,8 @@ from dataclasses import dataclass
 SECTOR = 512
 
 BASE_IMAGE_MODULES = (
-    *(
-        "part_gpt",
-        "part_msdos",
-        "true",
-        "search_fs_uuid",
-        "search_fs_file",
-        "probe",
-        "regexp",
-        "loadenv",
-        "configfile",
-        "sleep",
-    ),
+    *("part_gpt", "part_msdos", "true", "search_fs_uuid", "search_fs_file", "probe", "regexp"),
+    *("loadenv", "configfile", "sleep"),
     *("all_video", "gfxterm", "gfxterm_background", "gfxmenu", "png", "font", "gettext"),
     *("serial", "terminal", "minicmd", "keystatus", "linux16", "chain", "boot", "lzopio", "xzio"),
 )

@@ -17,6 +17,7 @@ from pipeline.errors import (
     ChecksumError,
     DefinitionError,
     DiskTooSmallError,
+    FileSystemError,
     MirrorError,
     StageFailedError,
     UnknownElementError,
@@ -73,6 +74,7 @@ AROUND_ROOT = 65 * MIB
 HEAD = "head.raw"
 """What lies before root on a base's disk, where its boot loader is kept."""
 
+_CLEANING_SECONDS = 1800.0  # a thousand times what it takes; a relabelled image takes minutes
 _TOLD = ("product", "distribution", "release", "architecture")
 _RUNNABLE = ("x86_64", "i686")
 _INSPECTION_REVISION = 1  # raised when `inspection` finds something else in the same image
@@ -146,7 +148,8 @@ class BaseRoot(Stage):
                 room=made.stat().st_size,
             )
             kept = self._change(guest, system, base, context)
-            guest.handle.fstrim("/")
+            with _in_time(guest):
+                guest.handle.fstrim("/")
         if kept is not None:
             _write_head(disk, context.out / HEAD, kept.root_start)
         return {
@@ -202,12 +205,13 @@ class BaseRoot(Stage):
             apt_sources=_mirrors_for(system) if self.network else None,
             proxies=proxies,
         )
+        payloads = [_payload(each) for each in self.payloads]
         context.progress.step("putting the user-data fetcher in")
         injection.inject(
             guest,
             files,
             system,
-            [_payload(each) for each in self.payloads],
+            payloads,
             runner=self.user_data_runner,
             frequency=self.user_data_frequency,
         )
@@ -222,9 +226,19 @@ class BaseRoot(Stage):
             proxies=proxies,
         )
         context.progress.step("making it boot everywhere, and cleaning up")
+        if self.packages or self.remove_packages or self.scripts:
+            system = inspection.look_again(guest, files, system)
+        injection.settle_runner(
+            files,
+            system,
+            payloads,
+            runner=self.user_data_runner,
+            frequency=self.user_data_frequency,
+        )
         kept = booting.configure_boot(guest, files, system, base=base.device)
-        cleaning.clean(guest, files, system)
-        selinux.relabel(guest, files, system)
+        with _in_time(guest):
+            cleaning.clean(guest, files, system)
+            selinux.relabel(guest, files, system)
         lines = ("\t".join(each) for each in packages.list_packages(guest, system))
         (context.out / PACKAGES).write_text("".join(f"{line}\n" for line in lines))
         return kept
@@ -421,6 +435,19 @@ def _beside(work: Callable[[], None] | None) -> Iterator[Callable[[], None]]:
     with ThreadPoolExecutor(1) as pool:
         future = None if work is None else pool.submit(work)
         yield lambda: None if future is None else future.result()
+
+
+@contextmanager
+def _in_time(guest: Guest) -> Iterator[None]:
+    """Waits not for ever for a file system that somebody made to hang. Raises FileSystemError."""
+    try:
+        with guest.limited(_CLEANING_SECONDS):
+            yield
+    except TimeoutError as error:
+        raise FileSystemError(
+            f"cleaning the image's file system has not ended: {error}",
+            todo="look at the base image with e2fsck, or take another one",
+        ) from error
 
 
 def _check_architecture(system: System) -> None:

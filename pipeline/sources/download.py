@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -295,32 +294,30 @@ class _Fetching:
     def _open(self, transport: Transport, start: int, check: Callable[[], None]) -> Body:
         """What a transport opens, on a thread of its own: what waits for a server's first answer
         cannot be stopped, but it can be left."""
-        opened: queue.SimpleQueue[Body | BaseException] = queue.SimpleQueue()
+        opened: Future[Body] = Future()
         left = threading.Event()
 
         def work() -> None:
             try:
                 body = transport.open(start, self._partial.validator)
-            except BaseException as error:
-                opened.put(error)
+            except BaseException as error:  # noqa: BLE001 # whoever waits raises it
+                opened.set_exception(error)
                 return
-            opened.put(body)
+            opened.set_result(body)
             if left.is_set():
                 body.close()
 
         threading.Thread(target=work, daemon=True).start()
         deadline = time.monotonic() + _OPEN_SECONDS
         try:
-            while time.monotonic() < deadline:
+            while not wait([opened], timeout=0.1).done:
                 check()
-                with suppress(queue.Empty):
-                    found = opened.get(timeout=0.1)
-                    if isinstance(found, BaseException):
-                        raise found
-                    return found
-            raise Broken("the server does not answer in time")
-        finally:
+                if time.monotonic() > deadline:
+                    raise Broken("the server does not answer in time")
+        except BaseException:
             left.set()
+            raise
+        return opened.result()
 
     def _take(self, body: Body, start: int, check: Callable[[], None]) -> None:
         """Writes down what comes, behind what is there or in its place."""

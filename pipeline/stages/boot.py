@@ -52,13 +52,14 @@ _TAIL_ROOM = 2 * MIB
 # own tables, which are of 8 MiB at most, and of 4 MiB for the group descriptors' copy.
 _GROUP_ROOM = 16 * MIB
 
-# What a console says when waiting longer is of no use.
-_HOPELESS = re.compile(
+HOPELESS = re.compile(
     r"Kernel panic|ramdisk: error: |No bootable device|Boot failed|BdsDxe: failed to load"
     # GRUB goes on without a module, a font, a list or a translation.
-    r"|error: (file (?!\S+\.(?:mod|pf2|lst|mo)\b).* not found|unknown filesystem)|Minimal BASH-like line editing"
-    r"|grub rescue>|ALERT! .* does not exist|\(initramfs\)|You are in emergency mode"
+    r"|error: (file (?!\S+\.(?:mod|pf2|lst|mo)\b).* not found|unknown filesystem)"
+    r"|Minimal BASH-like line editing|grub rescue>|ALERT! .* does not exist"
+    r"|\(initramfs\)|You are in emergency mode"
 )
+"""What a console says when waiting longer is of no use."""
 _GAVE_UP = re.compile(r"phantom-user-data: error: ")
 _CAME_UP = re.compile(r"login: |Reached target .*[Mm]ulti-[Uu]ser|phantom-user-data: ")
 
@@ -289,7 +290,7 @@ class _Guest:
             if self._process.poll() is not None:
                 self._reader.join(2)
                 raise self._error(server, "the machine stopped before it reported")
-            if _HOPELESS.search(self._text) or _GAVE_UP.search(self._text):
+            if HOPELESS.search(self._text) or _GAVE_UP.search(self._text):
                 time.sleep(1)  # what it says next tells more
                 raise self._error(server, "the machine said on its console that it failed")
         raise self._error(server, f"the machine did not report within {limit} s")

@@ -75,7 +75,9 @@ class FileSystem:
         size = re.search(r"\bSize: ([0-9]+)", told)
         if not short and (size is None or int(size[1]) > _LONGEST_LINK):
             return None
-        target = short[1] if short else self._debugfs(f"cat {_quote(path)}")
+        target = short[1] if short else self._debugfs(f"cat {_quote(path)}", most=_LONGEST_LINK)
+        if len(target) > _LONGEST_LINK:  # debugfs tells the lower half of a size, and goes by both
+            return None
         return PurePosixPath("/", path.parent, target)
 
     def copy_out(self, path: PurePosixPath, copy: Path) -> bool:
@@ -130,14 +132,17 @@ class FileSystem:
     def _stat(self, path: PurePosixPath) -> str:
         return self._debugfs(f"stat {_quote(path)}") if _is_plain(path) else ""
 
-    def _debugfs(self, *commands: str, write: bool = False) -> str:
+    def _debugfs(self, *commands: str, write: bool = False, most: int | None = None) -> str:
+        """What commands print: of more than `most` letters, some more than these. Without `most`,
+        what is too long is an error."""
         script = "".join(f"{command}\n" for command in commands)
         words = ["debugfs", *(["-w"] if write else []), "-f", "-", self._device]
-        most = len(script) + 2 * _TEXT_LIMIT
-        printed = run.capture(words, input=script, timeout=_SECONDS, most=most)
-        if len(printed) == most:
+        limit = 2 * (len(script) + 1024) + (2 * _TEXT_LIMIT if most is None else most)
+        printed = run.capture(words, input=script, timeout=_SECONDS, most=limit)
+        if most is None and len(printed) == limit:
             raise FileSystemError(
-                f"a file or folder in the image is described by more than {format_size(most)}",
+                "a file or folder in the image is described by more than "
+                f"{format_size(2 * _TEXT_LIMIT)}",
                 todo="choose another base image: this one is damaged, or was made to harm",
             )
         # Each command is echoed on a line of its own before what it prints.

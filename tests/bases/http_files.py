@@ -25,6 +25,8 @@ class HttpFile:
     statuses: list[int] = field(default_factory=list)
     """The next answers are these."""
     redirect: str | None = None
+    silence: float = 0.0
+    """Seconds before an answer."""
     pause: float = 0.0
     """Between two pieces of 64 KiB."""
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
@@ -69,6 +71,7 @@ def _answer(handler: BaseHTTPRequestHandler, file: HttpFile) -> None:
     headers = {name.lower(): value for name, value in handler.headers.items()}
     file.requests.append((handler.path, headers))
     handler.close_connection = True
+    time.sleep(file.silence)
     status = file.statuses.pop(0) if file.statuses else 302 if file.redirect else 200
     if status != 200:
         handler.send_response(status)

@@ -271,6 +271,44 @@ def test_a_slow_download_is_stopped_at_once(store: Store, file: HttpFile) -> Non
     assert file.ranges_asked[-1] is not None
 
 
+def test_a_server_that_says_nothing_is_left_at_once(store: Store, file: HttpFile) -> None:
+    file.silence = 4.0
+    builder = Builder(store, lambda _: NoProgress())
+    builder.submit([Download(sha256=DIGEST, url=file.url)])
+    while not file.requests:
+        time.sleep(0.01)
+    started = time.monotonic()
+    builder.stop()
+    assert time.monotonic() - started < 2
+
+
+def test_a_server_that_sends_next_to_nothing(
+    store: Store, file: HttpFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_SLOW_SECONDS", 0.2)
+    monkeypatch.setattr(download, "_SLOW_BYTES", 1 << 20)
+    file.pause = 0.1
+    assert failure(store, file.url).what.startswith(
+        "the base image cannot be fetched: the server sends next to nothing; "
+    )
+
+
+def test_a_body_without_end_leaves_the_store_room(
+    store: Store, file: HttpFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has come of it is of no use; of a file whose length is known, it is kept."""
+    usage = shutil._ntuple_diskusage
+    monkeypatch.setattr(download, "_SPACE_STEP", 1 << 20)
+    for chunked in (True, False):
+        frees = [9 << 20, 9 << 20, 9 << 20, 500_000]
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, f=frees: usage(9 << 20, 0, f.pop(0)))
+        file.chunked = chunked
+        if chunked:
+            frees.pop(0)  # nothing is known to look for before
+        assert isinstance(failure(store, file.url), NoSpaceError)
+        assert downloads(store) == ([] if chunked else [f"{DIGEST}.json", f"{DIGEST}.part"])
+
+
 def test_a_killed_download_goes_on(store: Store, file: HttpFile) -> None:
     file.pause = 0.05
     code = (

@@ -9,6 +9,7 @@ import random
 import shutil
 import struct
 import subprocess
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline.sources.base_disk import BASE, BaseDisk, look, stamp_of
 from pipeline.sources.download import FILE, Download
 from pipeline.stages.base import Context, LocalFile
 from pipeline.store import Store
+from pipeline.tools import disk_formats
 
 SIZE = 64 * MIB
 _CONVERT = "convert it with a program that its publisher trusts, to raw or to a qcow2 of its own"
@@ -222,6 +224,66 @@ def test_a_bomb_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     words = f"head -c {65 * 16 * MIB} /dev/zero | zstd -q -o {tmp_path}/bomb.zst"
     subprocess.run(["sh", "-c", words], check=True)
     assert refused(tmp_path / "bomb.zst", tmp_path / "made") == unknown
+
+
+@pytest.mark.parametrize("packer", [gzip.compress, bz2.compress, lzma.compress])
+def test_members_in_which_nothing_is(tmp_path: Path, packer: Callable[[bytes], bytes]) -> None:
+    """There may be some, as of an empty part; not so many that nothing ever comes."""
+    packed, content, empty = tmp_path / "packed", random.Random(2).randbytes(MIB), packer(b"")
+    packed.write_bytes(packer(content) + 1000 * empty + packer(content))
+    assert unpack(packed, tmp_path / "made")[0].read_bytes() == 2 * content
+    packed.write_bytes(packer(content) + 300_000 * empty)
+    started = time.monotonic()
+    assert "it has many parts in which nothing is" in refused(packed, tmp_path / "made")
+    packed.write_bytes(300_000 * empty)
+    assert "it has many parts in which nothing is" in refused(packed, tmp_path / "made")
+    assert time.monotonic() - started < 20
+
+
+def test_tables_that_would_be_read_without_end(tmp_path: Path) -> None:
+    image, made = tmp_path / "image", tmp_path / "made"
+    damaged = said("is damaged: it has one table in several places", _AGAIN)
+    content = bytearray(create(image, "qcow2", size="8G").read_bytes())
+    (l1,) = struct.unpack_from(">Q", content, 40)
+    table = len(content) // 65_536 + 1
+    content += bytes(table * 65_536 - len(content)) + bytes(65_536)
+    struct.pack_into(">2Q", content, l1, table * 65_536, table * 65_536)
+    image.write_bytes(content)
+    assert refused(image, made, most=8 * GIB) == damaged
+    struct.pack_into(">2Q", content, l1, table * 65_536, 0)
+    image.write_bytes(content)
+    disk_formats.read_format(image, "IMAGE")
+    struct.pack_into(">I", content, 36, 5_000_000)  # an L1 table of 40 MB
+    image.write_bytes(content)
+    assert refused(image, made, most=8 * GIB) == said(
+        "has a header that is no qcow2 image's", _AGAIN
+    )
+
+    content = bytearray(create(image, "vmdk").read_bytes())
+    (directory,) = struct.unpack_from("<Q", content, 56)
+    (table,) = struct.unpack_from("<I", content, directory * 512)
+    struct.pack_into("<I", content, directory * 512 + 4, table)
+    image.write_bytes(content)
+    assert refused(image, made) == damaged
+
+    content = bytearray(create(image, "vdi").read_bytes())
+    struct.pack_into("<II", content, 376, 512, 0)
+    struct.pack_into("<I", content, 384, SIZE // 512)
+    image.write_bytes(content)
+    assert refused(image, made) == said("has a header that is no VDI's", _AGAIN)
+
+
+def test_reading_tables_is_stopped_at_once(disk: Path, tmp_path: Path) -> None:
+    class Stopped(Exception): ...
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    for kind in ("qcow2", "vmdk", "vpc", "vdi"):
+        image = convert(disk, tmp_path / kind, kind)
+        for words in ({"check": stop}, {"check_size": stop}):
+            with pytest.raises(Stopped):
+                disk_formats.read_format(image, "IMAGE", **words)  # type: ignore[arg-type]
 
 
 # ---- what would lead elsewhere

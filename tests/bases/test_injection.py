@@ -11,10 +11,12 @@ import pytest
 from guests import Heard, debian
 
 from pipeline.errors import ClientError, InitSystemError
-from pipeline.guest import injection, network, selinux, services
+from pipeline.guest import injection, inspection, kernel_options, network, selinux, services
 from pipeline.guest.appliance import Drive, Guest, launched
 from pipeline.guest.files import ImageFiles
-from pipeline.guest.injection import OPTIONS, Payload, inject, read_payload
+from pipeline.guest.injection import OPTIONS, Payload, inject, read_payload, settle_runner
+from pipeline.guest.system import System
+from pipeline.tools import foreign_kernel
 
 P = PurePosixPath
 ELEMENTS = Path(__file__).resolve().parents[2] / "elements"
@@ -130,6 +132,12 @@ def payloads() -> list[Payload]:
     return [each for each in found if each is not None]
 
 
+def put_in(guest: Guest, files: ImageFiles, system: System, *, runner: str, frequency: str) -> None:
+    """All of it, with no definition's files and scripts in between."""
+    inject(guest, files, system, payloads(), runner=runner, frequency=frequency)
+    settle_runner(files, system, payloads(), runner=runner, frequency=frequency)
+
+
 def text(files: ImageFiles, path: str) -> str:
     return (files.read(P(path)) or b"").decode()
 
@@ -150,7 +158,7 @@ def test_systemd_with_cloud_init(appliance: tuple[Guest, Heard]) -> None:
     guest, _heard = appliance
     system = debian(cloud_init="22.4.2", networks=("netplan",))
     with opened(guest, "cloud") as files:
-        inject(guest, files, system, payloads(), runner="cloud-init", frequency="instance")
+        put_in(guest, files, system, runner="cloud-init", frequency="instance")
         wants = "/etc/systemd/system/multi-user.target.wants"
         assert files.read_link(P(f"{wants}/phantom-user-data.service")) == (
             "/usr/lib/systemd/system/phantom-user-data.service"
@@ -178,7 +186,19 @@ def test_systemd_with_cloud_init(appliance: tuple[Guest, Heard]) -> None:
         assert files.names(P("/etc/netplan")) == ["zz-phantom-dhcp.yaml"]
         assert 'match: {name: "e*"}' in text(files, "/etc/netplan/zz-phantom-dhcp.yaml")
 
-        inject(guest, files, system, payloads(), runner="fetcher", frequency="boot")
+        assert "ConditionPathIsDirectory=/lib/modules/%v" in text(
+            files, str(foreign_kernel.CONDITION)
+        )
+
+        # A file of the definition's in the place of ours.
+        files.write(OPTIONS, "PHANTOM_USER_DATA_MAX_TRIES=9\n")
+        changed = inspection.look_again(guest, files, system)
+        assert (changed.cloud_init, changed.clients, changed.fetcher) == (None, ("curl",), True)
+        settle_runner(files, system, payloads(), runner="cloud-init", frequency="boot")
+        assert "LEAVE_TO_CLOUD_INIT=yes" in text(files, str(OPTIONS))
+        assert text(files, str(OPTIONS)).startswith("PHANTOM_USER_DATA_MAX_TRIES=9\n")
+
+        put_in(guest, files, system, runner="fetcher", frequency="boot")
         assert files.exists(P("/etc/cloud/cloud-init.disabled"))
         options = text(files, str(OPTIONS)).splitlines()
         assert options[2::2] == [
@@ -191,8 +211,8 @@ def test_sysv_of_debian(appliance: tuple[Guest, Heard]) -> None:
     guest, heard = appliance
     system = debian(init="sysv", cloud_init="22.4.2")
     with opened(guest, "sysv") as files:
-        inject(guest, files, system, payloads(), runner="cloud-init", frequency="boot")
-        inject(guest, files, system, payloads(), runner="cloud-init", frequency="boot")
+        put_in(guest, files, system, runner="cloud-init", frequency="boot")
+        put_in(guest, files, system, runner="cloud-init", frequency="boot")
         assert files.names(P("/etc/rc3.d")) == [
             "S01phantom-ssh-host-keys",
             "S02ssh",
@@ -236,7 +256,7 @@ def test_sysv_of_red_hat(appliance: tuple[Guest, Heard]) -> None:
     guest, _heard = appliance
     system = debian(init="sysv", family="redhat", networks=("network-scripts",))
     with opened(guest, "redhat") as files:
-        inject(guest, files, system, payloads(), runner="fetcher", frequency="boot")
+        put_in(guest, files, system, runner="fetcher", frequency="boot")
         assert files.names(P("/etc/rc.d/rc3.d")) == [
             "S01phantom-grow-root",
             "S55sshd",
@@ -254,7 +274,7 @@ def test_openrc(appliance: tuple[Guest, Heard]) -> None:
     guest, _heard = appliance
     with opened(guest, "openrc") as files:
         before = text(files, "/etc/network/interfaces")
-        inject(guest, files, debian(init="openrc"), payloads(), runner="fetcher", frequency="boot")
+        put_in(guest, files, debian(init="openrc"), runner="fetcher", frequency="boot")
         assert files.names(P("/etc/runlevels/default")) == ["phantom-user-data", "sshd"]
         assert files.names(P("/etc/runlevels/boot")) == ["hostname", "phantom-grow-root"]
         script = text(files, "/etc/init.d/phantom-user-data")
@@ -304,6 +324,34 @@ def test_networks_that_do_dhcp_on_every_card_are_left_alone() -> None:
     assert network.covers([*both, *network._netplan_patterns(plan % ("b", "eth*"))])
     for broken in ("[", "network: 5", "!!python/object:os.system x", "[" * 5000):
         assert list(network._netplan_patterns(broken)) == []
+
+
+def test_networks_of_one_machine_are_not_kept() -> None:
+    static = "[Match]\n%s\n[Network]\nAddress=192.0.2.7/24\n%s"
+    for match in ("Name=ens3", "MACAddress=52:54:00:00:00:01"):
+        assert network._is_one_address(static % (match, ""))
+        assert not network._is_one_address(static % (match, "DHCP=yes\n"))
+    for match in ("Name=br0", "Name=e*", "Name=ens3\nType=ether"):
+        assert not network._is_one_address(static % (match, ""))
+    plan = "network: {version: 2, ethernets: {ens3: {addresses: [192.0.2.7/24]%s}}%s}"
+    assert network._plans_addresses(plan % ("", ""))
+    assert not network._plans_addresses(plan % (", dhcp4: true", ""))
+    assert not network._plans_addresses(plan % ("", ", bonds: {}"))
+    connection = "[connection]\ntype=ethernet\n%s[ipv4]\nmethod=%s\n"
+    assert network._is_manual(network._parse(connection % ("interface-name=ens3\n", "manual")))
+    assert not network._is_manual(network._parse(connection % ("interface-name=ens3\n", "auto")))
+    assert not network._is_manual(network._parse(connection % ("", "manual")))
+
+
+def test_options_of_the_kernel_that_the_network_needs() -> None:
+    """Beside what is there, and without what told cloud-init about another cloud."""
+    line = "root=/dev/sda1 ds=nocloud cloud-init=disabled quiet console=ttyS0"
+    assert kernel_options.follow(line, "u", ("net.ifnames=0",)) == (
+        "root=UUID=u quiet console=ttyS0 net.ifnames=0"
+    )
+    assert kernel_options.follow("net.ifnames=1", "u", ("net.ifnames=0",)) == (
+        "net.ifnames=1 console=tty0 console=ttyS0,115200"
+    )
 
 
 def test_header_of_an_init_script() -> None:

@@ -40,9 +40,10 @@ from pipeline.errors import (
     SeveralSystemsError,
     UnknownSystemError,
 )
-from pipeline.guest.appliance import Drive, launched
+from pipeline.guest.appliance import Drive, Guest, launched
 from pipeline.guest.geometry import ext_size, read_geometry
 from pipeline.guest.inspection import from_facts, inspect_system, to_facts
+from pipeline.guest.mounts import normal
 from pipeline.guest.system import FileSystem, Place, System
 from pipeline.model import MIB, NoProgress
 
@@ -60,8 +61,13 @@ def make_shapes(folder: Path) -> dict[str, Path]:
         f"/dev/hda1 none swap sw 0 0\nLABEL=boot\\040files /boot ext2 defaults 0 2\n"
         "proc /proc proc defaults 0 0\n"
     )
-    boot = {"grub/grub.cfg": "linux /vmlinuz-6.1 ro\n", "vmlinuz-6.1": "kernel"}
-    with_boot = {**DEBIAN, "etc/fstab": fstab, "boot/old": "", "lib/modules/6.1/modules.dep": ""}
+    # Names are bytes: these are Latin-1.
+    odd_names = {"usr/bin/caf\udce9": "", "etc/init.d/gr\udcfcn": "", "boot/\udce9": ""}
+    boot = {
+        "grub/grub.cfg": "linux /vmlinuz-6.1 ro\n",
+        **dict.fromkeys(("vmlinuz-6.1", "vmlinuz-caf\udce9"), "kernel"),
+    }
+    with_boot = {**DEBIAN, "etc/fstab": fstab, **odd_names, "lib/modules/6.1/modules.dep": ""}
     boot_files = make_ext(folder / "b", boot, kind="ext2", uuid=UUIDS[2], label="boot files")
     logical = make_disk(
         folder / "logical.raw",
@@ -95,6 +101,15 @@ def make_shapes(folder: Path) -> dict[str, Path]:
     with damaged.open("r+b") as file:
         file.seek(2048)  # the descriptors of its groups
         file.write(b"\xa5" * 8192)
+    for_home = {
+        **DEBIAN,
+        "etc/fstab": "LABEL=gone /srv ext4 defaults\n/dev/mapper/home /home/ ext4 defaults\n",
+        "etc/crypttab": f"# name device\nhome UUID={UUIDS[4]} none luks\n",
+    }
+    locked = [
+        Part(make_ext(folder / "h", for_home, uuid=UUIDS[1]), 8 * MIB),
+        Part(folder / "luks", 2 * MIB),
+    ]
     two = [Part(debian, 8 * MIB), Part(folder / "g", 8 * MIB)]
     return {
         "logical": logical,
@@ -104,6 +119,7 @@ def make_shapes(folder: Path) -> dict[str, Path]:
         "odd": odd,
         "damaged": damaged,
         "two": make_disk(folder / "two.raw", "dos", two),
+        "locked": make_disk(folder / "locked.raw", "dos", locked),
         "luks": make_disk(
             folder / "luks.raw", "dos", [Part(data, 8 * MIB), Part(folder / "luks", 2 * MIB)]
         ),
@@ -185,6 +201,11 @@ DAMAGED = [
     ("gpt", _patch(512, bytes(512)), "the GPT that the MBR speaks of is not there"),
     ("gpt", _patch(1024 + 60, b"NAME"), "the checksum of the GPT's entries is wrong"),
     ("gpt", _with_header(80, b"\xff\xff\xff\xff"), "its GPT has 4294967295 entries of 128 bytes"),
+    (
+        "gpt",
+        _with_header(72, struct.pack("<Q", 1 << 60)),
+        "the GPT's entries lie behind the image's end",
+    ),
     ("gpt", _with_header(84, b"\0\0\0\0"), "its GPT has 128 entries of 0 bytes"),
     ("gpt", _patch(510, b"\0"), "it is a GPT without the protective MBR before it"),
     ("logical", _patch(446, b"\x42"), "the MBR's entries are none"),
@@ -247,7 +268,29 @@ def test_any_damage_is_an_answer_or_an_error(
         read_geometry(disk)
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("/", "/"), ("//", "/"), ("/.", "/"), ("//boot//", "/boot"), ("/a/../b", "/a/../b")],
+)
+def test_a_mount_point_is_what_the_kernel_takes_it_for(written: str, meant: str) -> None:
+    assert normal(written) == meant
+
+
 # ---- by libguestfs
+
+
+def make_subvolume(guest: Guest, device: str) -> None:
+    """A btrfs whose root is in a subvolume, as Fedora's installer has it."""
+    handle = guest.handle
+    handle.mkfs("btrfs", device)
+    handle.mount(device, "/")
+    for name in ("root", "home"):
+        handle.btrfs_subvolume_create(f"/{name}")
+    handle.mkdir_p("/root/usr/lib")
+    handle.mkdir("/root/etc")
+    handle.write("/root/usr/lib/os-release", b"ID=fedora\nVERSION_ID=41\n")
+    handle.ln_s("/usr/lib/os-release", "/root/etc/os-release")
+    handle.umount_all()
 
 
 @pytest.fixture(scope="module")
@@ -258,8 +301,14 @@ def looked(
     folder = tmp_path_factory.mktemp("launch")
     before = {name: disk.read_bytes() for name, disk in shapes.items()}
     found: dict[str, System | PhantomError] = {}
+    subvolume = folder / "subvolume.raw"
+    with subvolume.open("wb") as made:
+        made.truncate(128 * MIB)
     drives = [Drive(file=disk) for disk in shapes.values()]
+    drives.append(Drive(file=subvolume, name="subvolume", writable=True))
     with launched(drives, store=folder, log=folder / "log", progress=NoProgress()) as guest:
+        make_subvolume(guest, drives[-1].device)
+        found["subvolume"] = inspect_system(guest, read_geometry(subvolume), drives[-1].device)
         for letter, (name, disk) in zip("abcdefghij", shapes.items(), strict=False):
             try:
                 found[name] = inspect_system(guest, read_geometry(disk), f"/dev/sd{letter}")
@@ -318,6 +367,14 @@ def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(looked: dict[str, An
 
 
 @pytest.mark.slow
+def test_a_system_in_a_subvolume(looked: dict[str, Any]) -> None:
+    system = looked["subvolume"]
+    assert isinstance(system, System), system
+    assert (system.distribution, system.release) == ("fedora", "41")
+    assert (system.root.type, system.root_bytes) == ("btrfs", 128 * MIB)
+
+
+@pytest.mark.slow
 def test_what_is_no_system_of_ours(looked: dict[str, Any]) -> None:
     families = "debian, redhat, suse, alpine, arch, gentoo"
     expected: dict[str, tuple[type[PhantomError], str]] = {
@@ -337,6 +394,11 @@ def test_what_is_no_system_of_ours(looked: dict[str, Any]) -> None:
             "partition 1 and CentOS release 5.11 (Final) on partition 2\n"
             "  do: choose a base image with one, or copy the partition that you want to a disk of "
             "its own",
+        ),
+        "locked": (
+            EncryptedError,
+            "the image's /home is encrypted: LUKS on partition 2\n"
+            "  do: decrypt it, or choose another base image: nobody is there to enter a key",
         ),
         "luks": (
             EncryptedError,

@@ -372,10 +372,24 @@ def test_init_script(guest: Guest) -> None:
     assert guest.run(INIT_SCRIPT, "status").status == 3
     with serve_ec2(guest, b"echo ran; exit 9"):
         # Started by its own first line, as an init does, and by the shell of this platform.
-        started = guest.run(INIT_SCRIPT, "start")
-    assert started.status in (9, 127)
+        assert guest.run(INIT_SCRIPT, "restart").status in (9, 127)
     assert guest.run(INIT_SCRIPT, "stop").status == 0
     assert guest.run(INIT_SCRIPT, "dance").status == 2
+
+
+def test_init_script_does_not_wait_at_boot(guest: Guest) -> None:
+    """The login prompts come while a cloud is slow to answer; the log tells what became of it."""
+    waiting, done = guest.root / "waiting", "phantom-user-data: the user-data ended with status 0"
+    data = f"until [ -e {waiting} ]; do sleep 0.05; done; echo ran".encode()
+    with serve_ec2(guest, data):
+        assert guest.run(INIT_SCRIPT, "start").status == 0
+        assert not guest.log.exists() or "\nran\n" not in guest.log.read_text()
+        waiting.touch()
+        for _ in range(200):
+            if guest.log.exists() and done in guest.log.read_text():
+                break
+            time.sleep(0.05)
+    assert "\nran\n" in guest.log.read_text()
 
 
 def test_data_of_the_platform_shell(guest: Guest, platform: Platform) -> None:
@@ -433,6 +447,29 @@ def test_user_data_is_run_where_cloud_init_found_no_source(
     assert "ran on this instance before: not run again" in second.output
     with serve_ec2(guest, b"echo ran", instance_id="i-2"):
         assert "\nran\n" in guest.run().output
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [(b"#cloud-config\n{}\n", ""), (b"MIME-Version: 1.0\nContent-Type: multipart/a\n", " (MIME)")],
+)
+def test_what_is_for_a_cloud_init_that_does_not_run_is_refused(
+    guest: Guest, data: bytes, kind: str
+) -> None:
+    """On Nimbus, where it never does, too."""
+    guest.set_options(LEAVE_TO_CLOUD_INIT="yes")
+    told = (
+        f"phantom-user-data: error: the user-data is for cloud-init{kind}, which is off or found "
+        "no source of data: not run"
+    )
+    with serve_ec2(guest, data, instance_id="i-1"):
+        outcome = guest.run()
+    assert (outcome.status, outcome.output.splitlines()[-1]) == (REFUSED, told)
+    assert not find_note(guest, "i-1").exists()
+    with MetadataServer(NimbusMetadata(user_data=data)) as server:
+        guest.use_nimbus(server.url)
+        outcome = guest.run()
+    assert (outcome.status, outcome.output.splitlines()[-1]) == (REFUSED, told)
 
 
 def test_user_data_that_cloud_init_ran_at_an_earlier_boot(guest: Guest) -> None:

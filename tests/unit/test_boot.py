@@ -13,7 +13,7 @@ from pipeline.clouds.ec2.cloud import Ec2
 from pipeline.layouts import LAYOUTS
 from pipeline.model import GIB, MIB, Sha256, Site
 from pipeline.stages.base import LocalFile
-from pipeline.stages.boot import REPORT, BootCheck, parse_report
+from pipeline.stages.boot import HOPELESS, REPORT, BootCheck, parse_report
 
 LAYOUT = LAYOUTS["hybrid"]
 START, TAIL = LAYOUT.root_start, LAYOUT.tail
@@ -191,3 +191,12 @@ def test_ssh_host_keys_are_asked_of_images_with_an_sshd() -> None:
     facts = {**make_grown(2 * GIB).facts, "ssh_host_key": []}
     assert find_faults(facts) == []
     assert find_faults({**facts, "sshd": ["/usr/sbin/sshd"]}) == ["it made no SSH host keys"]
+
+
+def test_what_ends_a_boot_check_at_once() -> None:
+    """GRUB goes on without what it can do without."""
+    grub = "error: file `/boot/grub/{}' not found.\n"
+    for name in ("i386-pc/cpuid.mod", "fonts/unicode.pf2", "i386-pc/fs.lst", "locale/en.mo"):
+        assert not HOPELESS.search(grub.format(name))
+    for text in (grub.format("../vmlinuz-6.1.0"), grub.format("grub.cfg"), "grub rescue> "):
+        assert HOPELESS.search(text)

@@ -313,3 +313,17 @@ def test_another_layout_is_not_kept(tmp_path: Path) -> None:
     disk = assemble(tmp_path / "mbr", "mbr", kept=kept)
     assert read_table(disk)["label"] == "dos"
     assert sfdisk.partition_starts(disk) == {1: MIB}
+
+
+def test_grub_has_more_built_in_for_a_base_image(tmp_path: Path) -> None:
+    """What its own update-grub writes may ask for more than ours; disks from scratch stay small."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder in (ours, theirs):
+        folder.mkdir()
+        source = make_root(folder)
+        if folder == theirs:
+            source = replace(source, facts={**source.facts, "system": {}})
+        stage = AssembleDisk(inputs=(root("a"),), layout=LAYOUTS["mbr"], size=SIZE, tools={})
+        stage.run([source], make_context(folder))
+    cores = [read_at(each / "out" / DISK, SECTOR, MIB - SECTOR) for each in (ours, theirs)]
+    assert len(cores[0].rstrip(b"\0")) < len(cores[1].rstrip(b"\0"))

@@ -14,6 +14,7 @@ from pipeline.errors import FileSystemError, KernelError
 from pipeline.model import ContentKey, Hardware
 from pipeline.stages.drivers import CheckDrivers
 from pipeline.store import Artifact
+from pipeline.tools import foreign_kernel
 
 VERSION = "6.1.0-9-amd64"
 EC2 = Hardware(disks=("nvme", "xen_blkfront"), networks=("ena", "xen_netfront"), console="ttyS0")
@@ -230,7 +231,7 @@ def test_whatever_compresses_the_initramfs(tmp_path: Path, packer: str) -> None:
     ("packer", "reason"),
     [
         ("head -c 300", "an archive in it is cut off or damaged"),
-        ("gzip | head -c 80", "Compressed file ended before the end-of-stream marker was reached"),
+        ("gzip | head -c 80", "it ends too early"),
         ("zstd -q | head -c 80", "an archive in it is cut off or damaged"),
         ("cat >/dev/null; true", "there is no cpio archive in it"),
         (
@@ -362,8 +363,16 @@ def test_an_image_that_needs_modules(tmp_path: Path) -> None:
         "etc/fstab": "UUID=1 / xfs defaults 0 0\nUUID=2 /boot/efi vfat umask=0077 0 1\n"
         "UUID=3 none swap sw 0 0\n",
         "etc/modules-load.d/docker.conf": "overlay\nbr_netfilter\n",
+        "etc/modules": "loop\n",
     }
-    assert fail(tmp_path, Tree(files=files), XEN, base=True) == (
+    systemd = {**files, "usr/lib/systemd/system/systemd-modules-load.service": ""}
+    root_alone = {"etc/fstab": "UUID=1 / ext3 defaults 0 1\n"}
+    condition = str(foreign_kernel.CONDITION.relative_to("/"))
+    # The scripts of other init systems go on; and where systemd is told not to try, it does not.
+    for number, sound in enumerate((files, {**systemd, condition: ""})):
+        (tmp_path / str(number)).mkdir()
+        check(tmp_path / str(number), Tree(files={**sound, **root_alone}), XEN)
+    assert fail(tmp_path, Tree(files=systemd), XEN, base=True) == (
         "the image cannot boot with the kernel of ec2: /etc/fstab says that root is xfs, and only "
         "ext3 and ext4 can be counted on; /etc/fstab mounts /boot/efi (vfat) from UUID=2, and the "
         "machine has root and nothing else; /etc/fstab uses swap on UUID=3, and the machine has "

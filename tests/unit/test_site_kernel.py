@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.clouds.nimbus.cloud import Nimbus
-from pipeline.errors import DefinitionError, HostError
+from pipeline.errors import DefinitionError, GuestCheckError, HostError
 from pipeline.model import KIB, MIB, Machine, Sha256, Site
 from pipeline.stages.base import LocalFile
 from pipeline.stages.boot import BootCheck, edit_as_node, find_root
@@ -148,6 +148,14 @@ def test_node_edits_a_bare_file_system(tmp_path: Path) -> None:
     assert find_root(disk).read(key) == "ssh-ed25519 AAAA me\n"
     assert find_root(disk).read(url) == "http://10.0.2.100:8080"
     assert disk.stat().st_size == 8 * MIB
+    words = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "metadata_csum,^orphan_file", str(disk)]
+    subprocess.run(words, check=True)
+    with pytest.raises(GuestCheckError) as caught:
+        edit_as_node(machine, disk, "ssh-ed25519 AAAA me", "http://10.0.2.100:8080")
+    assert str(caught.value) == (
+        "the root file system has features with which a node of 2010 does not mount it: "
+        "metadata_csum\n  do: make it without them, as elements/phantom-debian does"
+    )
 
 
 def test_a_superblock_of_something_larger_is_none(tmp_path: Path) -> None:
