@@ -207,7 +207,8 @@ class Ec2Metadata:
 
     LATE: ClassVar[Fault] = Fault.RESET
     """What the first requests get where it is not ready for a machine that boots. Not an error of
-    HTTP: cloud-init takes any of these, at the token call, for the word that the service is off."""
+    HTTP: cloud-init takes any of these, at the token call, for the word that the service is off,
+    and that call is the one which it repeats: so none of them may be an error of HTTP."""
     LIMIT: ClassVar[int] = EC2_USER_DATA_BYTES
     """How long user-data may be."""
     ANY_BYTES: ClassVar[bool] = True

@@ -67,6 +67,7 @@ _OUR_FOLDERS = ("/usr/lib/phantom", "/var/lib/phantom", "/etc/phantom")
 _UNIT_FOLDERS = ("/etc/systemd/", "/usr/lib/systemd/", "/lib/systemd/")
 _OF_UNITS = (".wants", ".requires", ".d")
 _FULL = ("No space left on device", "Disk quota exceeded", "Wrote only")  # the last says tar
+_ABSENT = "No such file or directory"
 _MOST_LINKS = 16  # on the way to one file
 _LONGEST_READ = 16 * MIB
 _READ_PIECE = MIB  # libguestfs's answers hold less than 4 MiB
@@ -293,7 +294,17 @@ class ImageFiles:
         """What lstat says of a place whose folder was looked at."""
         folder, name = posixpath.split(place)
         found: dict[str, int] = self._handle.lstatnslist(folder, [name])[0] if name else {}
+        if found and found["st_ino"] == -1:
+            self._see_absent(place)
         return found if found and found["st_ino"] != -1 else None
+
+    def _see_absent(self, place: str) -> None:
+        """Sees that what has no status is not there; a damaged file system raises RuntimeError."""
+        try:
+            self._handle.lstatns(place)
+        except RuntimeError as error:
+            if _ABSENT not in str(error):
+                raise
 
     def _upload(self, copies: Sequence[Copy], staging: str) -> None:
         """Puts files into our own folder, named by their number."""

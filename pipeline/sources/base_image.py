@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +17,6 @@ from pipeline.errors import (
     ChecksumError,
     DefinitionError,
     DiskTooSmallError,
-    FileSystemError,
     MirrorError,
     StageFailedError,
     UnknownElementError,
@@ -74,7 +73,6 @@ AROUND_ROOT = 65 * MIB
 HEAD = "head.raw"
 """What lies before root on a base's disk, where its boot loader is kept."""
 
-_CLEANING_SECONDS = 1800.0  # a thousand times what it takes; a relabelled image takes minutes
 _TOLD = ("product", "distribution", "release", "architecture")
 _RUNNABLE = ("x86_64", "i686")
 _INSPECTION_REVISION = 1  # raised when `inspection` finds something else in the same image
@@ -124,9 +122,10 @@ class BaseRoot(Stage):
         shape = geometry.read_geometry(disk)
         likely = root.find_likely_root(disk, shape)
         root.make_root(made, self._size(likely), likely)
+        room = made.stat().st_size
         working, base = Drive(file=made, name="root", writable=True), Drive(file=disk, name="base")
         with (
-            _beside(partial(root.copy_root, disk, made, likely) if likely else None) as copied,
+            _copying(disk, made, likely) as copied,
             launched(
                 [working, base],
                 store=context.store,
@@ -145,10 +144,10 @@ class BaseRoot(Stage):
                 likely,
                 working=working.device,
                 base=base.device,
-                room=made.stat().st_size,
+                room=room,
             )
-            kept = self._change(guest, system, base, context)
-            with _in_time(guest):
+            kept = self._change(guest, system, base, room, context)
+            with root.bounded(guest, room):
                 guest.handle.fstrim("/")
         if kept is not None:
             _write_head(disk, context.out / HEAD, kept.root_start)
@@ -191,7 +190,7 @@ class BaseRoot(Stage):
         return system
 
     def _change(
-        self, guest: Guest, system: System, base: Drive, context: Context
+        self, guest: Guest, system: System, base: Drive, room: int, context: Context
     ) -> booting.Kept | None:
         """Customises, injects, converts and cleans, in the mounted root file system."""
         proxies = network_environment() if self.network else {}
@@ -226,7 +225,7 @@ class BaseRoot(Stage):
             proxies=proxies,
         )
         context.progress.step("making it boot everywhere, and cleaning up")
-        if self.packages or self.remove_packages or self.scripts:
+        if self.packages or self.remove_packages or self.files or self.scripts:
             system = inspection.look_again(guest, files, system)
         injection.settle_runner(
             files,
@@ -236,7 +235,7 @@ class BaseRoot(Stage):
             frequency=self.user_data_frequency,
         )
         kept = booting.configure_boot(guest, files, system, base=base.device)
-        with _in_time(guest):
+        with root.bounded(guest, room):
             cleaning.clean(guest, files, system)
             selinux.relabel(guest, files, system)
         lines = ("\t".join(each) for each in packages.list_packages(guest, system))
@@ -430,24 +429,17 @@ def _read_packages(contents: Artifact) -> list[dict[str, str | None]]:
 
 
 @contextmanager
-def _beside(work: Callable[[], None] | None) -> Iterator[Callable[[], None]]:
-    """Does work on a thread of its own; what it gives waits until that is done."""
+def _copying(disk: Path, made: Path, likely: root.Likely | None) -> Iterator[Callable[[], None]]:
+    """Copies the likely root on a thread of its own; what it gives waits until that is done."""
+    stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        future = None if work is None else pool.submit(work)
-        yield lambda: None if future is None else future.result()
-
-
-@contextmanager
-def _in_time(guest: Guest) -> Iterator[None]:
-    """Waits not for ever for a file system that somebody made to hang. Raises FileSystemError."""
-    try:
-        with guest.limited(_CLEANING_SECONDS):
-            yield
-    except TimeoutError as error:
-        raise FileSystemError(
-            f"cleaning the image's file system has not ended: {error}",
-            todo="look at the base image with e2fsck, or take another one",
-        ) from error
+        future = (
+            None if likely is None else pool.submit(root.copy_root, disk, made, likely, stop=stop)
+        )
+        try:
+            yield lambda: None if future is None else future.result()
+        finally:
+            stop.set()
 
 
 def _check_architecture(system: System) -> None:

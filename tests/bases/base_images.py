@@ -169,8 +169,9 @@ _LAYERS = {
         files={
             "etc/netplan/90-default.yaml": _NETPLAN,
             "etc/default/grub.d/10_cloud.cfg": _CLOUD_GRUB,
-            "etc/cloud/cloud.cfg.d/01_debian_cloud.cfg": "apt_preserve_sources_list: true\n"
+            "etc/cloud/cloud.cfg.d/01_debian_cloud.cfg": "apt: {preserve_sources_list: true}\n"
             "manage_etc_hosts: true\n",
+            "etc/default/locale": "LANG=C.UTF-8\n",
             "etc/cloud/cloud.cfg.d/90_dpkg.cfg": f"datasource_list: [ {_DATASOURCES} ]\n",
         },
         card="",

@@ -1,16 +1,30 @@
-"""What an appliance prints, and how it ends: it may be anything."""
+"""What an appliance and the programs in it print, and how they end: it may be anything."""
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
+from guests import debian
+from small_images import DEBIAN, make_ext
 
-from pipeline.errors import ApplianceError, PhantomError, StageFailedError
+from pipeline.errors import (
+    ApplianceError,
+    FileSystemError,
+    PackagesFailedError,
+    PhantomError,
+    ScriptError,
+    StageFailedError,
+)
 from pipeline.guest import appliance
 from pipeline.guest.appliance import Drive, launched
+from pipeline.guest.files import ImageFiles
+from pipeline.guest.packages import list_packages
+from pipeline.guest.programs import run_program
+from pipeline.guest.services import find_programs
 from pipeline.model import NoProgress
 from pipeline.tools import run
 
@@ -80,3 +94,77 @@ def test_an_interrupted_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         StageFailedError,
         "was interrupted\n  do: run the same command again",
     )
+
+
+RPM = r"""#!/bin/sh
+printf 'bash\t5.2\tx86_64\ngpg-pubkey\t1\t(none)\nno fields\nfour\t1\t2\t3\n\t1\tx86_64\n'
+printf 'split\t1\fsplit\tx86_64\nseparated\342\200\250\t1\tx86_64\nzlib\t1.3\tx86_64\n'
+"""
+
+
+def make_system(folder: Path) -> Path:
+    """A root file system with a shell of this host, which works, and little else."""
+    libraries = ("lib64/ld-linux-x86-64.so.2", "lib/x86_64-linux-gnu/libc.so.6")
+    copied = {name: Path("/", name).read_bytes() for name in (*libraries, "bin/dash")}
+    copied["usr/bin/env"] = Path("/usr/bin/env").read_bytes()
+    odd = {"usr/bin/caf\udce9": "", "etc/init.d/gr\udcfcn": "", "etc/link": "-> caf\udce9"}
+    rpm: dict[str, str | bytes] = {"usr/bin/rpm": RPM, "bin/broken": b"\x7fELF"}
+    tree = {**DEBIAN, **copied, **odd, **rpm, "damaged/file": ""}
+    made = make_ext(folder / "root.ext4", tree)
+    words = ["debugfs", "-w", "-R", "set_inode_field /damaged block[0] 0", str(made)]
+    subprocess.run(words, check=True, capture_output=True)
+    return made
+
+
+@pytest.mark.slow
+def test_programs_and_names_of_an_image_that_is_made_to_confuse(tmp_path: Path) -> None:
+    drive = Drive(file=make_system(tmp_path), writable=True)
+    log = tmp_path / "log"
+    with (
+        pytest.raises(StageFailedError) as stopped,
+        launched([drive], store=tmp_path, log=log, progress=NoProgress()) as guest,
+    ):
+        guest.handle.mount("/dev/sda", "/")
+        for program in ("lib64/ld-linux-x86-64.so.2", "bin/dash", "bin/broken"):
+            guest.handle.chmod(0o755, f"/{program}")
+        for program in ("env", "rpm"):
+            guest.handle.chmod(0o755, f"/usr/bin/{program}")
+        files, system = ImageFiles(guest), debian(package_manager="yum")
+
+        # names that are not UTF-8
+        assert {"env", "rpm"} <= set(find_programs(files))
+        assert files.names(PurePosixPath("/etc/init.d")) == []
+        assert files.read_link(PurePosixPath("/etc/link")) == "\N{REPLACEMENT CHARACTER}"
+
+        # what a package manager says, and one that is not there
+        assert list_packages(guest, system) == [
+            ("bash", "5.2", "x86_64"),
+            ("zlib", "1.3", "x86_64"),
+        ]
+        with pytest.raises(PackagesFailedError) as failed:
+            list_packages(guest, debian(package_manager="pacman"))
+        assert failed.value.what == "pacman cannot list the image's packages"
+
+        # a shell that does not work
+        ended = run_program(guest, files, ["/bin/sh", "-c", "exit 3"], seconds=60)
+        assert ended.status == 3
+        guest.handle.ln_sf("broken", "/bin/sh")
+        with pytest.raises(ScriptError) as refused:
+            run_program(guest, files, ["/bin/dash", "-c", "true"], seconds=60)
+        assert (
+            refused.value.what == "programs cannot be run in the image: its /bin/sh does not work"
+        )
+        guest.handle.ln_sf("dash", "/bin/sh")
+
+        # a folder that cannot be read
+        with pytest.raises(FileSystemError) as damaged:
+            files.names(PurePosixPath("/damaged"))
+        assert damaged.value.what.startswith("the image's file system fails at /damaged: ")
+
+        # and the end of the whole command
+        timer = threading.Timer(2, run.stop_all)
+        timer.start()
+        words = ["/bin/sh", "-c", "echo waiting; while :; do :; done"]
+        run_program(guest, files, words, seconds=60)
+    assert str(stopped.value) == "was interrupted\n  do: run the same command again"
+    assert log.read_text().endswith("waiting\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,13 @@ from base_images import Bases
 from guests import debian
 
 from pipeline import sparse
-from pipeline.errors import DiskTooSmallError, FileSystemError, PhantomError, UnsafeImageError
+from pipeline.errors import (
+    DiskTooSmallError,
+    FileSystemError,
+    PhantomError,
+    StageFailedError,
+    UnsafeImageError,
+)
 from pipeline.guest import fstab, kernel_options
 from pipeline.guest.appliance import Drive, Guest, launched
 from pipeline.guest.booting import Kept, configure_boot
@@ -107,7 +114,7 @@ def words_of(configuration: str) -> list[list[str]]:
 
 
 def test_gpt_with_a_boot_partition_becomes_root_alone(bases: Bases, tmp_path: Path) -> None:
-    done = convert(raw(bases.path("debian-grub"), tmp_path), tmp_path)
+    done = convert(raw(bases.path("debian-grub.qcow2"), tmp_path), tmp_path)
     done.check()
     uuid = done.system.root.uuid
     assert done.kept is None
@@ -123,13 +130,13 @@ def test_gpt_with_a_boot_partition_becomes_root_alone(bases: Bases, tmp_path: Pa
     assert CONSOLES in done.read("/boot/grub/grub.cfg")
     # Our GRUB must not load modules of the image's own, and the image's tool must say the same.
     assert "i386-pc" not in done.names("/boot/grub")
-    assert f"GRUB_CMDLINE_LINUX='noresume {CONSOLES}'" in done.read(
+    assert f"GRUB_CMDLINE_LINUX='noresume net.ifnames=0 {CONSOLES}'" in done.read(
         "/etc/default/grub.d/99-phantom.cfg"
     )
 
 
 def test_root_on_a_logical_volume_becomes_root_alone(bases: Bases, tmp_path: Path) -> None:
-    done = convert(bases.path("lvm"), tmp_path)
+    done = convert(bases.path("lvm.raw"), tmp_path)
     done.check()
     assert done.kept is None
     assert done.system.root.place.volume is not None
@@ -141,7 +148,7 @@ def test_root_on_a_logical_volume_becomes_root_alone(bases: Bases, tmp_path: Pat
 
 
 def test_a_layout_of_ours_is_kept_and_its_journal_replayed(bases: Bases, tmp_path: Path) -> None:
-    base = bases.path("dirty")
+    base = bases.path("dirty.raw")
     done = convert(base, tmp_path)
     done.check()
     assert done.kept is not None
@@ -164,7 +171,7 @@ def test_a_layout_of_ours_is_kept_and_its_journal_replayed(bases: Bases, tmp_pat
 
 
 def test_a_bare_file_system_gets_what_pygrub_reads(bases: Bases, tmp_path: Path) -> None:
-    done = convert(bases.path("bare-ext3"), tmp_path)
+    done = convert(bases.path("bare-ext3.raw"), tmp_path)
     done.check()
     assert done.kept is None
     (root,) = fstab.parse(done.read("/etc/fstab"))
@@ -174,7 +181,7 @@ def test_a_bare_file_system_gets_what_pygrub_reads(bases: Bases, tmp_path: Path)
 
 
 def test_sysv_init_has_a_login_on_the_serial_console(bases: Bases, tmp_path: Path) -> None:
-    done = convert(bases.path("sysv"), tmp_path)
+    done = convert(bases.path("sysv.raw"), tmp_path)
     done.check()
     (line,) = [
         line
@@ -217,7 +224,8 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
     for name in ("tree/etc", "tree/home", "linked/etc", "broken"):
         (tmp_path / name).mkdir(parents=True)
     tree = tmp_path / "tree"
-    (tree / "etc/fstab").write_text("LABEL=r / btrfs subvol=@ 0 0\n")
+    (tree / "etc/fstab").write_text("LABEL=r // btrfs subvol=@ 0 0\n")
+    (tree / ".snapshots").symlink_to("/dev")
     (tree / "one").write_text("content")
     (tree / "two").hardlink_to(tree / "one")
     (tree / "one").chmod(0o4751)
@@ -247,7 +255,7 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
     with launched(drives, store=tmp_path, log=tmp_path / "log", progress=NoProgress()) as guest:
         room = 200 * MIB
         volume = Place(volume="disk/guestfs/linked", size=64 * MIB)
-        home = FileSystem(place=volume, type="ext4", mount="/home")
+        home = FileSystem(place=volume, type="ext4", mount="//home/")
 
         # A link in the place of a mount point, which would lead a copy elsewhere.
         system = debian(file_systems=(whole(linked, "ext4", "/"), home), root_bytes=64 * MIB)
@@ -294,6 +302,7 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
         one, two = guest.handle.statns("/one"), guest.handle.statns("/two")
         assert one["st_ino"] == two["st_ino"]
         assert one["st_mode"] == 0o104751
+        assert guest.handle.readlink("/.snapshots") == "/dev"
         assert sorted(guest.handle.ls("/home")) == ["bulk", "etc", "home", "sparse"]
         assert guest.handle.statns("/home/sparse")["st_blocks"] == 0
 
@@ -318,6 +327,19 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
             r".* are free\n  do: set disk_size to 2[67][0-9]MiB or more",
             str(caught.value),
         )
+
+
+def test_copying_ends_when_all_is_to_end(tmp_path: Path) -> None:
+    base, root = tmp_path / "base", tmp_path / "root"
+    base.write_bytes(b"x" * MIB)
+    likely = Likely(place=Place(start=0, size=MIB), bytes=MIB)
+    make_root(root, MIB, likely)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(StageFailedError) as caught:
+        copy_root(base, root, likely, stop=stop)
+    assert str(caught.value) == "was interrupted\n  do: run the same command again"
+    assert root.read_bytes() == bytes(MIB)
 
 
 def test_fstab_keeps_what_is_on_no_disk_of_the_image() -> None:

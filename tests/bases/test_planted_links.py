@@ -42,6 +42,9 @@ def writers(folder: Path) -> dict[str, Callable[[Guest, ImageFiles, System], obj
         ),
         "proxies": lambda guest, files, system: cleaning.forget_proxies(files),
         "copy": lambda guest, files, system: files.copy(copies),
+        "settle": lambda guest, files, system: injection.settle_runner(
+            files, system, payloads, runner="fetcher", frequency="instance"
+        ),
         "boot": lambda guest, files, system: booting.configure_boot(
             guest, files, system, base=_BASE
         ),
