@@ -37,9 +37,9 @@ _ENVIRONMENT = {
 _OUTER = """
 answer=$(mktemp) && {
     {
-        unshare --mount --pid --fork --kill-child sh -c %s sh %s 3>>"$answer" </dev/null 2>&1
+        (exec unshare --mount --pid --fork --kill-child sh -c %s sh %s 3>>"$answer" </dev/null 2>&1)
         echo "left $?" >>"$answer"
-    } | cat >/dev/ttyS0
+    } 2>/dev/null | cat >/dev/ttyS0
     cat "$answer"
     rm -f "$answer"
 }
