@@ -27,6 +27,8 @@ from pipeline.model import GIB, MIB, format_size
 from pipeline.store import write_atomically
 from pipeline.tools import apt, dib, grub, namespace, qemu, run, site_kernel
 
+_MMAP_THRESHOLD = -3  # mallopt's M_MMAP_THRESHOLD (glibc's malloc.h)
+
 Accelerator = Literal["kvm", "tcg"]
 
 _SETUP = "make setup"
@@ -475,6 +477,14 @@ TCG_SECONDS = 10.0  # a hundred times what it takes: 0.06 to 0.1 s
 # takes hours. On a host under load everything takes longer, TCG too.
 KVM_SECONDS = 1.0
 KVM_TIMES_TCG = 3
+
+
+def give_memory_back() -> None:
+    """Has this process give large buffers back to the system as soon as they are free. Otherwise
+    the C library keeps some of them for each thread, of which there are many."""
+    import ctypes
+
+    ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, MIB)
 
 
 def available_memory() -> int:

@@ -215,14 +215,13 @@ def _plan_from_base(
         raise error.located(where) from error
     except UnknownElementError as error:
         raise error.located(_where_of_element(appliance, error.what)) from error
-    contents = Contents(inputs=(root,))
+    targets = [_plan_target(appliance, cloud, root) for cloud in made]
+    contents = Contents(inputs=(root,), after=tuple(each.image for each in targets))
     return Plan(
         appliance=appliance,
         root=root,
         base=base,
-        targets=tuple(
-            replace(_plan_target(appliance, cloud, root), contents=contents) for cloud in made
-        ),
+        targets=tuple(replace(each, contents=contents) for each in targets),
     )
 
 

@@ -57,6 +57,7 @@ def produce(
     that fails does not stop the others: the manifest tells of those, and then the first error is
     raised, with the others in it. Raises PhantomError of every kind.
     """
+    host.give_memory_back()
     workspace.store.sweep()
     with workspace.store.used():
         plan = make_plan(appliance, sites, workspace.store, builds=workspace.build)

@@ -12,6 +12,7 @@ from pipeline.model import MIB, Sha256
 
 CHUNK = 4 * MIB
 _ZEROS = bytes(CHUNK)
+_PIECE = 64 * MIB  # that is copied at once
 
 
 def data_chunks(descriptor: int, size: int) -> Iterator[tuple[int, bytes]]:
@@ -85,8 +86,35 @@ def copy_into(source: Path, descriptor: int, at: int) -> None:
     """Writes a file's data at an offset of another, leaving its holes unwritten."""
     with source.open("rb") as opened:
         size = os.fstat(opened.fileno()).st_size
-        for offset, chunk in data_chunks(opened.fileno(), size):
-            write_at(descriptor, chunk, at + offset)
+        for _ in copy_range(opened.fileno(), 0, size, descriptor, at):
+            pass
+
+
+def copy_range(source: int, start: int, size: int, target: int, at: int) -> Iterator[int]:
+    """Writes `size` bytes of a file, from `start`, at an offset of another, leaving its holes
+    unwritten. Works as it is asked for more, and gives the number of bytes after each piece."""
+    for data, hole in extents(source):
+        offset, end = max(data, start), min(hole, start + size)
+        while offset < end:
+            count = _copy_piece(
+                source, offset, min(_PIECE, end - offset), target, at + offset - start
+            )
+            if not count:
+                return
+            offset += count
+            yield count
+
+
+def _copy_piece(source: int, start: int, size: int, target: int, at: int) -> int:
+    """Copies within the kernel, at a third of the time, where the file systems can."""
+    try:
+        return os.copy_file_range(source, target, size, start, at)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        chunk = os.pread(source, min(size, CHUNK), start)
+        write_at(target, chunk, at)
+        return len(chunk)
 
 
 def write_at(descriptor: int, chunk: bytes, at: int) -> None:

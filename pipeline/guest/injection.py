@@ -109,8 +109,7 @@ def inject(
         guest.progress.output(
             "cloud-init is turned off: without systemd, the fetcher runs user-data"
         )
-    for payload in payloads:
-        _put_in(files, init, payload)
+    _put_in(files, init, payloads)
     _set_options(files, payloads, chosen, frequency)
 
 
@@ -141,17 +140,19 @@ def settle_runner(
         files.write(foreign_kernel.CONDITION, _MODULES_CONDITION)
 
 
-def _put_in(files: ImageFiles, init: str, payload: Payload) -> None:
+def _put_in(files: ImageFiles, init: str, payloads: Sequence[Payload]) -> None:
     kept = OPTIONS if files.exists(OPTIONS) else None  # somebody's own
     files.copy(
         [
             each
+            for payload in payloads
             for each in payload.files_for(init)
             if each.target != kept and not _is_masked(files, each)
         ]
     )
-    for service in payload.services:
-        services.enable(files, init, service, payload.runlevel)
+    for payload in payloads:
+        for service in payload.services:
+            services.enable(files, init, service, payload.runlevel)
 
 
 def _set_options(

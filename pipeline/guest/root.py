@@ -59,7 +59,6 @@ _SECONDS, _SECONDS_PER_GIB = 600.0, 60.0  # twenty times what copying takes
 _REPAIRED = 3  # e2fsck's statuses up to this one say that all is well now
 _SUPERBLOCK, _LAST_MOUNTED = 1024, slice(136, 200)  # ext4's documentation: "The Super Block"
 _ROOT_TYPES = ("4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709",)  # Discoverable Partitions: root, x86-64
-_ALIGNED = 64 * KIB
 _FSTAB = PurePosixPath("/etc/fstab")
 _FROM = "/tmp/phantom-from"  # noqa: S108  (a folder of the appliance)
 
@@ -95,7 +94,10 @@ def copy_root(
     assert likely.place.start is not None
     stop = stop or threading.Event()
     with run.stopped_by(stop.set), base.open("rb") as disk, root.open("r+b") as made:
-        _copy_range(disk.fileno(), likely.place.start, likely.bytes, made.fileno(), stop)
+        start, size = likely.place.start, likely.bytes
+        for _ in sparse.copy_range(disk.fileno(), start, size, made.fileno(), 0):
+            if stop.is_set():
+                raise StageFailedError("was interrupted", todo="run the same command again")
 
 
 def settle_root(
@@ -189,40 +191,6 @@ def _last_mounted(base: Path, start: int) -> str:
     with base.open("rb") as disk:
         superblock = os.pread(disk.fileno(), 1024, start + _SUPERBLOCK)
     return superblock[_LAST_MOUNTED].partition(b"\0")[0].decode(errors="replace")
-
-
-def _copy_range(source: int, start: int, size: int, copy: int, stop: threading.Event) -> None:
-    """Copies a range to the beginning of an empty file; zeros become holes."""
-    end = start + size
-    for data, hole in sparse.extents(source):
-        if data >= end:
-            return
-        at = max(data, start)
-        while at < min(hole, end):
-            if stop.is_set():
-                raise StageFailedError("was interrupted", todo="run the same command again")
-            chunk = os.pread(source, min(sparse.CHUNK, min(hole, end) - at), at)
-            if not chunk:
-                return
-            for offset, piece in _pieces(chunk):
-                sparse.write_at(copy, piece, at - start + offset)
-            at += len(chunk)
-
-
-def _pieces(chunk: bytes) -> Iterator[tuple[int, bytes]]:
-    """What of a chunk is not zeros, in pieces as long as can be."""
-    zeros = bytes(_ALIGNED)
-    begin: int | None = None
-    for offset in range(0, len(chunk), _ALIGNED):
-        piece = chunk[offset : offset + _ALIGNED]
-        if piece == zeros[: len(piece)]:
-            if begin is not None:
-                yield begin, chunk[begin:offset]
-            begin = None
-        elif begin is None:
-            begin = offset
-    if begin is not None:
-        yield begin, chunk[begin:]
 
 
 def _copy_blocks(guest: Guest, system: System, working: str, base: str, room: int) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -124,18 +122,16 @@ class BaseRoot(Stage):
         root.make_root(made, self._size(likely), likely)
         room = made.stat().st_size
         working, base = Drive(file=made, name="root", writable=True), Drive(file=disk, name="base")
-        with (
-            _copying(disk, made, likely) as copied,
-            launched(
-                [working, base],
-                store=context.store,
-                log=context.log,
-                progress=context.progress,
-                network=self.network,
-            ) as guest,
-        ):
-            copied()
-            guest.handle.drop_caches(3)  # it may have looked while we copied
+        if likely is not None:
+            context.progress.step("copying the root file system")
+            root.copy_root(disk, made, likely)
+        with launched(
+            [working, base],
+            store=context.store,
+            log=context.log,
+            progress=context.progress,
+            network=self.network,
+        ) as guest:
             system = self._inspect(guest, shape, base)
             _check_architecture(system)
             root.settle_root(
@@ -426,20 +422,6 @@ def _read_packages(contents: Artifact) -> list[dict[str, str | None]]:
 
 
 # ---- small things
-
-
-@contextmanager
-def _copying(disk: Path, made: Path, likely: root.Likely | None) -> Iterator[Callable[[], None]]:
-    """Copies the likely root on a thread of its own; what it gives waits until that is done."""
-    stop = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        future = (
-            None if likely is None else pool.submit(root.copy_root, disk, made, likely, stop=stop)
-        )
-        try:
-            yield lambda: None if future is None else future.result()
-        finally:
-            stop.set()
 
 
 def _check_architecture(system: System) -> None:
