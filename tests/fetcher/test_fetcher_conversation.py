@@ -394,6 +394,7 @@ def test_shipped_options_are_sixty_tries_a_second_apart() -> None:
         "MAX_TRIES": "60",
         "INTERVAL": "1",
         "TRY_SECONDS": "5",
+        "LEAVE_TO_CLOUD_INIT": "no",
     }
     # Without the file the same holds.
     built_in = re.findall(r"\$\{PHANTOM_USER_DATA_(\w+):-(.*?)\}", (STATIC / PROGRAM).read_text())
