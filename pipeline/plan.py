@@ -435,7 +435,7 @@ def _expand(appliance: Appliance, source: ScratchSource) -> dict[str, Path]:
 def _where_of_element(appliance: Appliance, what: str) -> str:
     """Where the definition names the element that a message complains of."""
     for name in appliance.elements:
-        if f"{name!r}" in what:
+        if f"element {name!r}" in what:
             return definition.locate(appliance.definition, "elements", name)
     return definition.locate(appliance.definition)
 

@@ -24,14 +24,14 @@ def fail(project: Project, *words: str, status: int, **env: str) -> str:
 def test_missing_definition(project: Project) -> None:
     assert fail(project, "image", "hello-fantom", status=24) == (
         "error: there is no appliance 'hello-fantom' in images; did you mean 'hello-phantom'?\n"
-        "  do: choose one of: hello-phantom\n"
+        "  do: choose one of: debian-cloud-base, hello-base, hello-phantom, ubuntu-base\n"
     )
 
 
 def test_missing_file(project: Project) -> None:
     assert fail(project, "image", "images/web/appliance.yaml", status=10) == (
         "error: images/web/appliance.yaml: there is no such file\n"
-        "  do: choose one of: hello-phantom\n"
+        "  do: choose one of: debian-cloud-base, hello-base, hello-phantom, ubuntu-base\n"
     )
 
 
