@@ -24,8 +24,8 @@ shell_files() {
 check "$bin/ruff" check --quiet --output-format concise
 check "$bin/ruff" format --check --quiet --output-format concise
 check "$bin/mypy" --no-error-summary
-for file in tests/conftest.py tests/*/conftest.py; do
-    [ ! -e "$file" ] || check "$bin/mypy" --no-error-summary "$file"
+for file in tests/conftest.py tests/*/conftest.py; do # one by one: all have the same name
+    MYPYPATH=tests/bases:tests/cli:tests/boot check "$bin/mypy" --no-error-summary "$file"
 done
 check "$bin/lint-imports" --no-logo
 shell_files | sort | xargs -d '\n' shellcheck || status=1

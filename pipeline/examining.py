@@ -87,7 +87,7 @@ def _examine(file: Path, declared: str | None, store: Store, progress: Progress)
         try:
             geometry = read_geometry(disk)
             with launched(
-                [Drive(file=disk)], store=store.folder, log=log, progress=progress
+                [Drive(file=disk, name="disk")], store=store.folder, log=log, progress=progress
             ) as guest:
                 progress.step("looking into the image")
                 system = inspect_system(guest, geometry, _DISK)

@@ -28,7 +28,7 @@ class Drive:
     """A raw file that the appliance gets as a disk."""
 
     file: Path
-    name: str = "disk"
+    name: str
     """Letters; the drive is /dev/disk/guestfs/NAME, and its partitions have their numbers behind
     it. The kernel's own names depend on which drive it happens to see first."""
     writable: bool = False

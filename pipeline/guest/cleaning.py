@@ -127,10 +127,12 @@ def forget_proxies(files: ImageFiles) -> None:
 def clean(guest: Guest, files: ImageFiles, system: System) -> None:
     """Removes keys, identities, logs, histories, leases, seeds and caches. Keys of people
     (`authorized_keys`) stay: who made the image wants them. Never through a link of the image."""
-    _forget_machine_id(files, system)
+    with files.alone():
+        _forget_machine_id(files, system)
+        searches = list(_searches(files))
     # The appliance's own find, which follows no links; nothing of the image runs meanwhile. A
     # process costs more than what it does, so there are few.
-    script = "\n".join(f"find {words} 2>&1" for words in _searches(files))
+    script = "\n".join(f"find {words} 2>&1" for words in searches)
     for line in guest.handle.debug("sh", [f"{script}\n:"]).splitlines():
         guest.progress.output(line)
 

@@ -4,7 +4,7 @@ An image is not trusted: anything can be a symbolic link, and libguestfs's calls
 links inside the image (bulk calls even out of it, into the appliance). So each folder on the way to
 a file is looked at before anything is written below it, and a file is written under a random name
 beside its place and renamed into it. Between two calls of ours programs of the image may have run,
-so nothing that was seen is remembered from call to call.
+so nothing that was seen is remembered from call to call, unless `alone` says that none runs.
 """
 
 from __future__ import annotations
@@ -97,6 +97,17 @@ class ImageFiles:
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
         self._handle = guest.handle
+        self._seen: dict[str, dict[str, int] | None] | None = None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While the block lasts nothing else changes the image, neither a program of its own nor a
+        call of libguestfs's: each place is looked at once."""
+        outer, self._seen = self._seen, self._seen or {}
+        try:
+            yield
+        finally:
+            self._seen = outer
 
     def write(self, path: PurePosixPath, content: bytes | str, mode: int = 0o644) -> None:
         """Makes or replaces a file, in a folder that is made where it is missing."""
@@ -108,7 +119,7 @@ class ImageFiles:
                 for start in range(0, len(data), _READ_PIECE):
                     self._handle.write_append(temporary, data[start : start + _READ_PIECE])
                 self._handle.chmod(mode, temporary)
-                self._handle.rename(temporary, place)
+                self._rename(temporary, place)
 
     def make_folder(self, path: PurePosixPath, mode: int = 0o755) -> None:
         """Makes a folder, and those above it; one that is there keeps its mode."""
@@ -122,7 +133,7 @@ class ImageFiles:
             temporary = f"{posixpath.dirname(place)}/{TEMPORARY}{secrets.token_hex(8)}"
             self._handle.ln_s(target, temporary)
             with self._removed_on_failure(temporary):
-                self._handle.rename(temporary, place)
+                self._rename(temporary, place)
 
     def move(self, path: PurePosixPath, new: PurePosixPath) -> None:
         """Gives a file, link or folder another place; a file or link there is replaced."""
@@ -130,15 +141,16 @@ class ImageFiles:
             place = self.locate(path)
             if place is None:
                 raise FileSystemError(f"the image has no {path} of its own")
-            self._handle.rename(place, self._free_place(new))
+            self._rename(place, self._free_place(new))
 
     def remove(self, path: PurePosixPath) -> None:
         """Removes a file, a link itself, or a folder with all in it; nothing where none is."""
         with self._explained(path):
             place = self.locate(path)
             kind = None if place is None else self._kind(place)
-            if kind is None:
+            if place is None or kind is None:
                 return
+            self._forget(place)
             if stat.S_ISDIR(kind):
                 self._handle.rm_rf(place)
             else:
@@ -263,6 +275,7 @@ class ImageFiles:
                     f"the image's {here} is no folder, and files are to be written into it"
                 )
             self._handle.rm(here)
+        self._forget(here)
         self._handle.mkdir_mode(here, mode)
         self._handle.chmod(mode, here)
 
@@ -284,7 +297,19 @@ class ImageFiles:
             return
         if not _is_ours(place):
             raise FileSystemError(f"the image's {place} is a folder, and to be made a file")
+        self._forget(place)
         self._handle.rm_rf(place)
+
+    def _rename(self, place: str, new: str) -> None:
+        self._forget(place)
+        self._forget(new)
+        self._handle.rename(place, new)
+
+    def _forget(self, place: str) -> None:
+        """Says that what lies at a place, and below it, changes now."""
+        for seen in [each for each in self._seen or () if f"{each}/".startswith(f"{place}/")]:
+            assert self._seen is not None
+            del self._seen[seen]
 
     def _kind(self, place: str) -> int | None:
         found = self._status(place)
@@ -292,19 +317,17 @@ class ImageFiles:
 
     def _status(self, place: str) -> dict[str, int] | None:
         """What lstat says of a place whose folder was looked at."""
-        folder, name = posixpath.split(place)
-        found: dict[str, int] = self._handle.lstatnslist(folder, [name])[0] if name else {}
-        if found and found["st_ino"] == -1:
-            self._see_absent(place)
-        return found if found and found["st_ino"] != -1 else None
-
-    def _see_absent(self, place: str) -> None:
-        """Sees that what has no status is not there; a damaged file system raises RuntimeError."""
+        if self._seen is not None and place in self._seen:
+            return self._seen[place]
         try:
-            self._handle.lstatns(place)
-        except RuntimeError as error:
+            found: dict[str, int] | None = self._handle.lstatns(place)
+        except RuntimeError as error:  # a damaged file system says something else
             if _ABSENT not in str(error):
                 raise
+            found = None
+        if self._seen is not None:
+            self._seen[place] = found
+        return found
 
     def _upload(self, copies: Sequence[Copy], staging: str) -> None:
         """Puts files into our own folder, named by their number."""
@@ -330,7 +353,7 @@ class ImageFiles:
             for (number, name), status in zip(files, found, strict=True):
                 here = posixpath.join(place, name)
                 self._clear(here, None if status["st_ino"] == -1 else status["st_mode"])
-                self._handle.rename(f"{staging}/{number}", here)
+                self._rename(f"{staging}/{number}", here)
 
     @contextmanager
     def _explained(self, path: PurePosixPath) -> Iterator[None]:

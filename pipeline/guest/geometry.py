@@ -199,6 +199,8 @@ def _read_gpt(image: _Image) -> Iterator[Partition]:
         if image.read(4 * KIB, 8) == _GPT:
             raise image.damaged("it is for a disk with sectors of 4,096 bytes")
         raise image.damaged("the GPT that the MBR speaks of is not there")
+    if len(header) < SECTOR:
+        raise image.damaged("the image ends in the GPT's header")
     size, checksum = struct.unpack_from("<II", header, 12)
     (own,) = struct.unpack_from("<Q", header, 24)
     at, count, width, entries_sum = struct.unpack_from("<QIII", header, 72)

@@ -202,15 +202,16 @@ class BaseRoot(Stage):
         )
         payloads = [_payload(each) for each in self.payloads]
         context.progress.step("putting the user-data fetcher in")
-        injection.inject(
-            guest,
-            files,
-            system,
-            payloads,
-            runner=self.user_data_runner,
-            frequency=self.user_data_frequency,
-        )
-        cleaning.forget_proxies(files)  # those of the image; what the definition sets stays
+        with files.alone():
+            injection.inject(
+                guest,
+                files,
+                system,
+                payloads,
+                runner=self.user_data_runner,
+                frequency=self.user_data_frequency,
+            )
+            cleaning.forget_proxies(files)  # those of the image; what the definition sets stays
         self._copy_files(files, context)
         scripts.run_scripts(
             guest,
@@ -223,14 +224,15 @@ class BaseRoot(Stage):
         context.progress.step("making it boot everywhere, and cleaning up")
         if self.packages or self.remove_packages or self.files or self.scripts:
             system = inspection.look_again(guest, files, system)
-        injection.settle_runner(
-            files,
-            system,
-            payloads,
-            runner=self.user_data_runner,
-            frequency=self.user_data_frequency,
-        )
-        kept = booting.configure_boot(guest, files, system, base=base.device)
+        with files.alone():
+            injection.settle_runner(
+                files,
+                system,
+                payloads,
+                runner=self.user_data_runner,
+                frequency=self.user_data_frequency,
+            )
+            kept = booting.configure_boot(guest, files, system, base=base.device)
         with root.bounded(guest, room):
             cleaning.clean(guest, files, system)
             selinux.relabel(guest, files, system)

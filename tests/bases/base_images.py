@@ -9,6 +9,7 @@ behind by libguestfs's appliance.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
 import shutil
 import signal
@@ -16,7 +17,8 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -190,23 +192,52 @@ _LAYERS = {
 
 
 class Bases:
-    """The test session's base images, in a folder of their own. Tests must not write to them."""
+    """Base images in a folder that processes can share. Tests must not write to them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._work = folder / "work"
         self._work.mkdir(parents=True, exist_ok=True)
         self._sudo = [] if os.getuid() == 0 else ["sudo"]
+        self._makes = False
+
+    @classmethod
+    @contextmanager
+    def shared(cls, folder: Path) -> Iterator[Bases]:
+        """Those in a folder, which the last process to leave the block removes."""
+        with folder.with_suffix(".lock").open("w") as users:
+            fcntl.flock(users, fcntl.LOCK_SH)
+            try:
+                yield cls(folder)
+            finally:
+                with suppress(BlockingIOError):
+                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def _making(self) -> Iterator[None]:
+        """Keeps other processes from making anything while the block lasts."""
+        if self._makes:
+            yield
+            return
+        with (self._work / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._makes = True
+            try:
+                yield
+            finally:
+                self._makes = False
 
     def path(self, name: str) -> Path:
         """The image of a shape, one of `SHAPES`; made when first asked for."""
         file = self.folder / name
-        if not file.exists():
-            if name in _FINISHED:
-                self._finish()
-            else:
-                SHAPES[name](self, file)
-            file.chmod(0o444)
+        with self._making():
+            if not file.exists():
+                if name in _FINISHED:
+                    self._finish()
+                else:
+                    SHAPES[name](self, file)
+                file.chmod(0o444)
         return file
 
     # ---- what images are made of
@@ -310,7 +341,8 @@ class Bases:
 
     def copy_root(self, layer: str, name: str, *, boot: bool = True) -> Path:
         """A copy of a root file system, to be edited."""
-        return copy(self.root(layer, boot=boot), self._work / name)
+        with self._making():
+            return copy(self.root(layer, boot=boot), self._work / name)
 
     def esp(self, start: int, size: int, prefix: str) -> Path:
         """An EFI system partition with GRUB, as grub-install leaves it."""
@@ -391,21 +423,6 @@ class Bases:
         _fill_volumes(self, disks["lvm"], start)
         for name, disk in disks.items():
             disk.rename(self.folder / f"{name}.raw")
-
-
-_made: dict[Path, Bases] = {}
-
-
-def make_bases(base: Path) -> Bases:
-    """The base images of a test session, in its folder: once for all who ask for them."""
-    if base not in _made:
-        _made[base] = Bases(base / "bases")
-    return _made[base]
-
-
-def remove_bases(base: Path) -> None:
-    """Gives the disk space back."""
-    shutil.rmtree(base / "bases", ignore_errors=True)
 
 
 # ---- shapes
@@ -743,7 +760,7 @@ def _make_volumes(handle: Any, device: str) -> int:
     handle.vgcreate("debian", [device])
     handle.lvcreate("root", "debian", 900)
     handle.lvcreate("swap_1", "debian", 64)
-    shown = handle.debug("sh", [f"lvm pvs --noheadings --units b -o pe_start {device}"])
+    shown = handle.debug("sh", ["lvm pvs --noheadings --units b -o pe_start"])
     handle.vg_activate_all(False)
     return int(shown.strip().rstrip("B"))
 

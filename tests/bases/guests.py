@@ -26,17 +26,18 @@ class Heard(NoProgress):
 def mounted(root: Path, folder: Path, *, network: bool = False) -> Iterator[tuple[Guest, Heard]]:
     """An appliance with a root file system mounted at /. It may be gone at the end."""
     heard = Heard()
+    drive = Drive(file=root, name="root", writable=True)
     with (
         suppress(ApplianceError),
         launched(
-            [Drive(file=root, writable=True)],
+            [drive],
             store=folder,
             log=folder / "log",
             progress=heard,
             network=network,
         ) as guest,
     ):
-        guest.handle.mount("/dev/sda", "/")
+        guest.handle.mount(drive.device, "/")
         yield guest, heard
 
 

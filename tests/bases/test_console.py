@@ -41,7 +41,9 @@ def launch(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Phanto
     monkeypatch.setenv("LIBGUESTFS_HV", str(qemu))
     with (
         pytest.raises(PhantomError) as caught,
-        launched([Drive(file=disk)], store=folder, log=folder / "log", progress=NoProgress()),
+        launched(
+            [Drive(file=disk, name="disk")], store=folder, log=folder / "log", progress=NoProgress()
+        ),
     ):
         pass
     return caught.value
@@ -118,13 +120,13 @@ def make_system(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_programs_and_names_of_an_image_that_is_made_to_confuse(tmp_path: Path) -> None:
-    drive = Drive(file=make_system(tmp_path), writable=True)
+    drive = Drive(file=make_system(tmp_path), name="root", writable=True)
     log = tmp_path / "log"
     with (
         pytest.raises(StageFailedError) as stopped,
         launched([drive], store=tmp_path, log=log, progress=NoProgress()) as guest,
     ):
-        guest.handle.mount("/dev/sda", "/")
+        guest.handle.mount(drive.device, "/")
         for program in ("lib64/ld-linux-x86-64.so.2", "bin/dash", "bin/broken"):
             guest.handle.chmod(0o755, f"/{program}")
         for program in ("env", "rpm"):

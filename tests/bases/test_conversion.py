@@ -331,15 +331,18 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
 
 def test_copying_ends_when_all_is_to_end(tmp_path: Path) -> None:
     base, root = tmp_path / "base", tmp_path / "root"
-    base.write_bytes(b"x" * MIB)
-    likely = Likely(place=Place(start=0, size=MIB), bytes=MIB)
-    make_root(root, MIB, likely)
+    with base.open("wb") as file:
+        for start in (0, 2 * MIB):  # a piece of work each, for the hole between them
+            file.seek(start)
+            file.write(b"x" * MIB)
+    likely = Likely(place=Place(start=0, size=3 * MIB), bytes=3 * MIB)
+    make_root(root, 3 * MIB, likely)
     stop = threading.Event()
     stop.set()
     with pytest.raises(StageFailedError) as caught:
         copy_root(base, root, likely, stop=stop)
     assert str(caught.value) == "was interrupted\n  do: run the same command again"
-    assert root.read_bytes() == bytes(MIB)
+    assert root.read_bytes()[MIB:] == bytes(2 * MIB)
 
 
 def test_fstab_keeps_what_is_on_no_disk_of_the_image() -> None:

@@ -111,7 +111,7 @@ Opened = Callable[[str], ImageFiles]
 @pytest.fixture(scope="module")
 def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Guest, Heard]]:
     folder = tmp_path_factory.mktemp("injection")
-    drives = [Drive(file=make_image(folder, name), writable=True) for name in TREES]
+    drives = [Drive(file=make_image(folder, name), name=name, writable=True) for name in TREES]
     heard = Heard()
     with launched(drives, store=folder, log=folder / "log", progress=heard) as guest:
         yield guest, heard
@@ -120,7 +120,7 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Guest,
 @contextmanager
 def opened(guest: Guest, name: str) -> Iterator[ImageFiles]:
     """The image of that name, mounted at /."""
-    guest.handle.mount(f"/dev/sd{'abcdefgh'[list(TREES).index(name)]}", "/")
+    guest.handle.mount(f"/dev/disk/guestfs/{name}", "/")
     try:
         yield ImageFiles(guest)
     finally:

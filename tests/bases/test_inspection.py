@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from small_images import (
     CENTOS,
@@ -45,7 +45,7 @@ from pipeline.guest.geometry import ext_size, read_geometry
 from pipeline.guest.inspection import from_facts, inspect_system, to_facts
 from pipeline.guest.mounts import normal
 from pipeline.guest.system import FileSystem, Place, System
-from pipeline.model import MIB, NoProgress
+from pipeline.model import KIB, MIB, NoProgress
 
 AGAIN = "  do: get the image anew from where it came, and compare its checksum"
 ROOT_GUID, ESP_GUID = "0FC63DAF-8483-4772-8E79-3D69D8477DE4", "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
@@ -251,8 +251,9 @@ def test_a_truncated_image(
 @given(
     shape=st.sampled_from(["logical", "gpt", "bare"]),
     changes=st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), max_size=12),
-    size=st.integers(0, 80 * MIB),
+    size=st.integers(0, 4 * KIB) | st.integers(0, 80 * MIB),
 )
+@example(shape="gpt", changes=[], size=520)
 def test_any_damage_is_an_answer_or_an_error(
     shapes: dict[str, Path], tmp_path: Path, shape: str, changes: list[tuple[int, int]], size: int
 ) -> None:
@@ -302,16 +303,18 @@ def looked(
     before = {name: disk.read_bytes() for name, disk in shapes.items()}
     found: dict[str, System | PhantomError] = {}
     subvolume = folder / "subvolume.raw"
-    with subvolume.open("wb") as made:
-        made.truncate(128 * MIB)
-    drives = [Drive(file=disk) for disk in shapes.values()]
-    drives.append(Drive(file=subvolume, name="subvolume", writable=True))
-    with launched(drives, store=folder, log=folder / "log", progress=NoProgress()) as guest:
-        make_subvolume(guest, drives[-1].device)
-        found["subvolume"] = inspect_system(guest, read_geometry(subvolume), drives[-1].device)
-        for letter, (name, disk) in zip("abcdefghij", shapes.items(), strict=False):
+    with subvolume.open("wb") as file:
+        file.truncate(128 * MIB)
+    drives = {name: Drive(file=disk, name=name) for name, disk in shapes.items()}
+    made = Drive(file=subvolume, name="subvolume", writable=True)
+    with launched(
+        [*drives.values(), made], store=folder, log=folder / "log", progress=NoProgress()
+    ) as guest:
+        make_subvolume(guest, made.device)
+        found["subvolume"] = inspect_system(guest, read_geometry(subvolume), made.device)
+        for name, disk in shapes.items():
             try:
-                found[name] = inspect_system(guest, read_geometry(disk), f"/dev/sd{letter}")
+                found[name] = inspect_system(guest, read_geometry(disk), drives[name].device)
             except PhantomError as error:
                 found[name] = error
             assert guest.handle.mounts() == []

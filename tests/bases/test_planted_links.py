@@ -19,7 +19,7 @@ from pipeline.model import NoProgress
 
 P = PurePosixPath
 ELEMENTS = Path(__file__).resolve().parents[2] / "elements"
-_CLEAN, _BASE, _PLANTED = "/dev/sda", "/dev/sdb", "/dev/sdc"
+_DEVICES = "/dev/disk/guestfs"
 _CANARIES = "/srv/canaries"
 _CONTENT = b"canary\n"
 
@@ -46,7 +46,7 @@ def writers(folder: Path) -> dict[str, Callable[[Guest, ImageFiles, System], obj
             files, system, payloads, runner="fetcher", frequency="instance"
         ),
         "boot": lambda guest, files, system: booting.configure_boot(
-            guest, files, system, base=_BASE
+            guest, files, system, base=f"{_DEVICES}/base"
         ),
         "clean": cleaning.clean,
         "relabel": selinux.relabel,
@@ -118,35 +118,38 @@ def test_nothing_is_written_through_planted_links(bases: Bases, tmp_path: Path) 
     write = writers(tmp_path)
     with launched(
         [
-            Drive(file=roots[0], writable=True),
-            Drive(file=base),
-            Drive(file=roots[1], writable=True),
+            Drive(file=roots[0], name="clean", writable=True),
+            Drive(file=base, name="base"),
+            Drive(file=roots[1], name="planted", writable=True),
         ],
         store=tmp_path,
         log=tmp_path / "log",
         progress=NoProgress(),
     ) as guest:
         handle = guest.handle
-        system = inspection.inspect_system(guest, geometry.read_geometry(base), _BASE)
+        system = inspection.inspect_system(guest, geometry.read_geometry(base), f"{_DEVICES}/base")
 
         # what is written into a clean image
-        handle.mount(_CLEAN, "/")
+        handle.mount(f"{_DEVICES}/clean", "/")
         before = listing(guest)
         for each in write.values():
-            each(guest, ImageFiles(guest), system)
+            files = ImageFiles(guest)
+            with files.alone():
+                each(guest, files, system)
         paths = changed(before, listing(guest))
         handle.umount_all()
         assert {"/etc/fstab", "/etc/machine-id", "/opt/app/run"} <= set(paths)
         assert any(path.startswith("/usr/lib/phantom/") for path in paths)
 
         # the same, with links in the place of all that
-        handle.mount(_PLANTED, "/")
+        handle.mount(f"{_DEVICES}/planted", "/")
         canaries = plant(guest, paths, outside)
         inside, files_of_host = listing(guest, _CANARIES), on_host(outside)
         assert len(inside) > len(paths) // 3
         for each in write.values():
-            with suppress(PhantomError):
-                each(guest, ImageFiles(guest), system)
+            files = ImageFiles(guest)
+            with suppress(PhantomError), files.alone():
+                each(guest, files, system)
         assert listing(guest, _CANARIES) == inside
         assert on_host(outside) == files_of_host
 

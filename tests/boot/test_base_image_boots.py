@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
-from base_images import Bases, make_bases, remove_bases
+from base_images import Bases
+from cli_runs import Hello, Project, make_project, remove_tree
 
 SITES = """
 sites:
@@ -40,21 +39,13 @@ for key in /etc/ssh/ssh_host_*_key; do [ -s "$key" ]; done
 """
 
 
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bases]:
-    base = tmp_path_factory.getbasetemp()
-    yield make_bases(base)
-    remove_bases(base)
-
-
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Any]:
-    """A project (a `cli_runs.Project`) with a store of its own."""
-    runs = import_module("cli_runs")
-    made = runs.make_project(tmp_path / "project", tmp_path / "store")
+def project(tmp_path: Path) -> Iterator[Project]:
+    """A project with a store of its own."""
+    made = make_project(tmp_path / "project", tmp_path / "store")
     made.write("sites.yaml", SITES)
     yield made
-    runs.remove_tree(tmp_path)
+    remove_tree(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +58,7 @@ def project(tmp_path: Path) -> Iterator[Any]:
         ("openrc.raw", "xen"),
     ],
 )
-def test_shape_at_site(shape: str, site: str, bases: Bases, project: Any) -> None:
+def test_shape_at_site(shape: str, site: str, bases: Bases, project: Project) -> None:
     """`debian-grub` is booted by the tests of the command line."""
     project.write("images/mine/check.sh", CHECK, 0o755)
     project.write("images/mine/greet.sh", GREET, 0o755)
@@ -75,7 +66,7 @@ def test_shape_at_site(shape: str, site: str, bases: Bases, project: Any) -> Non
     project.succeed("build", "mine", "--site", site)
 
 
-def test_cloud_image_at_kvm_and_amazon(bases: Bases, project: Any) -> None:
+def test_cloud_image_at_kvm_and_amazon(bases: Bases, project: Project) -> None:
     """The definition for Debian's cloud images, with an image that is made as they are: cloud-init
     runs user-data at Amazon, and the fetcher at Nimbus."""
     base = project.folder / "images/debian-cloud-base/debian-12-generic-amd64.qcow2"
@@ -83,5 +74,5 @@ def test_cloud_image_at_kvm_and_amazon(bases: Bases, project: Any) -> None:
     project.succeed("build", "debian-cloud-base", "--site", "kvm", "--site", "amazon")
 
 
-def test_the_example_that_starts_from_a_build(hello: Any) -> None:
+def test_the_example_that_starts_from_a_build(hello: Hello) -> None:
     hello.project.succeed("build", "hello-base")

@@ -379,21 +379,10 @@ class Hello:
         return target
 
 
-_built: dict[Path, Hello] = {}
-
-
-def build_hello(base: Path) -> Hello:
-    """Builds hello-phantom in a folder of the test session, once for all who ask for it."""
-    if base not in _built:
-        project = make_project(base / "hello-phantom", base / "hello-phantom-store")
-        done = project.succeed("image", "--json")
-        assert_clean(project)
-        artifacts = {path.name.split("-")[0]: path.name for path in project.artifacts()}
-        _built[base] = Hello(project=project, done=done, artifacts=artifacts)
-    return _built[base]
-
-
-def remove_hello(base: Path) -> None:
-    """Gives the disk space back."""
-    for name in ("hello-phantom", "hello-phantom-store"):
-        remove_tree(base / name)
+def build_hello(folder: Path) -> Hello:
+    """Builds hello-phantom in a folder."""
+    project = make_project(folder / "project", folder / "store")
+    done = project.succeed("image", "--json")
+    assert_clean(project)
+    artifacts = {path.name.split("-")[0]: path.name for path in project.artifacts()}
+    return Hello(project=project, done=done, artifacts=artifacts)

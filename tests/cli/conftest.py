@@ -4,24 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cli_runs import (
-    Hello,
-    Project,
-    build_hello,
-    make_project,
-    remove_hello,
-    remove_tree,
-)
+from cli_runs import Hello, Project, make_project, remove_tree
 
 MakeProject = Callable[..., Project]
-
-
-@pytest.fixture(scope="session")
-def hello(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hello]:
-    """hello-phantom, built once in this session."""
-    base = tmp_path_factory.getbasetemp()
-    yield build_hello(base)
-    remove_hello(base)
 
 
 @pytest.fixture

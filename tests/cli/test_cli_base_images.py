@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from base_images import Bases, make_bases, remove_bases
+from base_images import Bases
 from cli_runs import Done, Project, assert_clean, make_project, remove_tree, stages
 from http_files import HttpFile, serving
 
@@ -22,13 +22,6 @@ SCRIPTS = {
     "hangs.sh": "sleep 1000",
     "reboots.sh": "echo bye\nreboot -f\nsleep 100",
 }
-
-
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bases]:
-    base = tmp_path_factory.getbasetemp()
-    yield make_bases(base)
-    remove_bases(base)
 
 
 def define(project: Project, location: object, text: str = "", below: str = "") -> None:
