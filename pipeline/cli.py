@@ -242,8 +242,15 @@ def _plan(options: argparse.Namespace) -> int:
             }
             for step in steps
         ]
-        print(json.dumps({"appliance": appliance.name, "stages": stages}, indent=2))
+        told = {
+            "appliance": appliance.name,
+            "base_image": None if plan.base is None else str(plan.base.path),
+            "stages": stages,
+        }
+        print(json.dumps(told, indent=2))
         return 0
+    if plan.base is not None:
+        print(f"starts from {plan.base.path}")
     width = max(len(step.stage.title) for step in steps)
     for step in steps:
         first, *others = step.reasons or ("",)

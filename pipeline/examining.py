@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -28,7 +28,17 @@ from pipeline.tools import foreign_kernel, kernel, run
 from pipeline.tools.disk_formats import called
 
 _MOST_BYTES = 2 << 40  # of the disk in it; what says that it is larger would take hours to unpack
-_DISK = "/dev/sda"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A kind of site, and what an image would do there."""
+
+    cloud: str
+    kind: str
+    """In words for people."""
+    layout: str
+    verdict: Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +52,7 @@ class Examined:
     compression: str | None
     system: System
     inside: Inside
-    verdicts: Mapping[str, Verdict]
-    """By the kind of site, in words for people."""
+    verdicts: Sequence[Judged]
 
 
 def examine(file: Path, declared: str | None, store: Store, progress: Progress) -> Examined:
@@ -85,14 +94,12 @@ def _examine(file: Path, declared: str | None, store: Store, progress: Progress)
         if (looked.format, looked.compression) != ("raw", None):
             disk = _unpack(disk, declared, folder, log, store, progress)
         try:
-            geometry = read_geometry(disk)
-            with launched(
-                [Drive(file=disk, name="disk")], store=store.folder, log=log, progress=progress
-            ) as guest:
+            geometry, drive = read_geometry(disk), Drive(file=disk, name="disk")
+            with launched([drive], store=store.folder, log=log, progress=progress) as guest:
                 progress.step("looking into the image")
-                system = inspect_system(guest, geometry, _DISK)
+                system = inspect_system(guest, geometry, drive.device)
                 progress.step("looking at its kernel")
-                with mounted(guest, system, _DISK):
+                with mounted(guest, system, drive.device):
                     inside = _look_inside(GuestTree(guest), folder)
         except PhantomError as error:
             raise error.located(str(file)) from error
@@ -127,12 +134,12 @@ def _unpack(
 
 def _judge(
     system: System, inside: Inside, file_format: str, compression: str | None
-) -> dict[str, Verdict]:
-    verdicts = {}
+) -> list[Judged]:
+    verdicts = []
     for name, cloud in clouds().items():
         for kind, options in cloud.site_kinds.items():
             made = cloud(Site(name=kind, cloud=name, options=options, where="built in"))
-            verdicts[kind] = judge(
+            verdict = judge(
                 system,
                 inside,
                 disk=made.disk,
@@ -141,6 +148,8 @@ def _judge(
                 file_format=file_format,
                 compression=compression,
             )
+            layout = made.disk.layout
+            verdicts.append(Judged(cloud=name, kind=kind, layout=layout, verdict=verdict))
     return verdicts
 
 
@@ -168,14 +177,16 @@ def describe(examined: Examined) -> dict[str, Any]:
         "system": {**facts, "boots": boots},
         "sites": [
             {
-                "kind": kind,
-                "boots": not each.reasons,
-                "reasons": each.reasons,
-                "boots_converted": not each.obstacles,
-                "obstacles": each.obstacles,
-                "notes": each.notes,
+                "cloud": each.cloud,
+                "layout": each.layout,
+                "kind": each.kind,
+                "boots": not each.verdict.reasons,
+                "reasons": each.verdict.reasons,
+                "boots_converted": not each.verdict.obstacles,
+                "obstacles": each.verdict.obstacles,
+                "notes": each.verdict.notes,
             }
-            for kind, each in examined.verdicts.items()
+            for each in examined.verdicts
         ],
         "remarks": examined.inside.remarks,
     }

@@ -24,6 +24,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,17 +170,18 @@ class Store:
     def add(self, stage: str, key: ContentKey, folder: Path, facts: Mapping[str, Any]) -> Artifact:
         """Stores what lies in `folder`, which is moved, as the artifact of that key."""
         final = self.path("artifacts") / f"{stage}-{key}"
-        with self.errors():
+        with self.errors(), ThreadPoolExecutor(1) as disk:
             files = {}
             for path in sorted(folder.iterdir()):
                 path.chmod(0o444)
-                sync(path)
+                written = disk.submit(sync, path)
                 status = path.stat()
                 files[path.name] = {
                     "bytes": status.st_size,
                     "mtime_ns": status.st_mtime_ns,
                     "digest": sparse.digest(path),
                 }
+                written.result()
             record = {"format": _FORMAT, "stage": stage, "key": key, "facts": facts, "files": files}
             write_atomically(folder / _RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
             if final.exists():  # found damaged, or it would have been reused

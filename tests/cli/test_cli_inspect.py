@@ -112,12 +112,10 @@ def test_what_programs_are_told(project: Project, hello: Hello, tmp_path: Path) 
         assert system["kernels"] == [system["boots"]["version"]]
         assert told["remarks"] == []
         assert all(site["boots_converted"] and site["obstacles"] == [] for site in told["sites"])
-        verdicts.append((told["table"], {each["kind"]: each["boots"] for each in told["sites"]}))
-    kvm, xen = "Nimbus on KVM (root: hda)", "Nimbus on Xen (root: sda1)"
-    assert sorted(verdicts, key=lambda each: each[0]) == [
-        ("gpt", {kvm: True, xen: False, "EC2": True}),
-        ("mbr", {kvm: True, xen: False, "EC2": True}),
-    ]
+        boots = {(each["cloud"], each["layout"]): each["boots"] for each in told["sites"]}
+        verdicts.append((told["table"], boots))
+    expected = {("nimbus", "mbr"): True, ("nimbus", "bare"): False, ("ec2", "hybrid"): True}
+    assert sorted(verdicts, key=lambda each: each[0]) == [("gpt", expected), ("mbr", expected)]
     assert_clean(project)
 
 
