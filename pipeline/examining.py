@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.clouds import clouds
-from pipeline.errors import KernelError, PhantomError, UsageError
+from pipeline.errors import ApplianceError, KernelError, PhantomError, UsageError
 from pipeline.guest import cloud_init, fstab
 from pipeline.guest.appliance import Drive, launched
 from pipeline.guest.geometry import read_geometry
@@ -101,6 +101,8 @@ def _examine(file: Path, declared: str | None, store: Store, progress: Progress)
                 progress.step("looking at its kernel")
                 with mounted(guest, system, drive.device):
                     inside = _look_inside(GuestTree(guest), folder)
+        except ApplianceError:  # whatever the file is
+            raise
         except PhantomError as error:
             raise error.located(str(file)) from error
         progress.step("done")

@@ -36,7 +36,7 @@ from pipeline.model import ContentKey, Sha256, format_size
 
 _RECORD = "artifact.json"
 _IN_USE = "in-use"
-_FORMAT = 1
+_FORMAT = 2
 
 DOWNLOAD_DAYS = 7.0
 """So long a part of a file is kept for a download to go on with."""

@@ -137,6 +137,7 @@ def _settle(
     guest: Guest, system: System, likely: Likely | None, *, working: str, base: str, room: int
 ) -> None:
     copied = None if likely is None else likely.place
+    _sh(guest, f"blockdev --flushbufs {working}")  # it may have been looked at while it was copied
     root = system.root
     foreign = root.type not in EXT or not STAYING.isdisjoint(system.root_features)
     if copied is not None and (foreign or copied != root.place):

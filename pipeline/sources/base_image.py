@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -122,16 +124,17 @@ class BaseRoot(Stage):
         root.make_root(made, self._size(likely), likely)
         room = made.stat().st_size
         working, base = Drive(file=made, name="root", writable=True), Drive(file=disk, name="base")
-        if likely is not None:
-            context.progress.step("copying the root file system")
-            root.copy_root(disk, made, likely)
-        with launched(
-            [working, base],
-            store=context.store,
-            log=context.log,
-            progress=context.progress,
-            network=self.network,
-        ) as guest:
+        with (
+            _copying(disk, made, likely) as copied,
+            launched(
+                [working, base],
+                store=context.store,
+                log=context.log,
+                progress=context.progress,
+                network=self.network,
+            ) as guest,
+        ):
+            copied()
             system = self._inspect(guest, shape, base)
             _check_architecture(system)
             root.settle_root(
@@ -424,6 +427,20 @@ def _read_packages(contents: Artifact) -> list[dict[str, str | None]]:
 
 
 # ---- small things
+
+
+@contextmanager
+def _copying(disk: Path, made: Path, likely: root.Likely | None) -> Iterator[Callable[[], None]]:
+    """Copies the likely root on a thread of its own; what it gives waits until that is done."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        future = (
+            None if likely is None else pool.submit(root.copy_root, disk, made, likely, stop=stop)
+        )
+        try:
+            yield lambda: None if future is None else future.result()
+        finally:
+            stop.set()
 
 
 def _check_architecture(system: System) -> None:

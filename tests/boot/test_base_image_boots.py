@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,5 +75,6 @@ def test_cloud_image_at_kvm_and_amazon(bases: Bases, project: Project) -> None:
     project.succeed("build", "debian-cloud-base", "--site", "kvm", "--site", "amazon")
 
 
-def test_the_example_that_starts_from_a_build(hello: Hello) -> None:
-    hello.project.succeed("build", "hello-base")
+def test_the_example_that_starts_from_a_build(hello: Hello, project: Project) -> None:
+    shutil.copytree(hello.project.build, project.build, symlinks=True)
+    project.succeed("build", "hello-base", "--site", "kvm")

@@ -170,7 +170,7 @@ def test_what_is_no_single_system(project: Project, tmp_path: Path) -> None:
         project,
         "crypt.raw.gz",
         53,
-        "error: the image's root is encrypted: LUKS on partition 1\n"
+        "error: crypt.raw.gz: the image's root is encrypted: LUKS on partition 1\n"
         "  do: decrypt it, or choose another base image: nobody is there to enter a key\n",
     )
     parts = [make_ext(tmp_path / name, tree) for name, tree in (("a", DEBIAN), ("b", CENTOS))]
@@ -179,8 +179,8 @@ def test_what_is_no_single_system(project: Project, tmp_path: Path) -> None:
         project,
         two.name,
         48,
-        "error: the image holds several operating systems: Debian GNU/Linux 12 (bookworm) on "
-        "partition 1 and CentOS release 5.11 (Final) on partition 2\n"
+        "error: two.raw: the image holds several operating systems: Debian GNU/Linux 12 (bookworm) "
+        "on partition 1 and CentOS release 5.11 (Final) on partition 2\n"
         "  do: choose a base image with one, or copy the partition that you want to a disk of its "
         "own\n",
     )

@@ -212,7 +212,8 @@ def test_what_cannot_be_pinned(project: Project, file: HttpFile) -> None:
         "images/web/appliance.yaml", f"{head}source:\n  base_image:\n    location: gone.raw\n"
     )
     assert fail(10) == (
-        "error: the base image images/web/gone.raw cannot be read: No such file or directory\n"
+        "error: images/web/appliance.yaml:7:15: the base image images/web/gone.raw cannot be read: "
+        "No such file or directory\n"
         "  do: fetch it to there, or correct the location\n"
     )
 
