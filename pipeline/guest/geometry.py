@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import ImageFormatError
+from pipeline.guest.superblock import read_superblock
 from pipeline.guest.system import FileSystem, Partition, Place
 from pipeline.model import KIB, format_size
 
@@ -66,13 +67,6 @@ def read_geometry(disk: Path) -> Geometry:
             boot_code=_has_boot_code(image),
             file_systems=tuple(_file_systems(image, table, partitions)),
         )
-
-
-def ext_size(disk: Path, start: int) -> int | None:
-    """Bytes of the ext file system at an offset, by its superblock; None where there is none."""
-    with disk.open("rb") as file:
-        file.seek(start)
-        return ext_bytes(file.read(4 * KIB))
 
 
 class _Image:
@@ -423,17 +417,5 @@ def file_system_bytes(head: bytes) -> int | None:
     if head[64 * KIB + 64 : 64 * KIB + 72] == b"_BHRfS_M":
         (size,) = struct.unpack_from("<Q", head, 64 * KIB + 112)
         return int(size)
-    return ext_bytes(head)
-
-
-def ext_bytes(head: bytes) -> int | None:
-    """The same of an ext file system, by its first 4 KiB."""
-    block = head[1024:2048]
-    if len(block) < 1024 or block[56:58] != b"\x53\xef":
-        return None
-    count, shift = struct.unpack_from("<I", block, 4)[0], struct.unpack_from("<I", block, 24)[0]
-    if shift > 6:  # no block is larger than 64 KiB
-        return None
-    if struct.unpack_from("<I", block, 96)[0] & 0x80:  # 64bit: the count's upper half counts
-        count |= struct.unpack_from("<I", block, 336)[0] << 32
-    return int(count << (10 + shift))
+    found = read_superblock(head)
+    return None if found is None else found.bytes

@@ -29,6 +29,7 @@ from pipeline.guest.appliance import Guest, NotTextError
 from pipeline.guest.files import ImageFiles
 from pipeline.guest.geometry import HEAD, Geometry, file_system_bytes, recognise
 from pipeline.guest.mounts import OF_ROOT, SUBVOLUMES, normal
+from pipeline.guest.superblock import read_superblock
 from pipeline.guest.system import FileSystem, Partition, Place, System
 from pipeline.model import MIB
 
@@ -492,13 +493,10 @@ class _Inspection:
         return self.paths(f"/{{usr/,usr/local/,}}{{s,}}bin/{{{','.join(_PROGRAMS)}}}")
 
     def _read_superblock(self, root: FileSystem) -> tuple[int, tuple[str, ...]]:
-        device = self.mounts.device(root.place)
-        if root.type.startswith("ext"):
-            told = self.handle.tune2fs_l(device)
-            size = int(told["Block count"]) * int(told["Block size"])
-            return size, tuple(told["Filesystem features"].split())
-        size = file_system_bytes(self.handle.pread_device(device, HEAD, 0)) or root.place.size
-        return size, ()
+        head = self.handle.pread_device(self.mounts.device(root.place), HEAD, 0)
+        found = read_superblock(head) if root.type.startswith("ext") else None
+        features = () if found is None else found.features
+        return file_system_bytes(head) or root.place.size, features
 
     def _read_release(self) -> _Release | None:
         for path in ("/etc/os-release", "/usr/lib/os-release"):

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -27,8 +27,9 @@ from pipeline.errors import (
 from pipeline.guest import fstab
 from pipeline.guest.appliance import Guest
 from pipeline.guest.files import ImageFiles
-from pipeline.guest.geometry import Geometry, ext_size
+from pipeline.guest.geometry import Geometry
 from pipeline.guest.mounts import OF_ROOT, SUBVOLUMES, normal
+from pipeline.guest.superblock import AT_LEAST, Superblock, read_superblock, superblock_at
 from pipeline.guest.system import FileSystem, Place, System
 from pipeline.model import GIB, KIB, MIB, format_size
 from pipeline.tools import run
@@ -57,7 +58,6 @@ STAYING = frozenset(
 
 _SECONDS, _SECONDS_PER_GIB = 600.0, 60.0  # twenty times what copying takes
 _REPAIRED = 3  # e2fsck's statuses up to this one say that all is well now
-_SUPERBLOCK, _LAST_MOUNTED = 1024, slice(136, 200)  # ext4's documentation: "The Super Block"
 _ROOT_TYPES = ("4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709",)  # Discoverable Partitions: root, x86-64
 _FSTAB = PurePosixPath("/etc/fstab")
 _FROM = "/tmp/phantom-from"  # noqa: S108  (a folder of the appliance)
@@ -98,6 +98,7 @@ def copy_root(
         for _ in sparse.copy_range(disk.fileno(), start, size, made.fileno(), 0):
             if stop.is_set():
                 raise StageFailedError("was interrupted", todo="run the same command again")
+        os.fdatasync(made.fileno())  # then little is left to wait for when the artifact is stored
 
 
 def settle_root(
@@ -175,10 +176,11 @@ def _likely_root(base: Path, geometry: Geometry) -> tuple[Place, int] | None:
         if each.type == "swap" or place.start is None:
             continue
         typed = told = False
-        if each.type in EXT:
-            size = ext_size(base, place.start)
+        found = superblock_at(base, place.start) if each.type in EXT else None
+        if found is not None:
+            size = found.bytes
             typed = place.partition is not None and types[place.partition] in _ROOT_TYPES
-            told = _last_mounted(base, place.start) == "/"
+            told = found.last_mounted == "/"
         ranked.append((typed, told, place.size, place, size))
     if not ranked:
         return None
@@ -186,12 +188,6 @@ def _likely_root(base: Path, geometry: Geometry) -> tuple[Place, int] | None:
     if size is None or size > place.size or (place.start or 0) + size > geometry.disk_bytes:
         return None
     return place, size
-
-
-def _last_mounted(base: Path, start: int) -> str:
-    with base.open("rb") as disk:
-        superblock = os.pread(disk.fileno(), 1024, start + _SUPERBLOCK)
-    return superblock[_LAST_MOUNTED].partition(b"\0")[0].decode(errors="replace")
 
 
 def _copy_blocks(guest: Guest, system: System, working: str, base: str, room: int) -> None:
@@ -216,14 +212,13 @@ def _copy_blocks(guest: Guest, system: System, working: str, base: str, room: in
     )
 
 
-def _age(guest: Guest, working: str) -> dict[str, str]:
+def _age(guest: Guest, working: str) -> Superblock:
     """Takes new features away, and repairs what is damaged. A journal is replayed by mounting.
     Returns what the superblock says then."""
     told = _superblock(guest, working)
-    features = set(told.get("Filesystem features", "").split())
-    tuned = [each for each in _TUNED_AWAY if each in features]
-    resized = features.intersection(_RESIZED_AWAY)
-    if tuned or resized or told.get("Filesystem state") != "clean":
+    tuned = [each for each in _TUNED_AWAY if each in told.features]
+    resized = not set(_RESIZED_AWAY).isdisjoint(told.features)
+    if tuned or resized or not told.clean:
         _check(guest, working)
     with _explained(guest, "features of the image's root file system cannot be taken away"):
         if tuned:
@@ -246,13 +241,12 @@ def _check(guest: Guest, working: str) -> None:
         )
 
 
-def _grow(guest: Guest, working: str, told: Mapping[str, str], room: int) -> None:
+def _grow(guest: Guest, working: str, told: Superblock, room: int) -> None:
     """Grows the mounted root to its device. `told` is what its superblock says."""
-    size = int(told["Block count"]) * int(told["Block size"])
-    if room - size < MIB:
+    if room - told.bytes < MIB:
         return
     with _explained(guest, "the image's root file system cannot grow"):
-        if "resize_inode" in told["Filesystem features"].split():
+        if "resize_inode" in told.features:
             _sh(guest, f"resize2fs {working}")
             return
         guest.handle.umount("/")  # without reserved room it grows only while it is not mounted
@@ -261,11 +255,14 @@ def _grow(guest: Guest, working: str, told: Mapping[str, str], room: int) -> Non
         guest.handle.mount(working, "/")
 
 
-def _superblock(guest: Guest, working: str) -> dict[str, str]:
-    with _explained(guest, "the image's root file system cannot be read"):
-        lines = _sh(guest, f"tune2fs -l {working}").splitlines()
-    pairs = (line.partition(":") for line in lines)
-    return {key: value.strip() for key, _, value in pairs}
+def _superblock(guest: Guest, working: str) -> Superblock:
+    found = read_superblock(guest.handle.pread_device(working, AT_LEAST, 0))
+    if found is None:
+        raise FileSystemError(
+            "the image's root file system cannot be read: its superblock is damaged",
+            todo="repair the base image by hand, with `e2fsck -f` on its root file system",
+        )
+    return found
 
 
 def _make_file_system(guest: Guest, root: FileSystem, working: str) -> None:

@@ -41,9 +41,10 @@ from pipeline.errors import (
     UnknownSystemError,
 )
 from pipeline.guest.appliance import Drive, Guest, launched
-from pipeline.guest.geometry import ext_size, read_geometry
+from pipeline.guest.geometry import read_geometry
 from pipeline.guest.inspection import from_facts, inspect_system, to_facts
 from pipeline.guest.mounts import normal
+from pipeline.guest.superblock import superblock_at
 from pipeline.guest.system import FileSystem, Place, System
 from pipeline.model import KIB, MIB, NoProgress
 
@@ -163,8 +164,10 @@ def test_a_bare_file_system(shapes: dict[str, Path]) -> None:
     assert (geometry.table, geometry.partitions, geometry.boot_code) == (None, (), False)
     place = Place(start=0, size=8 * MIB)
     assert geometry.file_systems == (FileSystem(place=place, type="ext4", uuid=UUIDS[6]),)
-    assert ext_size(shapes["bare"], 0) == 8 * MIB
-    assert ext_size(shapes["bare"], MIB) is None
+    found = superblock_at(shapes["bare"], 0)
+    assert found is not None
+    assert found.bytes == 8 * MIB
+    assert superblock_at(shapes["bare"], MIB) is None
 
 
 def test_nothing_is_on_it(tmp_path: Path) -> None:
