@@ -49,9 +49,7 @@ def measure_base_images(project: Path) -> Iterator[Figure]:
     subprocess.run([*words, str(folder / "base.qcow2")], check=True)
 
     # Turn about: what else the host does comes and goes.
-    turns = [
-        _convert(project) / _launch_and_copy(project, folder / "base.qcow2") for _ in range(5)
-    ]
+    turns = [_convert(project) / _launch_and_copy(project, folder / "base.qcow2") for _ in range(5)]
     yield Figure(
         name="base image to converted image / launch and copy",
         value=statistics.median(turns),
