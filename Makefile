@@ -35,7 +35,7 @@ doctor: setup ## looks at this host, and says what is missing and what mends it
 	@$(PHANTOM) doctor
 
 test: lint ## every check and every test
-	@.venv/bin/python3 -m pytest $(PARALLEL) --durations 20
+	@.venv/bin/python3 -m pytest $(PARALLEL) --durations 20 $(if $(MINUTES),--minutes $(MINUTES))
 
 # A process for each core runs one file of tests after the other, the long ones first.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 
 import pytest
 from base_images import Bases
 from cli_runs import Hello, build_hello, remove_tree
+
+_STARTED = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--minutes",
+        type=float,
+        help="begin no slow test later than that: a run of all others has an end on any machine",
+    )
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        if {"hello", "bases"}.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = item.config.getoption("minutes")
+    if minutes is None or time.monotonic() < _STARTED + 60 * minutes:
+        return
+    if any(item.get_closest_marker(name) for name in ("slow", "boot")):
+        pytest.skip(f"the {minutes:g} minutes for slow tests are over")
 
 
 @pytest.fixture(scope="session")

@@ -190,7 +190,8 @@ def plan(project: Project, appliance: str, **env: str) -> dict[str, tuple[str, l
     told = project.succeed("plan", appliance, "--json", **env).json
     for folder, lines in zip(folders, before, strict=True):
         assert list_tree(folder) == lines
-    assert list(told) == ["appliance", "stages"]
+    assert list(told) == ["appliance", "base_image", "stages"]
+    assert told["base_image"] is None
     for stage in told["stages"]:
         assert list(stage) == ["stage", "key", "action", "reasons"]
         assert re.fullmatch(SHA256, stage["key"])
