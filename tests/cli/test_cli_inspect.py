@@ -115,7 +115,8 @@ def test_what_programs_are_told(project: Project, hello: Hello, tmp_path: Path) 
         boots = {(each["cloud"], each["layout"]): each["boots"] for each in told["sites"]}
         verdicts.append((told["table"], boots))
     expected = {("nimbus", "mbr"): True, ("nimbus", "bare"): False, ("ec2", "hybrid"): True}
-    assert sorted(verdicts, key=lambda each: each[0]) == [("gpt", expected), ("mbr", expected)]
+    assert "mbr" in dict(verdicts)  # other tests may have built the other cloud's as well
+    assert all(boots == expected for _, boots in verdicts)
     assert_clean(project)
 
 
