@@ -292,11 +292,11 @@ def launched(
                 _launch(guest)
                 yield guest
                 guest.handle.umount_all()
+                guest.handle.shutdown()  # which tells of writes that failed
             except RuntimeError as error:
                 raise _explain(guest, error) from error
             finally:
-                # libguestfs itself would only ask it to end, and wait for as long as that takes. It
-                # has nothing more to write: unmounting has waited for that.
+                # libguestfs itself would only ask it to end, and wait for as long as that takes.
                 guest.kill()
                 guest.forget()
 

@@ -307,9 +307,9 @@ class ImageFiles:
 
     def _forget(self, place: str) -> None:
         """Says that what lies at a place, and below it, changes now."""
-        for seen in [each for each in self._seen or () if f"{each}/".startswith(f"{place}/")]:
-            assert self._seen is not None
-            del self._seen[seen]
+        seen = self._seen or {}
+        for each in [each for each in seen if f"{each}/".startswith(f"{place}/")]:
+            del seen[each]
 
     def _kind(self, place: str) -> int | None:
         found = self._status(place)

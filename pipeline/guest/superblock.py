@@ -18,11 +18,11 @@ _LARGEST_SHIFT = 6  # no block is larger than 64 KiB
 
 # By the numbers of the bits of the three fields, in the words of e2fsprogs.
 _FEATURES = (
-    "dir_prealloc imagic_inodes has_journal ext_attr resize_inode dir_index lazy_bg "
-    "snapshot_bitmap - sparse_super2 fast_commit stable_inodes orphan_file",
+    "dir_prealloc imagic_inodes has_journal ext_attr resize_inode dir_index lazy_bg - "
+    "snapshot_bitmap sparse_super2 fast_commit stable_inodes orphan_file",
     "compression filetype needs_recovery journal_dev meta_bg - extent 64bit mmp flex_bg ea_inode "
     "- dirdata metadata_csum_seed large_dir inline_data encrypt casefold",
-    "sparse_super large_file - huge_file uninit_bg dir_nlink extra_isize snapshot quota bigalloc "
+    "sparse_super large_file - huge_file uninit_bg dir_nlink extra_isize - quota bigalloc "
     "metadata_csum replica read-only project shared_blocks verity orphan_present",
 )
 _UNKNOWN = ("FEATURE_C{}", "FEATURE_I{}", "FEATURE_R{}")

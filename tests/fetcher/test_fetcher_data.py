@@ -224,7 +224,7 @@ def test_what_is_for_cloud_init_is_left_to_it(guest: Guest, data: bytes) -> None
         (b"\x1f\x8b\x08 broken", "begins as gzip but cannot be unpacked"),
         (gzip.compress(b"echo cut " * 50, mtime=0)[:-9], "begins as gzip but cannot be unpacked"),
         (gzip.compress(bytes(17 << 20), mtime=0)[:16_384], "cannot be unpacked"),
-        (gzip.compress(gzip.compress(b"echo a"), mtime=0), "is binary and no script"),
+        (gzip.compress(gzip.compress(b"echo a", mtime=0), mtime=0), "is binary and no script"),
         (gzip.compress(b"<html></html>", mtime=0), "is an HTML page"),
         (b"#!/bin/sh\r\necho a\r\n", "has Windows line ends"),
         (b"echo a\r\necho b\r\n", "has Windows line ends"),
