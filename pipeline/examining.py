@@ -97,9 +97,9 @@ def _examine(file: Path, declared: str | None, store: Store, progress: Progress)
             geometry, drive = read_geometry(disk), Drive(file=disk, name="disk")
             with launched([drive], store=store.folder, log=log, progress=progress) as guest:
                 progress.step("looking into the image")
-                system = inspect_system(guest, geometry, drive.device)
+                system = inspect_system(guest, geometry, drive)
                 progress.step("looking at its kernel")
-                with mounted(guest, system, drive.device):
+                with mounted(guest, system, drive):
                     inside = _look_inside(GuestTree(guest), folder)
         except ApplianceError:  # whatever the file is
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import select
 import shlex
@@ -53,6 +54,7 @@ _SEE_DOCTOR = "`phantom-image doctor` looks for the reason"
 _LONGEST_LINE = 64 * KIB
 _LARGEST_LOG = 64 * MIB
 _LOOK_MILLISECONDS = 200  # should QEMU still be there when nobody wants to hear it
+_ABSENT = ("No such file or directory", "Not a directory")
 _ESCAPED = re.compile(rb"\\([0-7]{3}|.)")
 _SIMPLE_ESCAPES = dict(zip(b"abfnrtv", b"\a\b\f\n\r\t\v", strict=True))
 
@@ -163,13 +165,30 @@ class Guest:
             listed = self.handle.debug("sh", [f"LC_ALL=C ls -1Ab -- {place}"])
             return sorted(filter(None, map(_unescape, listed.encode().split(b"\n"))))
 
+    def status(self, path: str, *, follow: bool = False) -> dict[str, int] | None:
+        """What stat says of a path in the image, or of a link itself; None where nothing is. Far
+        quicker than `is_file` and its like, which start a process each. Raises RuntimeError."""
+        call = self.handle.statns if follow else self.handle.lstatns
+        try:
+            found: dict[str, int] = call(path)
+        except RuntimeError as error:  # a damaged file system says something else
+            if str(error).endswith(_ABSENT):
+                return None
+            raise
+        return found
+
     def read_link(self, path: str) -> str:
         """Where a symbolic link of the image leads. What is not UTF-8 becomes one U+FFFD: nobody
         looks for such a name. Raises RuntimeError."""
+        folder, name = posixpath.split(path)
         try:
-            return str(self.handle.readlink(path))
+            # What `readlink` says too, but that starts a process in the appliance.
+            (target,) = self.handle.readlinklist(folder, [name])
         except NotTextError:
             return "\N{REPLACEMENT CHARACTER}"
+        if not target:
+            raise RuntimeError(f"readlink: {path}: Invalid argument")
+        return str(target)
 
     @contextmanager
     def connected(self, console: Path) -> Iterator[None]:
@@ -292,7 +311,7 @@ def launched(
                 _launch(guest)
                 yield guest
                 guest.handle.umount_all()
-                guest.handle.shutdown()  # which tells of writes that failed
+                guest.handle.shutdown()  # which tells of a QEMU that failed
             except RuntimeError as error:
                 raise _explain(guest, error) from error
             finally:
@@ -356,6 +375,7 @@ def _set_up(
         handle.set_smp(CPUS)
         handle.set_network(network)
         handle.set_tmpdir(str(folder))
+        handle.set_autosync(False)  # unmounting writes all
         handle.set_recovery_proc(False)  # our guard is quicker, and removes files too
         handle.set_pgroup(True)  # a terminal's control-c is for us; we end the appliance
         if os.environ.get("LIBGUESTFS_PATH"):

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline.guest import fstab, kernel_options, network
-from pipeline.guest.appliance import Guest
+from pipeline.guest.appliance import Drive, Guest
 from pipeline.guest.files import ImageFiles
+from pipeline.guest.geometry import table_script
 from pipeline.guest.root import EXT, STAYING
+from pipeline.guest.superblock import says_ext
 from pipeline.guest.system import Partition, System
 from pipeline.model import MIB
 
 _BIOS_BOOT = "21686148-6449-6E6F-744E-656564454649"  # GRUB's manual
 _EFI_SYSTEM = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"  # the UEFI specification
-# Where a file system that fills a disk has its magic (ext4's documentation: "The Super Block").
-_EXT_MAGIC_AT, _EXT_MAGIC = 1080, b"\x53\xef"
 _TAIL = MIB  # the second table takes 33 sectors of it
 
 _GRUB = PurePosixPath("/boot/grub")
@@ -75,10 +75,10 @@ class _Kernel:
     """Whether the image's own links name it, so that an upgraded one will be booted next."""
 
 
-def configure_boot(guest: Guest, files: ImageFiles, system: System, *, base: str) -> Kept | None:
+def configure_boot(guest: Guest, files: ImageFiles, system: System, *, base: Drive) -> Kept | None:
     """Makes the image, whose root is mounted at /, boot from a disk with root alone.
 
-    The base's disk is looked at on the device `base`: where it has a layout of ours, its boot
+    The base's disk is looked at on the drive `base`: where it has a layout of ours, its boot
     loader's configuration changes only as far as the console and the names of devices need it,
     and what the layout is made again from is returned. Raises UnsafeImageError, FileSystemError.
     """
@@ -117,7 +117,7 @@ def _identity(guest: Guest, system: System) -> tuple[str, str]:
     return str(guest.handle.vfs_uuid(working)), str(guest.handle.vfs_type(working))
 
 
-def _find_kept(guest: Guest, system: System, base: str) -> Kept | None:
+def _find_kept(guest: Guest, system: System, base: Drive) -> Kept | None:
     root = system.root
     if root.type not in EXT or root.place.partition != 1 or not system.boot_code:
         return None
@@ -125,15 +125,15 @@ def _find_kept(guest: Guest, system: System, base: str) -> Kept | None:
         return None
     assert root.place.start is not None
     layout = _layout(system)
-    if layout == "mbr" and guest.handle.pread_device(base, 2, _EXT_MAGIC_AT) == _EXT_MAGIC:
+    if layout == "mbr" and says_ext(base.file, 0):
         return None  # nodes would take the whole disk for a file system, which it once was
-    if layout is None or (layout == "hybrid" and not _boots_by_uefi(guest, system, base)):
+    if layout is None or (layout == "hybrid" and not _boots_by_uefi(guest, system, base.device)):
         return None
     return Kept(
         layout=layout,
         root_start=root.place.start,
         tail=_TAIL if layout == "hybrid" else 0,
-        table=_table(str(guest.handle.debug("sh", [f"sfdisk --dump {base}"]))),
+        table=table_script(base.file, "{size}"),
     )
 
 
@@ -173,21 +173,6 @@ def _boots_by_uefi(guest: Guest, system: System, base: str) -> bool:
 
 def _partition(system: System, kind: str) -> Partition:
     return next(each for each in system.partitions if each.type == kind)
-
-
-def _table(dump: str) -> str:
-    """A script of sfdisk that makes the same table with another size of partition 1."""
-    lines = []
-    for line in dump.splitlines():
-        name, separator, value = line.partition(" : ")
-        if separator:
-            number = re.sub(r"^.*?([0-9]+)$", r"\1", name.strip())
-            if number == "1":
-                value = re.sub(r"\bsize=\s*[0-9]+", "size={size}", value, count=1)
-            lines.append(f"{number}: {value.strip()}")
-        elif not line.startswith(("device:", "last-lba:")) and line.strip():
-            lines.append(line)
-    return "".join(f"{line}\n" for line in lines)
 
 
 def _options(files: ImageFiles, system: System, extra: Sequence[str], *, swap: bool) -> list[str]:

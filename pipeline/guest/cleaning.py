@@ -149,16 +149,10 @@ def _forget_machine_id(files: ImageFiles, system: System) -> None:
 
 def _searches(files: ImageFiles) -> Iterator[str]:
     """What find is told: folders, what to look for in them, and what to do with it."""
-    shallow = "-mindepth 1 -maxdepth 1"
     remove = "-exec rm -rf --one-file-system -- {} +"
-    whole = _places(files, [folder for folder, names in _REMOVED.items() if names == _ALL])
-    if whole:
-        yield f"{_words(whole)} {shallow} {remove}"
-    some = {folder: names for folder, names in _REMOVED.items() if names != _ALL}
-    places = _places(files, some)
-    paths = [f"{place}/{name}" for folder, place in places.items() for name in some[folder]]
-    if places:
-        yield f"{_words(places)} {shallow} {_any_of('-path', paths)} {remove}"
+    places = _places(files, _REMOVED)
+    paths = [f"{place}/{name}" for folder, place in places.items() for name in _REMOVED[folder]]
+    yield f"{_words(places)} -mindepth 1 -maxdepth 1 {_any_of('-path', paths)} {remove}"
     homes = _places(files, ["/home"])
     if homes:
         yield f"{_words(homes)} -mindepth 2 -maxdepth 2 {_any_of('-name', _HISTORIES)} {remove}"
@@ -169,8 +163,8 @@ def _searches(files: ImageFiles) -> Iterator[str]:
     if truncated:
         # a file with another name elsewhere loses the name, not its content
         odd = f"-links +1 -o {_any_of('-name', _ROTATED)}"
-        yield f"{_words(truncated)} -xdev -type f '(' {odd} ')' -delete"
-        yield f"{_words(truncated)} -xdev -type f -size +0 -exec truncate --size=0 -- {{}} +"
+        empty = "-size +0 -exec truncate --size=0 -- {} +"
+        yield f"{_words(truncated)} -xdev -type f '(' '(' {odd} ')' -delete -o {empty} ')'"
 
 
 def _places(files: ImageFiles, folders: Iterable[str]) -> dict[str, str]:

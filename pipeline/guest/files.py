@@ -67,7 +67,6 @@ _OUR_FOLDERS = ("/usr/lib/phantom", "/var/lib/phantom", "/etc/phantom")
 _UNIT_FOLDERS = ("/etc/systemd/", "/usr/lib/systemd/", "/lib/systemd/")
 _OF_UNITS = (".wants", ".requires", ".d")
 _FULL = ("No space left on device", "Disk quota exceeded", "Wrote only")  # the last says tar
-_ABSENT = "No such file or directory"
 _MOST_LINKS = 16  # on the way to one file
 _LONGEST_READ = 16 * MIB
 _READ_PIECE = MIB  # libguestfs's answers hold less than 4 MiB
@@ -166,9 +165,11 @@ class ImageFiles:
             try:
                 self._upload(list(by_target.values()), staging)
                 self._move(list(by_target), staging)
-            finally:
+                self._handle.rmdir(staging)
+            except BaseException:
                 with suppress(RuntimeError):
                     self._handle.rm_rf(staging)
+                raise
 
     def read(self, path: PurePosixPath) -> bytes | None:
         """The content of a regular file; None where none lies at this place. Raises
@@ -319,12 +320,7 @@ class ImageFiles:
         """What lstat says of a place whose folder was looked at."""
         if self._seen is not None and place in self._seen:
             return self._seen[place]
-        try:
-            found: dict[str, int] | None = self._handle.lstatns(place)
-        except RuntimeError as error:  # a damaged file system says something else
-            if _ABSENT not in str(error):
-                raise
-            found = None
+        found = self._guest.status(place)
         if self._seen is not None:
             self._seen[place] = found
         return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import re
+import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from pipeline.errors import (
     UnknownSystemError,
 )
 from pipeline.guest import fstab
-from pipeline.guest.appliance import Guest, NotTextError
+from pipeline.guest.appliance import Drive, Guest, NotTextError
 from pipeline.guest.files import ImageFiles
 from pipeline.guest.geometry import HEAD, Geometry, file_system_bytes, recognise
 from pipeline.guest.mounts import OF_ROOT, SUBVOLUMES, normal
@@ -93,7 +94,7 @@ _MACHINES = {
 }
 
 
-def inspect_system(guest: Guest, geometry: Geometry, disk: str) -> System:
+def inspect_system(guest: Guest, geometry: Geometry, disk: Drive) -> System:
     """The one operating system of an image, which is the appliance's drive `disk`, and has that
     geometry. Leaves nothing mounted.
 
@@ -114,7 +115,7 @@ def look_again(guest: Guest, files: ImageFiles, system: System) -> System:
         file_systems=(),
     )
     with _looking(guest):
-        found = _Inspection(guest, shape, "").find_changing(system.init)
+        found = _Inspection(guest, shape, None).find_changing(system.init)
     return replace(system, fetcher=files.exists(PurePosixPath(_FETCHER)), **found)
 
 
@@ -137,10 +138,10 @@ def _looking(guest: Guest) -> Iterator[None]:
 
 
 @contextmanager
-def mounted(guest: Guest, system: System, disk: str) -> Iterator[None]:
+def mounted(guest: Guest, system: System, disk: Drive) -> Iterator[None]:
     """The system mounted read-only, from the drive `disk`, with what fstab mounts where programs
     and boot loaders lie. Raises FileSystemError."""
-    mounts = _Mounts(guest, disk)
+    mounts = _Mounts(guest, disk.device)
     try:
         mounts.mount_root(system.root)
         mounts.mount_others(system.file_systems)
@@ -259,11 +260,12 @@ class _Mounts:
 class _Inspection:
     """One look into one image."""
 
-    def __init__(self, guest: Guest, geometry: Geometry, disk: str) -> None:
+    def __init__(self, guest: Guest, geometry: Geometry, disk: Drive | None) -> None:
         self.handle = guest.handle
         self.guest = guest
         self.geometry = geometry
-        self.mounts = _Mounts(guest, disk)
+        self.disk = disk
+        self.mounts = _Mounts(guest, "" if disk is None else disk.device)
         self.file_systems = [*geometry.file_systems, *self._volumes()]
         self.encrypted = [each for each in self.file_systems if each.type in _ENCRYPTED]
         self.damaged: list[str] = []
@@ -424,11 +426,16 @@ class _Inspection:
     def text(self, path: str) -> str:
         """The content of a file; empty where there is none, and where it is no usual one: what
         reads a pipe of an image waits for ever."""
-        if not self.handle.is_file(path, followsymlinks=True):
+        if not self._is_file(path):
             return ""
         # `read_file` starts a program in the appliance each time.
         content: bytes = self.handle.pread(path, _LARGEST_TEXT, 0)
         return content.decode("utf-8", "replace")
+
+    def _is_file(self, path: str) -> bool:
+        """Whether a path leads to a regular file."""
+        found = self.guest.status(path, follow=True)
+        return found is not None and stat.S_ISREG(found["st_mode"])
 
     def leads_to(self, path: str) -> str:
         """Where a path ends when its links are followed; empty where nothing is."""
@@ -493,10 +500,18 @@ class _Inspection:
         return self.paths(f"/{{usr/,usr/local/,}}{{s,}}bin/{{{','.join(_PROGRAMS)}}}")
 
     def _read_superblock(self, root: FileSystem) -> tuple[int, tuple[str, ...]]:
-        head = self.handle.pread_device(self.mounts.device(root.place), HEAD, 0)
+        head = self._read_head(root.place)
         found = read_superblock(head) if root.type.startswith("ext") else None
         features = () if found is None else found.features
         return file_system_bytes(head) or root.place.size, features
+
+    def _read_head(self, place: Place) -> bytes:
+        if place.start is None:
+            return bytes(self.handle.pread_device(self.mounts.device(place), HEAD, 0))
+        assert self.disk is not None
+        with self.disk.file.open("rb") as file:  # without the appliance, whose call takes 70 ms
+            file.seek(place.start)
+            return file.read(HEAD)
 
     def _read_release(self) -> _Release | None:
         for path in ("/etc/os-release", "/usr/lib/os-release"):
@@ -545,7 +560,7 @@ class _Inspection:
     def _find_architecture(self) -> str:
         """By the header of a program, after its links were followed inside the image."""
         for path in ("/bin/sh", "/sbin/init", "/usr/bin/env", "/bin/ls"):
-            if not self.handle.is_file(path, followsymlinks=True):
+            if not self._is_file(path):
                 continue
             header = self.handle.pread(path, 20, 0)
             if header[:4] == b"\x7fELF" and len(header) == 20:

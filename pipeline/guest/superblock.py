@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,6 +60,12 @@ def read_superblock(head: bytes) -> Superblock | None:
         features=features,
         last_mounted=block[136:200].partition(b"\0")[0].decode(errors="replace"),
     )
+
+
+def says_ext(disk: Path, start: int) -> bool:
+    """Whether what lies at an offset of a disk calls itself one, be it damaged."""
+    with disk.open("rb") as file:
+        return os.pread(file.fileno(), 2, start + 1080) == _MAGIC
 
 
 def superblock_at(disk: Path, start: int) -> Superblock | None:

@@ -141,13 +141,12 @@ class BaseRoot(Stage):
                 guest,
                 system,
                 likely,
-                working=working.device,
-                base=base.device,
+                working=working,
+                base=base,
                 room=room,
             )
             kept = self._change(guest, system, base, room, context)
-            with root.bounded(guest, room):
-                guest.handle.fstrim("/")
+            root.trim(guest, room)
         if kept is not None:
             _write_head(disk, context.out / HEAD, kept.root_start)
         return {
@@ -181,7 +180,7 @@ class BaseRoot(Stage):
                 self.store.touch(known)
                 return inspection.from_facts(known.facts)
             guest.progress.step("looking into the image")
-            system = inspection.inspect_system(guest, shape, base.device)
+            system = inspection.inspect_system(guest, shape, base)
             with self.store.making("inspect", key) as folder:
                 out = folder / "out"
                 out.mkdir()
@@ -235,7 +234,7 @@ class BaseRoot(Stage):
                 runner=self.user_data_runner,
                 frequency=self.user_data_frequency,
             )
-            kept = booting.configure_boot(guest, files, system, base=base.device)
+            kept = booting.configure_boot(guest, files, system, base=base)
         with root.bounded(guest, room):
             cleaning.clean(guest, files, system)
             selinux.relabel(guest, files, system)

@@ -28,7 +28,14 @@ from pipeline.guest.booting import Kept, configure_boot
 from pipeline.guest.files import ImageFiles
 from pipeline.guest.geometry import read_geometry
 from pipeline.guest.inspection import inspect_system
-from pipeline.guest.root import Likely, copy_root, find_likely_root, make_root, settle_root
+from pipeline.guest.root import (
+    Likely,
+    copy_root,
+    find_likely_root,
+    make_root,
+    settle_root,
+    trim,
+)
 from pipeline.guest.system import FileSystem, Place, System
 from pipeline.model import GIB, MIB, NoProgress
 from pipeline.tools import sfdisk
@@ -88,12 +95,12 @@ def convert(base: Path, folder: Path) -> Converted:
     if likely is not None:
         copy_root(base, root, likely)
     drives = [Drive(file=root, name="root", writable=True), Drive(file=base, name="base")]
-    working, source = (drive.device for drive in drives)
+    working, source = drives
     with launched(drives, store=folder, log=folder / "log", progress=NoProgress()) as guest:
         system = inspect_system(guest, geometry, source)
         settle_root(guest, system, likely, working=working, base=source, room=root.stat().st_size)
         kept = configure_boot(guest, ImageFiles(guest), system, base=source)
-        guest.handle.fstrim("/")
+        trim(guest, root.stat().st_size)
     assert sparse.digest(base) == digest
     return Converted(root, system, kept)
 
@@ -250,8 +257,8 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
         file.truncate(200 * MIB)
     files = {"root": working, "foreign": foreign, "linked": linked, "broken": broken}
     drives = [Drive(file=file, name=name, writable=name == "root") for name, file in files.items()]
-    root, *_ = (drive.device for drive in drives)
-    at = {drive.name: drive.device for drive in drives}
+    at = {drive.name: drive for drive in drives}
+    root = at["root"]
     with launched(drives, store=tmp_path, log=tmp_path / "log", progress=NoProgress()) as guest:
         room = 200 * MIB
         volume = Place(volume="disk/guestfs/linked", size=64 * MIB)
@@ -271,8 +278,8 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
         system = debian(file_systems=(whole(broken, "ext4", "/"),), root_bytes=64 * MIB)
         with failing(guest) as caught:
             likely = Likely(place=system.root.place, bytes=64 * MIB)
-            device = at["broken"]
-            settle_root(guest, system, likely, working=device, base=device, room=64 * MIB)
+            drive = at["broken"]
+            settle_root(guest, system, likely, working=drive, base=drive, room=64 * MIB)
         assert isinstance(caught.value, FileSystemError)
         assert caught.value.what == (
             "the image's root file system is damaged, and e2fsck cannot repair it without a loss"

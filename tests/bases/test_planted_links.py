@@ -24,7 +24,7 @@ _CANARIES = "/srv/canaries"
 _CONTENT = b"canary\n"
 
 
-def writers(folder: Path) -> dict[str, Callable[[Guest, ImageFiles, System], object]]:
+def writers(folder: Path, base: Drive) -> dict[str, Callable[[Guest, ImageFiles, System], object]]:
     """All that writes into an image, with no program of the image in it."""
     source = folder / "source"
     source.write_text("of the definition\n")
@@ -46,7 +46,7 @@ def writers(folder: Path) -> dict[str, Callable[[Guest, ImageFiles, System], obj
             files, system, payloads, runner="fetcher", frequency="instance"
         ),
         "boot": lambda guest, files, system: booting.configure_boot(
-            guest, files, system, base=f"{_DEVICES}/base"
+            guest, files, system, base=base
         ),
         "clean": cleaning.clean,
         "relabel": selinux.relabel,
@@ -115,11 +115,12 @@ def test_nothing_is_written_through_planted_links(bases: Bases, tmp_path: Path) 
     roots = [bases.copy_root("plain", f"{name}.ext4") for name in ("clean", "planted")]
     outside = tmp_path / "outside"
     outside.mkdir()
-    write = writers(tmp_path)
+    drive = Drive(file=base, name="base")
+    write = writers(tmp_path, drive)
     with launched(
         [
             Drive(file=roots[0], name="clean", writable=True),
-            Drive(file=base, name="base"),
+            drive,
             Drive(file=roots[1], name="planted", writable=True),
         ],
         store=tmp_path,
@@ -127,7 +128,7 @@ def test_nothing_is_written_through_planted_links(bases: Bases, tmp_path: Path) 
         progress=NoProgress(),
     ) as guest:
         handle = guest.handle
-        system = inspection.inspect_system(guest, geometry.read_geometry(base), f"{_DEVICES}/base")
+        system = inspection.inspect_system(guest, geometry.read_geometry(base), drive)
 
         # what is written into a clean image
         handle.mount(f"{_DEVICES}/clean", "/")
