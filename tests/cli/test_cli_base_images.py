@@ -226,6 +226,14 @@ def test_an_example_whose_base_is_not_fetched(project: Project) -> None:
         assert "fetch it to there, or correct the location" in done.error
 
 
+def test_plan_names_what_is_started_from(bases: Bases, project: Project) -> None:
+    base = bases.path("no-system.raw")
+    define(project, base)
+    first, *_ = project.succeed("plan", "mine").out.splitlines()
+    assert first == f"starts from {base}"
+    assert project.succeed("plan", "mine", "--json").json["base_image"] == str(base)
+
+
 # ---- downloads
 
 
