@@ -80,8 +80,9 @@ def table_script(disk: Path, size: str) -> str:
             lines, attributes = ["label: dos", f"label-id: {identifier:#010x}"], {}
         else:
             header, entries = _read_entries(image)
-            (first,) = struct.unpack_from("<Q", header, 40)
+            first, length = struct.unpack_from("<Q32xI", header, 40)
             lines = ["label: gpt", f"label-id: {_guid(header[56:72])}", f"first-lba: {first}"]
+            lines.append(f"table-length: {length}")
             attributes = {
                 number: struct.unpack_from("<Q", entry, 48)[0] for number, entry in entries
             }
