@@ -17,7 +17,6 @@ from pathlib import PurePosixPath
 from pipeline.guest import fstab, kernel_options, network
 from pipeline.guest.appliance import Drive, Guest
 from pipeline.guest.files import ImageFiles
-from pipeline.guest.geometry import table_script
 from pipeline.guest.root import EXT, STAYING
 from pipeline.guest.superblock import says_ext
 from pipeline.guest.system import Partition, System
@@ -133,7 +132,7 @@ def _find_kept(guest: Guest, system: System, base: Drive) -> Kept | None:
         layout=layout,
         root_start=root.place.start,
         tail=_TAIL if layout == "hybrid" else 0,
-        table=table_script(base.file, "{size}"),
+        table=_table(str(guest.handle.debug("sh", [f"sfdisk --dump {base.device}"]))),
     )
 
 
@@ -173,6 +172,21 @@ def _boots_by_uefi(guest: Guest, system: System, base: str) -> bool:
 
 def _partition(system: System, kind: str) -> Partition:
     return next(each for each in system.partitions if each.type == kind)
+
+
+def _table(dump: str) -> str:
+    """A script of sfdisk that makes the same table with another size of partition 1."""
+    lines = []
+    for line in dump.splitlines():
+        name, separator, value = line.partition(" : ")
+        if separator:
+            number = re.sub(r"^.*?([0-9]+)$", r"\1", name.strip())
+            if number == "1":
+                value = re.sub(r"\bsize=\s*[0-9]+", "size={size}", value, count=1)
+            lines.append(f"{number}: {value.strip()}")
+        elif not line.startswith(("device:", "last-lba:")) and line.strip():
+            lines.append(line)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _options(files: ImageFiles, system: System, extra: Sequence[str], *, swap: bool) -> list[str]:

@@ -69,50 +69,6 @@ def read_geometry(disk: Path) -> Geometry:
         )
 
 
-def table_script(disk: Path, size: str) -> str:
-    """A script by which sfdisk makes the same partition table as a disk's, with the text `size` in
-    place of the sectors of partition 1. For a disk whose geometry was read."""
-    with disk.open("rb") as file:
-        image = _Image(file, disk)
-        table, partitions = _read_table(image)
-        if table == "mbr":
-            (identifier,) = struct.unpack_from("<I", image.read(0, SECTOR), _BOOT_CODE)
-            lines, attributes = ["label: dos", f"label-id: {identifier:#010x}"], {}
-        else:
-            header, entries = _read_entries(image)
-            first, length = struct.unpack_from("<Q32xI", header, 40)
-            lines = ["label: gpt", f"label-id: {_guid(header[56:72])}", f"first-lba: {first}"]
-            lines.append(f"table-length: {length}")
-            attributes = {
-                number: struct.unpack_from("<Q", entry, 48)[0] for number, entry in entries
-            }
-    for each in partitions:
-        sectors = size if each.number == 1 else str(each.size // SECTOR)
-        line = f"{each.number}: start={each.start // SECTOR}, size={sectors}, type={each.type}"
-        if table == "mbr":
-            lines.append(f"{line}, bootable" if each.bootable else line)
-        else:
-            flags = " ".join(_attribute_names(attributes[each.number]))
-            line += f', uuid={each.uuid}, name="{_quoted(each.name)}"'
-            lines.append(f'{line}, attrs="{flags}"' if flags else line)
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _attribute_names(attributes: int) -> Iterator[str]:
-    """sfdisk's names of a GPT entry's attributes."""
-    names = ("RequiredPartition", "NoBlockIOProtocol", "LegacyBIOSBootable")
-    for bit in (0, 1, 2, *range(48, 64)):
-        if attributes >> bit & 1:
-            yield names[bit] if bit < len(names) else f"GUID:{bit}"
-
-
-def _quoted(name: str) -> str:
-    """A name as sfdisk's scripts have it."""
-    safe = re.compile(rb"[A-Za-z0-9 _-]")
-    pieces = (bytes([each]) for each in name.encode())
-    return "".join(each.decode() if safe.match(each) else f"\\x{each[0]:02x}" for each in pieces)
-
-
 class _Image:
     """The disk's bytes; beyond its end there are none."""
 
@@ -231,8 +187,7 @@ def _end(entry: _Entry) -> int:
     return entry.start + entry.count
 
 
-def _read_entries(image: _Image) -> tuple[bytes, list[tuple[int, bytes]]]:
-    """The header of a GPT, and its entries that are in use, with their numbers."""
+def _read_gpt(image: _Image) -> Iterator[Partition]:
     header = image.read(SECTOR, SECTOR)
     if header[:8] != _GPT:
         if image.read(4 * KIB, 8) == _GPT:
@@ -253,13 +208,10 @@ def _read_entries(image: _Image) -> tuple[bytes, list[tuple[int, bytes]]]:
         raise image.damaged("the GPT's entries lie behind the image's end")
     if zlib.crc32(entries) != entries_sum:
         raise image.damaged("the checksum of the GPT's entries is wrong")
-    pieces = (entries[number * width : (number + 1) * width] for number in range(count))
-    return header, [(n, each) for n, each in enumerate(pieces, 1) if each[:16] != bytes(16)]
-
-
-def _read_gpt(image: _Image) -> Iterator[Partition]:
-    _header, entries = _read_entries(image)
-    for number, entry in entries:
+    for number in range(1, count + 1):
+        entry = entries[(number - 1) * width : number * width]
+        if entry[:16] == bytes(16):
+            continue
         start, last, flags = struct.unpack_from("<QQQ", entry, 32)
         if last < start:
             raise image.damaged(f"partition {number} ends before it starts")

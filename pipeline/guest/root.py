@@ -121,9 +121,9 @@ def settle_root(
 
 def trim(guest: Guest, room: int) -> None:
     """Gives back what the mounted root file system, of `room` bytes, does not use, so that its file
-    is sparse. Raises FileSystemError, also where something has not reached the drive."""
+    is sparse. Raises FileSystemError."""
     with bounded(guest, room), _explained(guest, "the root file system cannot be written"):
-        # libguestfs's own call writes out all disks twice, and takes three times as long.
+        # libguestfs's own call takes twice as long: it writes out all disks, before and after.
         _sh(guest, "sync -f /sysroot && fstrim /sysroot")
 
 

@@ -41,13 +41,12 @@ from pipeline.errors import (
     UnknownSystemError,
 )
 from pipeline.guest.appliance import Drive, Guest, launched
-from pipeline.guest.geometry import read_geometry, table_script
+from pipeline.guest.geometry import read_geometry
 from pipeline.guest.inspection import from_facts, inspect_system, to_facts
 from pipeline.guest.mounts import normal
 from pipeline.guest.superblock import superblock_at
 from pipeline.guest.system import FileSystem, Place, System
 from pipeline.model import KIB, MIB, NoProgress
-from pipeline.tools import sfdisk
 
 AGAIN = "  do: get the image anew from where it came, and compare its checksum"
 ROOT_GUID, ESP_GUID = "0FC63DAF-8483-4772-8E79-3D69D8477DE4", "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
@@ -158,33 +157,6 @@ def test_tables_are_read_as_sfdisk_reads_them(shapes: dict[str, Path], name: str
         tags = dict(line.split("=", 1) for line in lines if "=" in line)
         assert (each.type, each.uuid) == (tags["TYPE"], tags.get("UUID", "")), tags
         assert each.label == tags.get("LABEL", "").replace("\\ ", " ")
-
-
-ODD_NAME = 'a "{size}" \u00e9\\'
-TABLES = {
-    "mbr": "label: dos\nlabel-id: 0x0000a7c1\n1: start=63, size=8192, type=83\n"
-    "3: start=12288, size=2048, type=c, bootable\n",
-    "short-gpt": "label: gpt\nfirst-lba: 8\ntable-length: 16\n1: start=8, size=8192, type=L\n",
-    "gpt": "label: gpt\nlabel-id: 0e0d1c5c-7d5a-4a2b-8e8f-2d6f1a0c9b11\nfirst-lba: 64\n"
-    '1: start=4096, size=8192, type=L, attrs="RequiredPartition GUID:48,63"\n'
-    "14: start=2048, size=16, type=21686148-6449-6E6F-744E-656564454649, "
-    'name="a \\x22{size}\\x22 \\xc3\\xa9\\x5c", attrs="LegacyBIOSBootable NoBlockIOProtocol"\n',
-}
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_a_table_is_made_again(name: str, tmp_path: Path) -> None:
-    """As sfdisk says of both; partition 1 gets the size that is asked for."""
-    dumps = []
-    script = TABLES[name]
-    for _ in range(2):
-        disk = tmp_path / "disk"
-        disk.write_bytes(bytes(9 * MIB))
-        sfdisk.write_table(disk, script)
-        dumps.append(subprocess.check_output(["sfdisk", "--dump", disk], text=True))
-        script = table_script(disk, "{size}").replace("size={size}", "size=4096")
-    assert dumps[1] == re.sub("size= *8192", f"size={4096:12}", dumps[0])
-    assert read_geometry(disk).partitions[-1].name == ODD_NAME * (name == "gpt")
 
 
 def test_a_bare_file_system(shapes: dict[str, Path]) -> None:
