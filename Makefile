@@ -1,43 +1,60 @@
 # The commands of a working day; `make` alone lists them. Each sets up first what it needs.
 #
 #   make image CLOUD=nimbus SITE=hotel IMAGE=hello-phantom V=1
+#
+# GNU make ends with status 2 for every error, and adds a line to the error's. `./phantom-image`
+# does what the targets do, and ends with the status that names the error.
 
 IMAGE ?= hello-phantom
 
 # The recipes' shell takes these from its environment, so that no value needs quoting here.
-export CLOUD SITE IMAGE
+export CLOUD SITE ALL_SITES IMAGE
 
-PHANTOM := .venv/bin/phantom-image
-WHERE = $${CLOUD:+--cloud "$$CLOUD"} $${SITE:+--site "$$SITE"}
+PHANTOM := ./phantom-image
+WHERE = $${CLOUD:+--cloud "$$CLOUD"} $${SITE:+--site "$$SITE"} $${ALL_SITES:+--all-sites}
 VERBOSE = $(if $(V),-v)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev image plan boot doctor test lint bench clean requirements
+.PHONY: help setup setup-dev image plan boot doctor test soak lint bench clean requirements
 
 help: ## this list
-	@echo 'make TARGET [CLOUD=cloud] [SITE=site] [IMAGE=$(IMAGE)] [V=1]'
+	@echo 'make TARGET [CLOUD=cloud] [SITE=site] [ALL_SITES=1] [IMAGE=$(IMAGE)] [V=1]'
 	@echo
 	@sed -n 's/^\([a-z]*\):.* ## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r target what; do \
 		printf '%-16s %s\n' "  $$target" "$$what"; done
 	@echo
-	@echo 'All else: $(PHANTOM) --help'
+	@echo 'All else: $(PHANTOM) --help. It sets up too, and its exit status names the error;'
+	@echo 'that of make is 2 for every error.'
 
-image: setup ## builds, boots and publishes an appliance and writes its manifest
+image: ## builds, boots and publishes an appliance and writes its manifest
 	@$(PHANTOM) image $(VERBOSE) "$$IMAGE" $(WHERE)
 
-plan: setup ## says what `make image` would do, and why
+plan: ## says what `make image` would do, and why
 	@$(PHANTOM) plan "$$IMAGE" $(WHERE)
 
-boot: setup ## starts the appliance's machine, console attached
+boot: ## starts the appliance's machine, console attached
 	@$(PHANTOM) boot $(VERBOSE) "$$IMAGE" $(WHERE)
 
-doctor: setup ## looks at this host, and says what is missing and what mends it
+doctor: ## looks at this host, and says what is missing and what mends it
 	@$(PHANTOM) doctor
 
 test: lint ## every check and every test
-	@.venv/bin/python3 -m pytest $(PARALLEL) --durations 20 $(if $(MINUTES),--minutes $(MINUTES))
+ifdef MINUTES
+	@started=$$(date +%s); status=0; \
+	$(TEST) -m 'not slow and not boot' || status=$$?; \
+	left=$$(($(MINUTES) - ($$(date +%s) - started) / 60)); \
+	$(TEST) -m 'slow or boot' --minutes "$$left" || status=$$?; \
+	exit "$$status"
+else
+	@$(TEST)
+endif
 
-# A process for each core runs one file of tests after the other, the long ones first.
+soak: setup-dev ## the tests that search for faults, for hours
+	@SOAK=1 .venv/bin/python3 -m pytest $(PARALLEL) -m soak -o timeout=14400
+
+# A process for each core runs one file of tests after the other. Where time is limited, the quick
+# tests come first, because they always run.
+TEST = .venv/bin/python3 -m pytest $(PARALLEL) --durations 20
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: setup-dev ## the figures that the project promises

@@ -17,7 +17,7 @@ check() {
 
 # Shell programs, by their first line: hooks have no suffix.
 shell_files() {
-    find . \( -name .venv -o -name .git -o -name build -o -name '.*_cache' \) -prune -o -type f \
+    find . \( -name .venv -o -name .git -o -path ./build -o -name '.*_cache' \) -prune -o -type f \
         -exec awk 'FNR == 1 && /^#!.*[\/ ](sh|bash|dash)( |$)/ { print FILENAME } { nextfile }' {} +
 }
 
@@ -25,7 +25,7 @@ check "$bin/ruff" check --quiet --output-format concise
 check "$bin/ruff" format --check --quiet --output-format concise
 check "$bin/mypy" --no-error-summary
 for file in tests/conftest.py tests/*/conftest.py; do # one by one: all have the same name
-    MYPYPATH=tests/bases:tests/cli:tests/boot check "$bin/mypy" --no-error-summary "$file"
+    MYPYPATH=tests:tests/bases:tests/cli:tests/boot check "$bin/mypy" --no-error-summary "$file"
 done
 check "$bin/lint-imports" --no-logo
 shell_files | sort | xargs -d '\n' shellcheck || status=1

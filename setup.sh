@@ -159,6 +159,14 @@ case ${1-} in
     *) fail "unknown option $1" "setup.sh [--dev]" ;;
 esac
 
+# diskimage-builder and `make` do not quote every path.
+case $here in
+    *[[:space:]]*)
+        fail "the folder of this checkout has a blank in its name: $here" \
+            "move it to a folder without blanks, then run the same command again"
+        ;;
+esac
+
 if debian_is_ready && python_is_ready "$requirements"; then
     exit 0
 fi

@@ -1,1 +1,1 @@
-"""The figures that the project promises: `make bench` measures them, as ratios within one run."""
+"""The figures that the project promises. `make bench` measures most as ratios within one run."""

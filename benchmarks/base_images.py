@@ -1,4 +1,4 @@
-"""What a base image costs, against what libguestfs and qemu-img cost alone."""
+"""What a base image costs, compared with libguestfs and qemu-img alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measure import ROOT, Figure, Run, phantom, seconds_of
-from pipeline import host
+from pipeline.machine.accelerator import find_accelerator
 
 MIB = 1 << 20
 
@@ -26,7 +26,7 @@ elements: [phantom-user-data, phantom-grow-root]
 disk_size: 3GiB
 """
 
-# As the pipeline launches it: see pipeline/guest/appliance.py.
+# Launches the appliance as the pipeline does: see pipeline/guest/appliance.py.
 _LAUNCH = """
 import sys, guestfs
 handle = guestfs.GuestFS(python_return_dict=True)
@@ -40,7 +40,7 @@ handle.shutdown()
 
 
 def measure_base_images(project: Path) -> Iterator[Figure]:
-    """The figures of base images, in a project in which hello-phantom was built for Nimbus."""
+    """Measures base images, in a project that has built hello-phantom for Nimbus."""
     folder = project / "images" / "based"
     folder.mkdir()
     (folder / "appliance.yaml").write_text(DEFINITION)
@@ -48,7 +48,7 @@ def measure_base_images(project: Path) -> Iterator[Figure]:
     words = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(disk)]
     subprocess.run([*words, str(folder / "base.qcow2")], check=True)
 
-    # Turn about: what else the host does comes and goes.
+    # In turns, because the host's other load comes and goes.
     turns = [_convert(project) / _launch_and_copy(project, folder / "base.qcow2") for _ in range(5)]
     yield Figure(
         name="base image to converted image / launch and copy",
@@ -86,14 +86,17 @@ def measure_base_images(project: Path) -> Iterator[Figure]:
 _CONVERT = """
 import sys, time
 from pathlib import Path
-from pipeline.build import Builder
-from pipeline.definition import BUILT_IN_SITE, load_appliance
+from pipeline.build.builder import Builder
+from pipeline.definitions.appliance import load_appliance
+from pipeline.clouds import clouds
+from pipeline.definitions.sites import load_sites
 from pipeline.model import NoProgress
-from pipeline.plan import make_plan
+from pipeline.build.plan import make_plan
 from pipeline.stages.disk import AssembleDisk
 from pipeline.store import Store
 store, images = Store(Path(sys.argv[1])), Path("images")
-plan = make_plan(load_appliance("based", images), [BUILT_IN_SITE], store, builds=Path("build"))
+sites = load_sites(None, clouds())[:1]
+plan = make_plan(load_appliance("based", images), sites, store, builds=Path("build"))
 disk = next(each for each in plan.stages if each.name == AssembleDisk.name)
 started = time.monotonic()
 Builder(store, lambda title: NoProgress()).build([disk])
@@ -102,9 +105,9 @@ print(time.monotonic() - started)
 
 
 def _convert(project: Path) -> float:
-    """The time of what turns a base image into a disk for Nimbus, in a store of its own."""
+    """The time to turn a base image into a disk for Nimbus, in a store of its own."""
     with tempfile.TemporaryDirectory(dir=project) as store:
-        host.find_accelerator(Path(store))
+        find_accelerator(Path(store))
         told = subprocess.run(
             [sys.executable, "-c", _CONVERT, store],
             cwd=project,
@@ -118,10 +121,10 @@ def _convert(project: Path) -> float:
 
 def _launch_and_copy(project: Path, base: Path) -> float:
     raw = project / "copy.raw"
-    # A copy that is on the disk when it is said to be, as the pipeline's are.
+    # With writeback, the copy is on the disk when qemu-img ends, as the pipeline's copies are.
     words = ["qemu-img", "convert", "-t", "writeback", "-f", "qcow2", "-O", "raw"]
     copy = seconds_of([*words, str(base), str(raw)])
-    accelerator = host.find_accelerator(project / "build" / "store")
+    accelerator = find_accelerator(project / "build" / "store")
     launch = seconds_of([sys.executable, "-c", _LAUNCH, str(raw), accelerator])
     raw.unlink()
     return launch + copy

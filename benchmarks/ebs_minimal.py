@@ -1,7 +1,7 @@
-"""The least that an uploader to the EBS direct APIs can be: it reads, hashes and sends blocks.
+"""The minimal uploader to the EBS direct APIs: it reads, hashes and sends blocks.
 
-It is told which blocks hold data, signs nothing, checks nothing and remembers nothing. What our own
-uploader costs is measured against it.
+It skips blocks of zeros, signs nothing, checks nothing and records nothing. The benchmark compares
+our own uploader with it.
 
 .venv/bin/python3 -m benchmarks.ebs_minimal DISK URL CONNECTIONS    # prints seconds and blocks
 """
@@ -24,7 +24,7 @@ ZEROS = bytes(BLOCK)
 
 
 def upload(disk: Path, url: str, connections: int) -> int:
-    """Sends every block that is not all zeros, and returns how many they were."""
+    """Sends every block that is not all zeros, and returns their number."""
     descriptor = os.open(disk, os.O_RDONLY)
     numbers = iter(_find_blocks(descriptor, disk.stat().st_size))
     sent = itertools.count()

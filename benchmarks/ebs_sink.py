@@ -1,9 +1,9 @@
-"""A stand-in of the EBS direct APIs that takes blocks and forgets them, as quickly as can be.
+"""A stand-in for the EBS direct APIs that takes blocks and discards them as fast as it can.
 
-It checks nothing: it only shows how fast an uploader is that nothing holds up. One thread, one
-process of its own; the kernel throws the bodies away without copying them (MSG_TRUNC).
+It checks nothing, so it shows how fast an uploader is when the service never holds it up. It is one
+thread in a process of its own; the kernel discards the bodies without copying them (MSG_TRUNC).
 
-.venv/bin/python3 -m benchmarks.ebs_sink     # prints its port, and ends with its standard input
+.venv/bin/python3 -m benchmarks.ebs_sink     # prints its port; ends when standard input does
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STARTED = {"SnapshotId": "snap-0123456789abcdef0", "BlockSize": 524288, "Status"
 
 
 class _Connection:
-    """One keep-alive connection: what came of a request's head, what is left of its body."""
+    """One keep-alive connection: the request's head so far, and how much of its body is to come."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -33,14 +33,14 @@ class _Connection:
         self.answer = b""
 
     def take(self, spare: bytearray) -> bool:
-        """Takes what has come; False at the end of the connection."""
+        """Takes the bytes that have arrived; returns False at the end of the connection."""
         if not self.left:
             received = self.sock.recv(1 << 16)
             if not received:
                 return False
             self._take_head(received)
         else:
-            # Without a copy: TCP only counts what MSG_TRUNC asks for.
+            # With MSG_TRUNC, TCP discards the bytes without copying them, and returns their number.
             count = self.sock.recv_into(spare, min(self.left, len(spare)), socket.MSG_TRUNC)
             if not count:
                 return False
@@ -99,7 +99,7 @@ def serve() -> None:
 
 @contextmanager
 def running_sink() -> Iterator[str]:
-    """The URL of a sink in a process of its own."""
+    """Runs a sink in a process of its own; yields its URL."""
     with subprocess.Popen(
         [sys.executable, "-m", "benchmarks.ebs_sink"],
         cwd=ROOT,

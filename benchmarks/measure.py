@@ -1,4 +1,4 @@
-"""Timing whole commands, as a user would wait for them."""
+"""Times whole commands, as a user waits for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A measured value and what it may be at most (or at least)."""
+    """A measured value and its upper or lower bound."""
 
     name: str
     value: float
@@ -43,7 +43,7 @@ class Figure:
 
 @dataclass
 class Run:
-    """One run of `phantom-image`: when its lines came (seconds since its start), its memory."""
+    """One run of `phantom-image`: its lines with the second at which each came, and its memory."""
 
     seconds: float = 0.0
     lines: list[tuple[float, str]] = field(default_factory=list)
@@ -97,7 +97,7 @@ def seconds_of(argv: Sequence[str], **keywords: object) -> float:
 
 
 def make_project(folder: Path, **definitions: str) -> Path:
-    """A project folder with our images and more definitions, by name."""
+    """Makes a project folder with our images and further definitions, by name."""
     images = folder / "images"
     images.mkdir(parents=True)
     (images / "hello-phantom").symlink_to(ROOT / "images" / "hello-phantom")
@@ -114,7 +114,7 @@ def _read_lines(process: subprocess.Popen[str], run: Run, started: float) -> Non
 
 
 def _watch_memory(process: subprocess.Popen[str], run: Run) -> None:
-    """The kernel's own high-water mark of the process, without its children."""
+    """Records the kernel's high-water mark of the process, without its children."""
     while process.poll() is None:
         try:
             status = Path(f"/proc/{process.pid}/status").read_text()

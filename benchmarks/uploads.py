@@ -1,4 +1,4 @@
-"""What an upload to EBS costs: our uploader beside the least that one can be, to the same sink.
+"""What an upload to EBS costs: our uploader against the minimal one, both to the same sink.
 
 .venv/bin/python3 -m benchmarks.uploads                              # prints the figures
 .venv/bin/python3 -m benchmarks.uploads DISK URL GIB CONNECTIONS     # one upload: one line of JSON
@@ -21,14 +21,14 @@ from benchmarks.measure import ROOT, Figure
 
 MIB, GIB = 1 << 20, 1 << 30
 CONNECTIONS = 64
-DATA, EXTENT = 1 * GIB, 16 * MIB  # a root file system's data lie in pieces, with holes between
-ROUNDS = 5  # of each kind, by turns: this host's speed changes from second to second
+DATA, EXTENT = 1 * GIB, 16 * MIB  # data in pieces with holes between, as in a root file system
+ROUNDS = 5  # of each kind, in turns: the host's speed changes from second to second
 
 
 def measure_upload(folder: Path | None = None) -> dict[str, float]:
-    """Ratios of one run, from medians: `rate` of ours to the minimal uploader's; `disk_size`, the
-    time of a 20 GiB disk to that of a 2 GiB one with the same data; and `peak_bytes` of our process
-    with 64 connections."""
+    """Measures our uploader with 64 connections. `rate`: its rate / the minimal uploader's;
+    `disk_size`: its time for a 20 GiB disk / for a 2 GiB disk with the same data, both from
+    medians; `peak_bytes`: its peak memory; `mib_per_second`: its rate."""
     with tempfile.TemporaryDirectory(dir=folder) as spare, running_sink() as url:
         small, large = Path(spare, "small.raw"), Path(spare, "large.raw")
         _make_disk(small, 2 * GIB)
@@ -53,7 +53,7 @@ def measure_upload(folder: Path | None = None) -> dict[str, float]:
 
 
 def measure_uploads(folder: Path | None = None) -> Iterator[Figure]:
-    """What the project promises of uploads."""
+    """The figures that the project promises for uploads."""
     found = measure_upload(folder)
     yield Figure(
         name="rate of an upload / of a minimal uploader to the same sink",
@@ -96,7 +96,7 @@ def _make_disk(disk: Path, size: int) -> None:
 
 
 class _Completed:
-    """The sink completes everything at once."""
+    """Reports every snapshot as completed, as the sink completes it at once."""
 
     def state(self, snapshot_id: str) -> str:
         return "completed"
@@ -105,11 +105,12 @@ class _Completed:
 
 
 def _upload(disk: Path, url: str, volume_gib: int, connections: int) -> None:
-    """One upload in this process, from the first to the last byte: modules are loaded before."""
-    from pipeline.clouds.ec2.aws import Account, make_dummy_session
+    """Does one upload in this process, and times it without the loading of modules."""
     from pipeline.clouds.ec2.ebs import Ebs
     from pipeline.clouds.ec2.upload import SnapshotOrder, upload_snapshot
     from pipeline.model import NoProgress, Sha256
+    from pipeline.tools.aws import Account
+    from pipeline.tools.aws_session import make_dummy_session
 
     account = Account(make_dummy_session(), endpoint=url, isolated=True)
     account.client("ebs", "us-east-1")
@@ -129,7 +130,7 @@ def _upload(disk: Path, url: str, volume_gib: int, connections: int) -> None:
         started = time.monotonic()
         sent = upload_snapshot(ebs, order, _Completed(), NoProgress())
         seconds = time.monotonic() - started
-    # Not getrusage's: that is no less than what the process that started this one had.
+    # Not getrusage's peak, which is never below that of the process that started this one.
     status = Path("/proc/self/status").read_text()
     peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
     print(json.dumps({"seconds": seconds, "blocks": sent.blocks_sent, "peak_bytes": peak}))

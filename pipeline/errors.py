@@ -1,4 +1,4 @@
-"""The tree of errors: what went wrong, where, and what to do, with an exit status each.
+"""The table of errors: what went wrong, where, and what to do, with an exit status each.
 
 Every error that a user can meet derives from `PhantomError` and has an exit status of its own, so
 that a build server can tell them apart; `tests/unit/test_errors.py` holds them unique. Statuses 1
@@ -7,8 +7,14 @@ that a build server can tell them apart; `tests/unit/test_errors.py` holds them 
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
+
+from pipeline.resources import locate
+from pipeline.terminal import escape
 
 
 class PhantomError(Exception):
@@ -16,10 +22,16 @@ class PhantomError(Exception):
 
     `what` is one line; `where` names file and line, stage or site; `todo` says what to do; `log`
     is the file with the full output; `detail` holds further lines, such as the end of a console.
+    They are kept as they came; as text, the error is safe to print.
     `published` has the publications that a site had finished when it raised the error.
     """
 
     exit_code: ClassVar[int] = 1
+
+    def __init_subclass__(cls, *, status: int | None = None) -> None:
+        """`status` is the exit status of the class; without it, that of its base applies."""
+        if status is not None:
+            cls.exit_code = status
 
     def __init__(
         self,
@@ -33,15 +45,10 @@ class PhantomError(Exception):
         super().__init__(what)
         self.what = what
         self.where = where
-        self.todo = todo
+        self.todo = None if todo is None else locate(todo)
         self.log = log
         self.detail = detail
         self.published: tuple[Any, ...] = ()
-
-    def located(self, where: str) -> PhantomError:
-        """This error, with `where` filled in unless the raiser knew better."""
-        self.where = self.where or where
-        return self
 
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
@@ -51,292 +58,240 @@ class PhantomError(Exception):
             lines.append(f"  do: {self.todo}")
         if self.log:
             lines.append(f"  log: {self.log}")
-        return "\n".join(lines)
+        return "\n".join(map(escape, lines))
 
 
-class DefinitionError(PhantomError):
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Adds `where` to an error that leaves the block, unless the error has a place already."""
+    try:
+        yield
+    except PhantomError as error:
+        error.where = error.where or where
+        raise
+
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The kernel's numbers for a full disk, a full quota and a file at its size limit."""
+
+
+@contextmanager
+def translated(
+    full: Callable[[OSError], PhantomError], refused: Callable[[OSError], PhantomError | None]
+) -> Iterator[None]:
+    """Turns an error of the file system into one that says what to do: `full` makes it for a full
+    disk, `refused` for anything else. Where `refused` returns None, the error stays as it is."""
+    try:
+        yield
+    except OSError as error:
+        told = full(error) if error.errno in NO_SPACE else refused(error)
+        if told is None:
+            raise
+        raise told from error
+
+
+class DefinitionError(PhantomError, status=10):
     """A definition or `sites.yaml` is missing or has mistakes; `detail` lists every one."""
 
-    exit_code = 10
+
+class UnknownElementError(PhantomError, status=11):
+    """No folder of the elements path has the element, or it is not for this source. `element` is
+    its name, or None if the path itself is wrong."""
+
+    def __init__(self, what: str, *, element: str | None = None, **more: Any) -> None:
+        super().__init__(what, **more)
+        self.element = element
 
 
-class UnknownElementError(PhantomError):
-    """An element is in none of the folders of the elements path, or not for this source."""
+class UnknownPackageError(PhantomError, status=12):
+    """The archive has no such package, or it conflicts with the others. `packages` are the names
+    that the message mentions."""
 
-    exit_code = 11
-
-
-class UnknownPackageError(PhantomError):
-    """The archive has no such package, or not one that can be installed with the others."""
-
-    exit_code = 12
+    def __init__(self, what: str, *, packages: Collection[str] = (), **more: Any) -> None:
+        super().__init__(what, **more)
+        self.packages = packages
 
 
-class MirrorError(PhantomError):
+class MirrorError(PhantomError, status=13):
     """A package mirror cannot be reached or sends what its signature does not cover."""
 
-    exit_code = 13
 
-
-class HostError(PhantomError):
+class HostError(PhantomError, status=14):
     """The build host lacks a program, a package or a kernel feature that a stage needs."""
 
-    exit_code = 14
+
+class SudoError(PhantomError, status=15):
+    """A stage needs root's rights, and the user is not root and has no usable sudo."""
 
 
-class SudoError(PhantomError):
-    """A stage needs root's rights, and neither root nor a usable sudo is there."""
-
-    exit_code = 15
-
-
-class DiskTooSmallError(PhantomError):
+class DiskTooSmallError(PhantomError, status=16):
     """The content does not fit on the disk that the definition asks for."""
 
-    exit_code = 16
 
-
-class NoSpaceError(PhantomError):
+class NoSpaceError(PhantomError, status=17):
     """The build host has no space left."""
 
-    exit_code = 17
 
-
-class StageFailedError(PhantomError):
+class StageFailedError(PhantomError, status=18):
     """A program that a stage runs failed; the error carries its last lines and its log."""
 
-    exit_code = 18
 
-
-class StoreError(PhantomError):
+class StoreError(PhantomError, status=19):
     """The store cannot be used: not a directory, not writable, or of another layout."""
 
-    exit_code = 19
 
-
-class GuestSilentError(PhantomError):
+class GuestSilentError(PhantomError, status=20):
     """The guest did not boot: nothing on its console says that it came up."""
 
-    exit_code = 20
 
-
-class GuestNetworkError(PhantomError):
+class GuestNetworkError(PhantomError, status=21):
     """The guest came up, but never reached the metadata service."""
 
-    exit_code = 21
+
+class GuestUserDataError(PhantomError, status=22):
+    """The guest got its user-data, but running it failed or the guest never said how it ended."""
 
 
-class GuestUserDataError(PhantomError):
-    """The guest got its user-data and did not run it well, or never said so."""
-
-    exit_code = 22
-
-
-class GuestCheckError(PhantomError):
+class GuestCheckError(PhantomError, status=23):
     """The guest ran, and its report or the appliance's own check script found a fault."""
 
-    exit_code = 23
 
-
-class UsageError(PhantomError):
+class UsageError(PhantomError, status=24):
     """Words on the command line that fit no appliance, site or build."""
 
-    exit_code = 24
 
-
-class KernelError(PhantomError):
+class KernelError(PhantomError, status=25):
     """The image's kernel, or its initramfs, lacks a driver that a site's machines need."""
 
-    exit_code = 25
 
-
-class CredentialsError(PhantomError):
+class CredentialsError(PhantomError, status=30):
     """A site's credentials are missing, incomplete or refused."""
 
-    exit_code = 30
 
-
-class SiteUnreachableError(PhantomError):
+class SiteUnreachableError(PhantomError, status=31):
     """A site's end point does not answer."""
 
-    exit_code = 31
 
-
-class ImageNameError(PhantomError):
+class ImageNameError(PhantomError, status=32):
     """A site's rules forbid the name that an image would have."""
 
-    exit_code = 32
 
-
-class UploadError(PhantomError):
+class UploadError(PhantomError, status=33):
     """A site did not take an image whole: cut, refused, or stored with another digest."""
 
-    exit_code = 33
 
-
-class QuotaError(PhantomError):
+class QuotaError(PhantomError, status=34):
     """A site has no room left for this account."""
 
-    exit_code = 34
 
-
-class CredentialsExpiredError(PhantomError):
+class CredentialsExpiredError(PhantomError, status=35):
     """A site's credentials were valid once, and have expired."""
 
-    exit_code = 35
 
-
-class RightsError(PhantomError):
+class RightsError(PhantomError, status=36):
     """The account lacks a right; the message names the action."""
 
-    exit_code = 36
 
-
-class RegionError(PhantomError):
+class RegionError(PhantomError, status=37):
     """A region does not exist, or is not enabled for the account."""
 
-    exit_code = 37
 
-
-class NameTakenError(PhantomError):
+class NameTakenError(PhantomError, status=38):
     """Another image, which is not ours or has other content, has the name already."""
 
-    exit_code = 38
+
+class SharingBlockedError(PhantomError, status=39):
+    """The account or region forbids sharing images as the site's options ask."""
 
 
-class SharingBlockedError(PhantomError):
-    """The account or region forbids to share images as the site's options ask."""
-
-    exit_code = 39
-
-
-class ImportRoleError(PhantomError):
+class ImportRoleError(PhantomError, status=40):
     """The role that a site's import service works under is missing or may not read the image."""
 
-    exit_code = 40
 
-
-class VolumeTooSmallError(PhantomError):
+class VolumeTooSmallError(PhantomError, status=41):
     """The image is larger than the volume that a site's options ask for."""
 
-    exit_code = 41
+
+class InUseError(PhantomError, status=42):
+    """Something else still uses what was to be removed."""
 
 
-class InUseError(PhantomError):
-    """What should be removed is in use by something else."""
-
-    exit_code = 42
-
-
-class ApplianceError(PhantomError):
+class ApplianceError(PhantomError, status=43):
     """libguestfs's appliance does not start, or ended while it worked."""
 
-    exit_code = 43
 
-
-class ChecksumError(PhantomError):
+class ChecksumError(PhantomError, status=44):
     """A base image is not the one that its definition pins."""
 
-    exit_code = 44
+
+class DownloadError(PhantomError, status=45):
+    """A base image cannot be fetched completely."""
 
 
-class DownloadError(PhantomError):
-    """A base image cannot be fetched whole."""
-
-    exit_code = 45
-
-
-class ImageFormatError(PhantomError):
-    """A base image is none, is damaged, is not of its declared format, or names other files."""
-
-    exit_code = 46
+class ImageFormatError(PhantomError, status=46):
+    """A base image is no disk image, is damaged, has another format than declared, or names other
+    files."""
 
 
-class NoSystemError(PhantomError):
+class NoSystemError(PhantomError, status=47):
     """A base image holds no operating system."""
 
-    exit_code = 47
 
-
-class SeveralSystemsError(PhantomError):
+class SeveralSystemsError(PhantomError, status=48):
     """A base image holds more than one operating system."""
 
-    exit_code = 48
 
-
-class UnknownSystemError(PhantomError):
+class UnknownSystemError(PhantomError, status=49):
     """A base image's operating system is of a distribution that is not known."""
 
-    exit_code = 49
 
-
-class PackageManagerError(PhantomError):
+class PackageManagerError(PhantomError, status=50):
     """A base image has no package manager to do what the definition asks."""
 
-    exit_code = 50
+
+class InitSystemError(PhantomError, status=51):
+    """A base image has no init system that can start the user-data fetcher."""
 
 
-class InitSystemError(PhantomError):
-    """A base image has no init system that the user-data fetcher can be started by."""
-
-    exit_code = 51
-
-
-class ClientError(PhantomError):
+class ClientError(PhantomError, status=52):
     """A base image has neither curl nor wget, and the user-data fetcher needs one."""
 
-    exit_code = 52
 
-
-class EncryptedError(PhantomError):
+class EncryptedError(PhantomError, status=53):
     """A base image's root is encrypted."""
 
-    exit_code = 53
 
-
-class ScriptError(PhantomError):
+class ScriptError(PhantomError, status=54):
     """A definition's script failed in a base image; the error has its last lines."""
 
-    exit_code = 54
 
-
-class ScriptHungError(PhantomError):
+class ScriptHungError(PhantomError, status=55):
     """A definition's script did not end in its time."""
 
-    exit_code = 55
+
+class ScriptRebootError(PhantomError, status=56):
+    """A definition's script shut down the machine that it ran in."""
 
 
-class ScriptRebootError(PhantomError):
-    """A definition's script shut the machine down that it ran in."""
-
-    exit_code = 56
+class ArchitectureError(PhantomError, status=57):
+    """A base image's programs are for another architecture, so they cannot run to change it."""
 
 
-class ArchitectureError(PhantomError):
-    """A base image's programs are for another architecture, and cannot be run to change it."""
-
-    exit_code = 57
-
-
-class FileSystemError(PhantomError):
+class FileSystemError(PhantomError, status=58):
     """A base image's file system is damaged or has no room for what is to be written."""
 
-    exit_code = 58
+
+class UnsafeImageError(PhantomError, status=59):
+    """A base image has links on the way to files that the pipeline would write."""
 
 
-class UnsafeImageError(PhantomError):
-    """A base image has links where files are to be written, and what they lead to is not theirs."""
-
-    exit_code = 59
-
-
-class PackagesFailedError(PhantomError):
+class PackagesFailedError(PhantomError, status=60):
     """A base image's package manager failed."""
 
-    exit_code = 60
+
+class BaseNotBuiltError(PhantomError, status=61):
+    """A definition starts from another appliance's build, which does not exist."""
 
 
-class BaseNotBuiltError(PhantomError):
-    """A definition starts from another appliance's build, which is not there."""
-
-    exit_code = 61
+class ManifestError(PhantomError, status=70):
+    """The manifest that a command is to read is damaged, or of another version."""

@@ -1,7 +1,8 @@
 """The values that flow through the pipeline: frozen, and without clock, disk or network.
 
-`definition.py` makes an `Appliance` and its `Site`s, `plan.py` makes stages of them, stages make
-artifacts, `clouds/` make `Publication`s of booted images, and `manifest.py` writes it all down.
+`definitions/` loads an `Appliance` and its `Site`s, `build/plan.py` turns them into stages, stages
+make artifacts, `clouds/` make `Publication`s of booted images, and `build/manifest.py` describes
+them all.
 Sizes are in bytes and durations in seconds unless a name says otherwise.
 """
 
@@ -11,7 +12,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 from typing import NewType, Protocol
 
 ContentKey = NewType("ContentKey", str)
@@ -22,28 +22,35 @@ Sha256 = NewType("Sha256", str)
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 _UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
-_SIZE = re.compile(r"^([0-9]+)\s*(B|KiB|MiB|GiB|TiB)$")
+_DECIMAL = {"kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZE = re.compile(f"([0-9]{{1,18}}) *({'|'.join([*_UNITS, *_DECIMAL])})")
 
 
 def parse_size(text: str) -> int:
-    """Bytes in a size such as `2GiB` (units of 1,024 only, as disks are cut in them).
+    """Bytes in a size such as `2GiB`, in units of 1,024, or `2GB`, in units of 1,000.
 
     Raises ValueError for anything else.
     """
-    match = _SIZE.match(text)
+    match = _SIZE.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no size; write a number and B, KiB, MiB, GiB or TiB")
-    return int(match[1]) * _UNITS[match[2]]
+        raise ValueError(f"{text[:40]!r} is no size; write a number and B, KiB, MiB, GiB or TiB")
+    return int(match[1]) * (_UNITS | _DECIMAL)[match[2]]
 
 
 def format_size(size: int) -> str:
-    """A size for people, with three digits that matter: `1.95 GiB`."""
+    """A size for people, with three significant digits: `1.95 GiB`."""
     value, unit = float(size), "B"
     for unit in _UNITS:
         if value < 1024 or unit == "TiB":
             break
         value /= 1024
     return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.3g} {unit}"
+
+
+def split_pin(package: str) -> tuple[str, str | None]:
+    """The name in `name` or `name=version`, and the version or None."""
+    name, equals, version = package.partition("=")
+    return name, version if equals else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +62,7 @@ class ScratchSource:
     release: str
     """The distribution's code name, such as `bookworm`."""
     architecture: str
-    """Debian's name of the architecture."""
+    """Debian's name for the architecture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +81,11 @@ class BaseImageSource:
     location: Path | str | ApplianceBuild
     """A file of this host, a URL (`http`, `https`, `s3`), or another appliance's build."""
     sha256: Sha256 | None = None
-    """Of the file as it is fetched; required of what comes over a network."""
+    """Of the file as it is fetched; a URL must have one."""
     format: str | None = None
-    """qemu-img's name of the format, where it must be told."""
+    """qemu-img's name for the format, if the file does not tell."""
     network: bool = False
-    """Whether packages and scripts reach the network while the image is changed."""
+    """Whether packages and scripts can use the network while the image is changed."""
     remove_packages: tuple[str, ...] = ()
     script_seconds: int = 3600
     """How long each script may run."""
@@ -86,11 +93,27 @@ class BaseImageSource:
 
 @dataclass(frozen=True, kw_only=True)
 class FileCopy:
-    """A file of the definition's folder that lands in the image, owned by root."""
+    """A file of the definition's folder that is copied into the image, owned by root."""
 
     source: Path
+    """Canonical, so that `realfile` opens no other file."""
     target: PurePosixPath
     mode: int = 0o644
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkCopy:
+    """A symbolic link of a copied folder: it stays one, and leads to what the image has there."""
+
+    target: PurePosixPath
+    leads_to: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderCopy:
+    """An empty folder in a copied folder. It is made, owned by root, where the image has none."""
+
+    target: PurePosixPath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,29 +123,56 @@ class BootCheckPolicy:
     script: Path | None = None
     """Run in the guest; its exit status decides."""
     seconds: int | None = None
-    """Time limit from power-on to report; None leaves it to the host's accelerator."""
+    """Time limit from power-on to report; with None, the host's accelerator decides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SitePolicy:
+    """What the launch configuration contains for one site; None: as for all sites."""
+
+    rank: int | None = None
+    """Where the site stands among those that have one; all others follow."""
+    max_vms: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomPolicy:
-    """What the launch configuration says beside the image."""
+    """What the launch configuration contains besides the image."""
 
-    instance_type: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    instance_type: Mapping[str, str] = field(default_factory=dict)
     """By cloud."""
     max_vms: int = -1
-    """-1: no limit."""
+    """Of each site; -1: no limit."""
     rank: int = 1
+    """Of the first site; each one that follows has the next."""
+    sites: Mapping[str, SitePolicy] = field(default_factory=dict)
     user_data: Path | None = None
     """Default user-data of the machines that Phantom starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CloudOverride:
-    """What an appliance wants otherwise on one cloud."""
+    """What an appliance overrides for one cloud."""
 
     disk_size: int | None = None
     image_name: str | None = None
     """Template of the image's name: `{name}`, `{version}` and `{build}` are filled in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Positions:
+    """Where the values of a definition stand, for messages about them."""
+
+    file: str = ""
+    """The definition, as messages name it."""
+    places: Mapping[tuple[str | int, ...], str] = field(default_factory=dict)
+    """`file:line:column` of each value, by the keys and indexes that lead to it. A text in a list
+    has a second entry, with the text in place of its index."""
+
+    def find(self, *keys: str | int) -> str:
+        """`file:line:column` of a value, as in `find("elements", "phantom-user-data")`, in the
+        definition or else in one that it extends; the definition's file where none has it."""
+        return self.places.get(keys, self.file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,21 +185,33 @@ class Appliance:
     source: ScratchSource | BaseImageSource
     elements: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
-    files: tuple[FileCopy, ...] = ()
+    files: tuple[FileCopy | LinkCopy | FolderCopy, ...] = ()
     scripts: tuple[Path, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables for elements' hooks and for scripts, from scratch."""
     disk_size: int = 2 * GIB
     kernel: str = "generic"
     user_data_frequency: str = "boot"
     """`boot`: each boot; `instance`: once per instance."""
     user_data_runner: str = "cloud-init"
-    """Who runs user-data on clouds where cloud-init works, in images that have it: `cloud-init`, or
+    """What runs user-data on clouds where cloud-init works, in images that have it: `cloud-init` or
     `fetcher`."""
-    clouds: Mapping[str, CloudOverride] = field(default_factory=lambda: MappingProxyType({}))
+    login_user: str = "root"
+    """Who logs in with the key of the launch."""
+    clouds: Mapping[str, CloudOverride] = field(default_factory=dict)
     boot_check: BootCheckPolicy = BootCheckPolicy()
     phantom: PhantomPolicy = PhantomPolicy()
-    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    labels: Mapping[str, str] = field(default_factory=dict)
     definition: Path
-    """The file it was read from; relative names in it are relative to its folder."""
+    """The file that it was read from. Relative names in it are relative to that file's folder."""
+    extended: tuple[Path, ...] = field(default=(), compare=False)
+    """The files of the definitions that it extends, the nearest first."""
+    positions: Positions = field(default=Positions(), compare=False, repr=False)
+
+    def disk_size_on(self, cloud: str) -> int:
+        """Bytes of the disk on sites of that cloud."""
+        override = self.clouds.get(cloud)
+        return (override and override.disk_size) or self.disk_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,12 +220,12 @@ class Site:
 
     name: str
     cloud: str
-    options: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
-    """Checked against the cloud's schema; what they mean is the cloud's own business."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Checked against the cloud's schema; only the cloud interprets them."""
     where: str
     """File and line for messages, or `built in`."""
     sandbox: bool = False
-    """True: the command starts, uses and stops a local server of its own in the site's place."""
+    """True: the command starts, uses and stops a local server in the site's place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,23 +257,23 @@ class Disk:
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What a site's machines have, as drivers of the Linux kernel, in the words of its modules."""
+    """A site's hardware, as names of modules of the Linux kernel."""
 
     disks: tuple[str, ...]
-    """Root may lie on any of these: each must be in the kernel itself or in the initramfs."""
+    """Root may be on any of these disks: each driver must be in the kernel or in the initramfs."""
     networks: tuple[str, ...]
     console: str
-    """The device that the machine's console is heard on: `ttyS0`."""
+    """The device of the machine's console: `ttyS0`."""
     own_kernel: bool = True
-    """Whether the image's own kernel is booted; else the site gives one, whose modules the image
-    has not got."""
+    """Whether the image's own kernel is booted. Otherwise the site has a kernel, whose modules the
+    image lacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeEdit:
     """A file that a site's node writes into the image before it boots.
 
-    `{metadata_url}` and `{public_key}` in the text are filled in by the boot check.
+    The boot check fills in `{metadata_url}` and `{public_key}` in the text.
     """
 
     path: PurePosixPath
@@ -226,7 +288,8 @@ class SiteKernel:
     command_line: str
     """As the site writes it: `ro root=/dev/sda1`."""
     kernel: Path | None = field(default=None, metadata={"key": False})
-    """The site's own kernel on this host, to try the image with; None: one of this host's."""
+    """A copy of the site's own kernel on this host, for the boot check; None: one of this
+    host's."""
     ramdisk: Path | None = field(default=None, metadata={"key": False})
     digests: tuple[Sha256, ...] = ()
     """Of these two files."""
@@ -234,10 +297,10 @@ class SiteKernel:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The virtual hardware and metadata service of a site, in QEMU's words."""
+    """The virtual hardware and metadata service of a site, in QEMU's terms."""
 
     name: str
-    """Tells the machines of one site apart: `bios`, `uefi`."""
+    """Distinguishes the machines of one site: `bios`, `uefi`."""
     firmware: str = "bios"
     """`bios` or `uefi`."""
     board: str
@@ -246,18 +309,19 @@ class Machine:
     memory: int
     cpus: int
     metadata: str
-    """The kind of metadata service: a class of `metadata_server.py`."""
+    """The cloud whose metadata service it has."""
     metadata_address: str
     """Where the guest reaches it: `ADDRESS:PORT`."""
     network: str
     """The guest's network, holding the metadata address: `10.0.2.0/24`."""
     edits: tuple[NodeEdit, ...] = ()
     spare: int = 0
-    """How many bytes its disk is larger than the image."""
+    """How many bytes larger than the image its disk is."""
     serial: bool = True
-    """Whether the machine has a serial port. A node may have none; the check needs it to hear."""
+    """Whether the machine has a serial port. A node may lack one; the check needs it to read the
+    console."""
     vendor: str | None = None
-    """What the machine's firmware tables (SMBIOS) name as its maker, where guests look at it."""
+    """The maker in the machine's firmware tables (SMBIOS), if guests look at it."""
     kernel: SiteKernel | None = None
     """The kernel that the site boots the image's root file system with; None: the image's own, by
     its boot loader."""
@@ -281,7 +345,7 @@ class Image:
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """The build that an image is of, as its publication shall tell."""
+    """The build of an image, as its publication describes it."""
 
     appliance: str
     version: str
@@ -289,27 +353,27 @@ class Release:
     name: str
     """The image's name at the site."""
     summary: str
-    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    labels: Mapping[str, str] = field(default_factory=dict)
     folder: Path
-    """The build's own folder, for what a site must remember of it. Those of the appliance's other
-    builds lie beside it."""
+    """The build's own folder, for a site's records. Its siblings are the folders of the appliance's
+    other builds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BootReport:
-    """What a guest said of itself when its image was booted as its site would boot it."""
+    """What a guest reported when its image was booted as its site would boot it."""
 
     machine: str
-    """The site's machine that it was booted on, by name."""
+    """The name of the site's machine that it was booted on."""
     passed: bool
     facts: Mapping[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BootedImage:
-    """An image that passed its boot checks: all that may be handed to `Cloud.upload`.
+    """An image that passed its boot checks: `Cloud.upload` takes nothing else.
 
-    Raises ValueError when made without a report, or with one that did not pass.
+    Raises ValueError without a report, and for a report that did not pass.
     """
 
     image: Image
@@ -327,11 +391,11 @@ class Publication:
     site: str
     cloud: str
     region: str | None = None
-    """Where a cloud has several."""
+    """On clouds that have regions."""
     image_id: str
-    """What Phantom's launch configuration calls the image."""
+    """The image's id in Phantom's launch configuration."""
     location: str
-    """Where the bytes lie, as the cloud writes it; without credentials."""
+    """Where the image is, in the cloud's notation; without credentials."""
     sha256: Sha256
     """Of the published file."""
     published_at: str
@@ -340,8 +404,21 @@ class Publication:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What publishing an image at a site would do."""
+
+    action: str
+    """`reuse`: it is there; `copy`: the site has its bytes under another name; `send`; `refuse`:
+    the site or we would refuse it; `unknown`: the site could not be asked."""
+    bytes: int | None
+    """To be sent, at most; None where that is not known."""
+    detail: str
+    """For people."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Leftover:
-    """What a crash left at a site, and what nothing but `phantom-image clean` removes."""
+    """What a crash left at a site, and only `phantom-image clean` removes."""
 
     site: str
     kind: str
@@ -351,14 +428,20 @@ class Leftover:
     since: str
     """When it was made: UTC, ISO 8601, seconds."""
     reason: str
-    """Why it is one: in words for people."""
+    """Why it is a leftover, for people."""
 
 
 class Progress(Protocol):
-    """How work tells that it goes on; `cli.py` shows it as a bar or as lines."""
+    """How work reports its progress; `progress.py` shows it as a bar or as lines."""
 
-    def step(self, text: str) -> None:
-        """Says what is being done now."""
+    def step(self, text: str, *, seconds: float | None = None) -> None:
+        """Says what is being done now, and how many seconds it may take at most."""
+
+    def finish(self, text: str) -> None:
+        """Says that the work is done, and how it ended."""
+
+    def fail(self, text: str) -> None:
+        """Says that the work has ended without a result."""
 
     def advance(self, done: int, total: int | None) -> None:
         """Says how many bytes are done, of how many if that is known."""
@@ -370,7 +453,11 @@ class Progress(Protocol):
 class NoProgress:
     """Progress that nobody watches."""
 
-    def step(self, text: str) -> None: ...
+    def step(self, text: str, *, seconds: float | None = None) -> None: ...
+
+    def finish(self, text: str) -> None: ...
+
+    def fail(self, text: str) -> None: ...
 
     def advance(self, done: int, total: int | None) -> None: ...
 

@@ -1,67 +1,72 @@
-"""Sparse files: where their data lies, how to copy them, and a digest that skips the holes."""
+"""Sparse files: finding their data, copying them, and a digest that skips holes."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.model import MIB, Sha256
 
 CHUNK = 4 * MIB
-_ZEROS = bytes(CHUNK)
-_PIECE = 64 * MIB  # that is copied, or digested by a thread, at once
-_THREADS = 2  # more would wait for memory
+ZEROS = bytes(CHUNK)
+_PIECE = 64 * MIB  # copied, or digested by one thread, at a time
+_THREADS = 2  # more threads would only wait for memory
 
 
 def data_chunks(descriptor: int, size: int, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """Offset and content of each chunk of `CHUNK` bytes that is not all zeros, in order, from
     `start`, a multiple of `CHUNK`, up to `size`.
 
-    Offsets are multiples of `CHUNK`; the last chunk may be shorter. Holes are skipped by the file
-    system, and zeros that are stored are found, so the answer depends on the content alone.
-    """
-    offset = start
-    while offset < size:
-        try:
-            data = os.lseek(descriptor, offset, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole until the end
-                return
-            raise
-        offset = data - data % CHUNK
-        if offset >= size:
+    Offsets are multiples of `CHUNK`; the last chunk may be shorter. The file system skips holes,
+    and stored zeros are left out too, so the result depends on the content alone."""
+    done = start
+    for data, end in extents(descriptor, start):
+        for offset in range(max(done, data - data % CHUNK), min(end, size), CHUNK):
+            chunk = os.pread(descriptor, min(CHUNK, size - offset), offset)
+            if chunk != ZEROS[: len(chunk)]:
+                yield offset, chunk
+            done = offset + CHUNK
+        if end >= size:
             return
-        chunk = os.pread(descriptor, min(CHUNK, size - offset), offset)
-        if chunk != _ZEROS[: len(chunk)]:
+
+
+def all_chunks(descriptor: int, size: int) -> Iterator[tuple[int, bytes]]:
+    """Offset and content of every chunk up to `size`, in order. A whole chunk of zeros is `ZEROS`
+    itself."""
+    position = 0
+    for offset, chunk in itertools.chain(data_chunks(descriptor, size), [(size, b"")]):
+        for zeros in range(position, offset, CHUNK):
+            yield zeros, ZEROS if offset - zeros >= CHUNK else ZEROS[: offset - zeros]
+        if chunk:
             yield offset, chunk
-        offset += CHUNK
+        position = offset + len(chunk)
 
 
-def extents(descriptor: int) -> Iterator[tuple[int, int]]:
-    """Start and end of each piece of a file that is no hole, in order; what is in them is not read,
-    so stored zeros count as data."""
-    size, end = os.fstat(descriptor).st_size, 0
-    while end < size:
+def extents(descriptor: int, position: int = 0) -> Iterator[tuple[int, int]]:
+    """Start and end of each extent of data in a file, in order, from `position` on. It reads
+    nothing, so stored zeros count as data."""
+    size = os.fstat(descriptor).st_size
+    while position < size:
         try:
-            start = os.lseek(descriptor, end, os.SEEK_DATA)
+            data = os.lseek(descriptor, position, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:  # only a hole until the end
                 return
             raise
-        end = os.lseek(descriptor, start, os.SEEK_HOLE)
-        yield start, end
+        position = os.lseek(descriptor, data, os.SEEK_HOLE)
+        yield data, position
 
 
 def digest(file: Path) -> Sha256:
     """A SHA-256 of the size, and of the SHA-256 of each piece of `_PIECE` bytes.
 
-    It is no SHA-256 of the file, but as good at finding a change; it does not read holes, and has
-    more than one core at work.
-    """
+    This is not the file's SHA-256, but detects every change as well. It does not read holes, and
+    uses two cores."""
     with file.open("rb") as opened, ThreadPoolExecutor(_THREADS) as pool:
         size = os.fstat(opened.fileno()).st_size
         hashed = hashlib.sha256(f"size {size}\n".encode())
@@ -85,15 +90,31 @@ def sha256(file: Path, advance: Callable[[int, int], None] | None = None) -> Sha
     hashed = hashlib.sha256()
     with file.open("rb") as opened:
         size = os.fstat(opened.fileno()).st_size
-        position = 0
-        for offset, chunk in data_chunks(opened.fileno(), size):
-            _update_zeros(hashed.update, offset - position)
+        for offset, chunk in all_chunks(opened.fileno(), size):
             hashed.update(chunk)
-            position = offset + len(chunk)
             if advance is not None:
-                advance(position, size)
-        _update_zeros(hashed.update, size - position)
+                advance(offset + len(chunk), size)
     return Sha256(hashed.hexdigest())
+
+
+def sha256_in_background(file: Path) -> Future[Sha256]:
+    """What `sha256` will say of a file, computed on a thread of its own."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(sha256, file)
+    pool.shutdown(wait=False)
+    return future
+
+
+def copy_data(
+    source: Path, target: Path, size: int, advance: Callable[[int, int], None] | None = None
+) -> None:
+    """Makes a file of the first `size` bytes of another; all zeros become holes."""
+    with source.open("rb") as opened, target.open("wb") as written:
+        written.truncate(size)
+        for offset, chunk in data_chunks(opened.fileno(), size):
+            write_at(written.fileno(), chunk, offset)
+            if advance is not None:
+                advance(offset + len(chunk), size)
 
 
 def copy_into(source: Path, descriptor: int, at: int) -> None:
@@ -106,7 +127,7 @@ def copy_into(source: Path, descriptor: int, at: int) -> None:
 
 def copy_range(source: int, start: int, size: int, target: int, at: int) -> Iterator[int]:
     """Writes `size` bytes of a file, from `start`, at an offset of another, leaving its holes
-    unwritten. Works as it is asked for more, and gives the number of bytes after each piece."""
+    unwritten. A generator: it copies a piece at a time, and yields how many bytes that was."""
     for data, hole in extents(source):
         offset, end = max(data, start), min(hole, start + size)
         while offset < end:
@@ -120,7 +141,7 @@ def copy_range(source: int, start: int, size: int, target: int, at: int) -> Iter
 
 
 def _copy_piece(source: int, start: int, size: int, target: int, at: int) -> int:
-    """Copies within the kernel, at a third of the time, where the file systems can."""
+    """Copies within the kernel, in a third of the time, if the file systems can do that."""
     try:
         return os.copy_file_range(source, target, size, start, at)
     except OSError as error:
@@ -137,11 +158,3 @@ def write_at(descriptor: int, chunk: bytes, at: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, at)
         view, at = view[written:], at + written
-
-
-def _update_zeros(update: Callable[[memoryview], object], count: int) -> None:
-    zeros = memoryview(_ZEROS)
-    while count > 0:
-        step = min(count, CHUNK)
-        update(zeros[:step])
-        count -= step

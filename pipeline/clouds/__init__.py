@@ -1,15 +1,17 @@
 """One package per cloud: the disk and virtual hardware it boots, and its verbs.
 
-A new cloud is one package with a class that follows `Cloud`, and one line in `clouds()`. Nothing
-outside this folder asks which cloud it is.
+A new cloud is one package, whose `__init__.py` returns its classes, and one line in `_PACKAGES`.
+Nothing outside this folder asks which cloud it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from pipeline.model import (
     Appliance,
@@ -19,11 +21,15 @@ from pipeline.model import (
     Image,
     Leftover,
     Machine,
+    Outlook,
     Progress,
     Publication,
     Release,
     Site,
 )
+
+if TYPE_CHECKING:
+    from pipeline.machine.metadata import MetadataService
 
 
 class Cloud(Protocol):
@@ -66,6 +72,18 @@ class Cloud(Protocol):
         """Looks whether the site's options leave room for a disk of so many bytes. Raises
         VolumeTooSmallError."""
 
+    def find_risks(self) -> Sequence[str]:
+        """What of the site's settings weakens its security, for people. Needs no network. Raises
+        DefinitionError and CredentialsError where the settings cannot be read."""
+
+    def find_credentials(self) -> str:
+        """Where the site's credentials come from, for people. Raises CredentialsError,
+        CredentialsExpiredError, DefinitionError."""
+
+    def foresee(self, image: Image, release: Release, folder: Path) -> Outlook:
+        """What `upload` would do with the image now, found out by calls that change nothing, here
+        or at the site. Called without `open`; `folder` as there. Raises as `open` and `find`."""
+
     def open(self, folder: Path) -> AbstractContextManager[None]:
         """Makes the site ready for the verbs below. `folder` is the site's own on this host, made
         when needed: a sandbox site starts its own local server, which may keep things there, and
@@ -105,9 +123,42 @@ class Cloud(Protocol):
         nothing of the kind."""
 
 
-def clouds() -> dict[str, type[Cloud]]:
-    """All clouds by the name of their type, imported when first asked for."""
-    from pipeline.clouds.ec2.cloud import Ec2
-    from pipeline.clouds.nimbus.cloud import Nimbus
+@dataclass(frozen=True, kw_only=True)
+class CloudClasses:
+    """What a cloud's package has, as the `load` in its `__init__.py` returns it."""
 
-    return {"nimbus": Nimbus, "ec2": Ec2}
+    site: type[Cloud]
+    sandbox: type[Cloud]
+    """A site whose images go to a local server that the command starts."""
+    metadata: type[MetadataService]
+    """What machines of the cloud get their user-data from."""
+
+
+_PACKAGES = {
+    "nimbus": "pipeline.clouds.nimbus",
+    "ec2": "pipeline.clouds.ec2",
+}
+"""Each cloud by its name, and the package that has it. The first one is meant where none is named.
+"""
+
+
+def _load(name: str) -> CloudClasses:
+    """The classes of a cloud, imported when first asked for."""
+    classes: CloudClasses = import_module(_PACKAGES[name]).load()
+    return classes
+
+
+def clouds() -> dict[str, type[Cloud]]:
+    """The classes of all clouds' sites, by the name of the cloud."""
+    return {name: _load(name).site for name in _PACKAGES}
+
+
+def make_cloud(site: Site) -> Cloud:
+    """The cloud of a site. That of a sandbox site starts a local server in the cloud's place."""
+    classes = _load(site.cloud)
+    return (classes.sandbox if site.sandbox else classes.site)(site)
+
+
+def metadata_service(cloud: str) -> type[MetadataService]:
+    """The metadata service of a cloud's machines."""
+    return _load(cloud).metadata

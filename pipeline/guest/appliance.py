@@ -1,4 +1,4 @@
-"""libguestfs's appliance: a small machine of its own that opens images in our place."""
+"""libguestfs's appliance: a small virtual machine that opens images, so that this host does not."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import host
 from pipeline.errors import ApplianceError, FileSystemError, PhantomError, StageFailedError
+from pipeline.machine import accelerator
 from pipeline.model import KIB, MIB, Progress
 from pipeline.tools import run
 
@@ -36,15 +36,16 @@ class Drive:
 
     @property
     def device(self) -> str:
-        """What the appliance calls it."""
+        """Its name in the appliance."""
         return f"/dev/disk/guestfs/{self.name}"
 
 
 MEMORY = 1280 * MIB
-"""What an appliance takes of the host's memory, at most."""
+"""The most that an appliance takes of the host's memory: libguestfs's own default, which is enough
+for package managers."""
 
 CPUS = 2
-"""Of an appliance: with two it starts in five sixths of the time (measured without KVM)."""
+"""With two, an appliance starts in five sixths of the time of one (measured without KVM)."""
 
 _MEMORY_NEEDED = 512 * MIB  # with less, libguestfs itself does not start
 _END_SECONDS = 20.0  # a hundred times what it takes
@@ -53,19 +54,19 @@ _GUARD = Path(__file__).with_name("guard.sh")
 _SEE_DOCTOR = "`phantom-image doctor` looks for the reason"
 _LONGEST_LINE = 64 * KIB
 _LARGEST_LOG = 64 * MIB
-_LOOK_MILLISECONDS = 200  # should QEMU still be there when nobody wants to hear it
+_LOOK_MILLISECONDS = 200  # between looks whether the reader is to end while QEMU still runs
 _ABSENT = ("No such file or directory", "Not a directory")
 _ESCAPED = re.compile(rb"\\([0-7]{3}|.)")
 _SIMPLE_ESCAPES = dict(zip(b"abfnrtv", b"\a\b\f\n\r\t\v", strict=True))
 
 
 class NotTextError(RuntimeError):
-    """A call of libguestfs would have answered with something of the image that is not UTF-8."""
+    """An answer of libguestfs has a name or text of the image that is not UTF-8."""
 
 
 class _Handle:
-    """libguestfs's handle, whose every failure is a RuntimeError: names in an image are bytes, and
-    its binding for Python takes all that it returns for UTF-8."""
+    """libguestfs's handle with no other errors than RuntimeErrors. Names in an image are bytes, and
+    libguestfs's binding for Python takes all of them for UTF-8."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
@@ -87,14 +88,13 @@ class Guest:
     """A launched appliance. `handle` is libguestfs's own; its calls raise RuntimeError."""
 
     handle: Any = field(repr=False)
+    console: Console
     log: Path
     progress: Progress
     stopped: bool = False
-    """Whether it was ended because the whole command is to end."""
-    _process: int | None = None
-    """A descriptor of QEMU's process: its number may be another's once libguestfs has seen it end.
-    """
-    _console: _Console | None = None
+    """Whether the appliance was ended because the whole command is ending."""
+    process: int | None = None
+    """A descriptor of QEMU's process: its number may be reused once libguestfs has seen it end."""
 
     @property
     def ended(self) -> bool:
@@ -106,18 +106,26 @@ class Guest:
         return False
 
     def kill(self) -> None:
-        """Ends the appliance at once; whoever waits for it gets a RuntimeError."""
+        """Ends the appliance at once. A call that waits for it raises RuntimeError."""
         with suppress(ProcessLookupError):
-            if self._process is not None:
-                signal.pidfd_send_signal(self._process, signal.SIGKILL)
+            if self.process is not None:
+                signal.pidfd_send_signal(self.process, signal.SIGKILL)
+
+    def shell(self, script: str) -> str:
+        """Runs a script in the appliance's shell, and returns what it prints. Raises RuntimeError
+        with all of its output if it fails."""
+        return str(self.handle.debug("sh", [script]))
 
     @contextmanager
-    def heard(self, listener: Callable[[str], None]) -> Iterator[None]:
-        """Passes each line of the appliance's console on, without its line end, as it comes. What a
-        program in the image writes to /dev/ttyS0 is heard here while it runs."""
-        assert self._console is not None
-        with self._console.heard(listener):
+    def explained(self, explain: Callable[[RuntimeError], PhantomError]) -> Iterator[None]:
+        """Replaces an error of libguestfs by what `explain` makes of it, unless the appliance has
+        ended: `launched` explains that."""
+        try:
             yield
+        except RuntimeError as error:
+            if self.ended:
+                raise
+            raise explain(error) from error
 
     @contextmanager
     def limited(self, seconds: float) -> Iterator[None]:
@@ -140,18 +148,8 @@ class Guest:
         finally:
             timer.cancel()
 
-    def know(self, pid: int) -> None:
-        """Takes QEMU's process, once it runs."""
-        self._process = os.pidfd_open(pid)
-
-    def forget(self) -> None:
-        """Lets go of it."""
-        if self._process is not None:
-            os.close(self._process)
-            self._process = None
-
     def stop(self) -> None:
-        """Ends the appliance since the whole command is to end."""
+        """Ends the appliance because the whole command is ending."""
         self.stopped = True
         self.kill()
 
@@ -162,24 +160,24 @@ class Guest:
             return list(self.handle.ls(folder))
         except NotTextError:
             place = shlex.quote(f"/sysroot{folder}")
-            listed = self.handle.debug("sh", [f"LC_ALL=C ls -1Ab -- {place}"])
-            return sorted(filter(None, map(_unescape, listed.encode().split(b"\n"))))
+            listed = self.shell(f"LC_ALL=C ls -1Ab -- {place}").encode()
+            return sorted(filter(None, map(_unescape, listed.split(b"\n"))))
 
     def status(self, path: str, *, follow: bool = False) -> dict[str, int] | None:
         """What stat says of a path in the image, or of a link itself; None where nothing is. Far
         quicker than `is_file` and its like (0.5 ms for 10, without KVM). Raises RuntimeError."""
         call = self.handle.statns if follow else self.handle.lstatns
         try:
-            found: dict[str, int] = call(path)
+            status: dict[str, int] = call(path)
         except RuntimeError as error:  # a damaged file system says something else
             if str(error).endswith(_ABSENT):
                 return None
             raise
-        return found
+        return status
 
     def read_link(self, path: str) -> str:
-        """Where a symbolic link of the image leads. What is not UTF-8 becomes one U+FFFD: nobody
-        looks for such a name. Raises RuntimeError."""
+        """The target of a symbolic link in the image, as it is written. A target that is not UTF-8
+        becomes a single U+FFFD. Raises RuntimeError."""
         folder, name = posixpath.split(path)
         try:
             # What `readlink` says too, in a tenth of its time.
@@ -190,25 +188,16 @@ class Guest:
             raise RuntimeError(f"readlink: {path}: Invalid argument")
         return str(target)
 
-    @contextmanager
-    def connected(self, console: Path) -> Iterator[None]:
-        """Reads the appliance's console while the block lasts, from a named pipe."""
-        self._console = _Console(console, self.log)
-        try:
-            yield
-        finally:
-            self._console.close()
 
-
-class _Console:
-    """What the appliance prints, read as bytes on a thread of its own and written to a log, up to a
-    limit: an image may print anything. (libguestfs's binding for Python takes it for UTF-8, and
-    crashes where it is not.)"""
+class Console:
+    """Reads what the appliance prints from a named pipe, on a thread of its own, and writes it to a
+    log, up to a limit. It reads bytes: an image may print anything, and libguestfs's binding for
+    Python crashes on what is not UTF-8."""
 
     def __init__(self, pipe: Path, log: Path) -> None:
         os.mkfifo(pipe)
         self._read = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-        # As long as we could write ourselves, it has no end.
+        # While this descriptor is open, the reader sees no end of file.
         self._write = os.open(pipe, os.O_WRONLY)
         self._log = log
         self._logged: int | None = 0
@@ -221,7 +210,8 @@ class _Console:
 
     @contextmanager
     def heard(self, listener: Callable[[str], None]) -> Iterator[None]:
-        """Passes each line on while the block lasts: all that came until its end."""
+        """Passes on each line without its line end while the block lasts, all that came until its
+        end: so what a program in the image writes to /dev/ttyS0 is heard while it runs."""
         with self._lock:
             self._listeners.append(listener)
         try:
@@ -232,7 +222,7 @@ class _Console:
                 self._listeners.remove(listener)
 
     def close(self) -> None:
-        """Reads what is left, and ends. QEMU is to have been ended."""
+        """Reads what is left, and ends. QEMU must have ended before."""
         self._closing = True
         os.close(self._write)
         self._thread.join()
@@ -249,7 +239,7 @@ class _Console:
                 return
 
     def _take_all(self) -> bool:
-        """Takes what is there; whether there may be more."""
+        """Reads what the pipe holds. Returns whether more may come."""
         with self._lock:
             while True:
                 try:
@@ -268,7 +258,7 @@ class _Console:
         text = line[:_LONGEST_LINE].decode("utf-8", "replace").rstrip()
         self._write_down(f"{text}\n")
         for listener in self._listeners:
-            # Nobody would be told on this thread, and a console that nobody reads stops QEMU.
+            # An error would end this thread, and QEMU stops when its console is not read.
             with suppress(Exception):
                 listener(text)
 
@@ -279,45 +269,44 @@ class _Console:
         if self._logged > _LARGEST_LOG:
             self._logged, line = None, "(what came after this is left out: the log is too large)\n"
         try:
-            with self._log.open("a", encoding="utf-8", errors="replace") as log:
+            with run.open_log(self._log) as log:
                 log.write(line)
-        except OSError:  # such as a full disk: what is written to it for good tells of that
+        except OSError:  # such as a full disk: writing the artifact reports that
             self._logged = None
 
 
 @contextmanager
 def launched(
-    drives: Sequence[Drive],
-    *,
-    store: Path,
-    log: Path,
-    progress: Progress,
-    network: bool = False,
+    drives: Sequence[Drive], *, store: Path, log: Path, progress: Progress, network: bool = False
 ) -> Iterator[Guest]:
     """A launched appliance, for as long as the block lasts.
 
-    `store` is the folder where what was found out about this host is kept. What is written to a
-    writable drive is on the host's disk when the block has ended well. Raises ApplianceError where
-    it does not start or ends in the middle; a RuntimeError of libguestfs that nobody translated
-    becomes one too. `run.stop_all` ends it, even while it starts, and nothing of it stays behind
-    when this process is killed.
+    `store` is the folder that keeps what is known about this host. What is written to a writable
+    drive is on the host's disk once the block has ended without an error. Raises ApplianceError
+    if the appliance does not start or ends early; a RuntimeError of libguestfs that the block does
+    not handle becomes an ApplianceError too. `run.stop_all` ends the appliance, even while it
+    starts, and nothing of it is left behind when this process is killed.
     """
-    with _guarded() as folder, _opened(folder) as handle:
-        guest = Guest(handle=_Handle(handle), log=log, progress=progress)
-        with guest.connected(folder / "console"), run.stopped_by(guest.stop):
+    with (
+        _guarded() as folder,
+        _opened(folder) as handle,
+        closing(Console(folder / "console", log)) as console,
+    ):
+        guest = Guest(handle=_Handle(handle), console=console, log=log, progress=progress)
+        with run.stopped_by(guest.stop):
             try:
-                _set_up(guest, drives, store, folder, network=network)
-                progress.step("starting libguestfs")
-                _launch(guest)
+                _start(guest, drives, store, folder, network=network)
                 yield guest
                 guest.handle.umount_all()
-                guest.handle.shutdown()  # which tells of a QEMU that failed
+                guest.handle.shutdown()  # which reports a QEMU that failed
             except RuntimeError as error:
                 raise _explain(guest, error) from error
             finally:
                 # libguestfs itself would only ask it to end, and wait for as long as that takes.
                 guest.kill()
-                guest.forget()
+                process, guest.process = guest.process, None
+                if process is not None:
+                    os.close(process)
 
 
 @contextmanager
@@ -334,8 +323,8 @@ def _guarded() -> Iterator[Path]:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[Any]:
-    """A handle of libguestfs, for an appliance with that folder. What the user's environment says
-    to libguestfs does not count, but for where its parts are: `_set_up` takes these."""
+    """A handle of libguestfs, for an appliance with that folder. It ignores the user's environment;
+    `_start` reads from there only where the parts of libguestfs are."""
     try:
         import guestfs
     except ImportError as error:
@@ -363,15 +352,16 @@ def _wait_for_end(folder: Path) -> None:
     noted.unlink(missing_ok=True)
 
 
-def _set_up(
+def _start(
     guest: Guest, drives: Sequence[Drive], store: Path, folder: Path, *, network: bool
 ) -> None:
     handle = guest.handle
     try:
         handle.set_backend("direct")
-        if host.find_accelerator(store) == "tcg":
+        if accelerator.find_accelerator(store) == "tcg":
             handle.set_backend_setting("force_tcg", "1")
-        handle.set_memsize(appliance_memory(host.available_memory()) // MIB)
+        memory = min(MEMORY, accelerator.available_memory() // 2)
+        handle.set_memsize(max(_MEMORY_NEEDED, memory) // MIB)
         handle.set_smp(CPUS)
         handle.set_network(network)
         handle.set_tmpdir(str(folder))
@@ -393,13 +383,16 @@ def _set_up(
                 label=drive.name,
                 **writable,
             )
+        guest.progress.step("starting libguestfs")
+        handle.launch()
+        guest.process = os.pidfd_open(handle.get_pid())
     except (OSError, RuntimeError) as error:
         raise _not_started(guest, error) from error
 
 
 def _write_hypervisor(folder: Path, qemu: Path) -> Path:
-    """What libguestfs runs in QEMU's place. It gets QEMU's time: libguestfs keeps what it finds out
-    about a QEMU under that."""
+    """Writes the script that libguestfs runs in place of QEMU. It has QEMU's modification time,
+    under which libguestfs caches what it knows about a QEMU."""
     (folder / "qemu").write_text(f"{qemu}\n")
     copy = folder / _HYPERVISOR.name
     copy.write_bytes(_HYPERVISOR.read_bytes())
@@ -407,20 +400,6 @@ def _write_hypervisor(folder: Path, qemu: Path) -> Path:
     changed = qemu.stat().st_mtime_ns
     os.utime(copy, ns=(changed, changed))
     return copy
-
-
-def appliance_memory(available: int) -> int:
-    """Bytes of memory for an appliance on a host that could give so many: what libguestfs gives by
-    itself, which package managers have enough of, but at most half of it."""
-    return max(_MEMORY_NEEDED, min(MEMORY, available // 2))
-
-
-def _launch(guest: Guest) -> None:
-    try:
-        guest.handle.launch()
-        guest.know(guest.handle.get_pid())
-    except (OSError, RuntimeError) as error:
-        raise _not_started(guest, error) from error
 
 
 def _not_started(guest: Guest, error: Exception) -> PhantomError:
@@ -460,8 +439,8 @@ def _interrupted() -> PhantomError:
 def _unescape(listed: bytes) -> str | None:
     """A name as `ls -b` prints it; None where it is not UTF-8."""
 
-    def byte(found: re.Match[bytes]) -> bytes:
-        code = found[1]
+    def byte(escape: re.Match[bytes]) -> bytes:
+        code = escape[1]
         if len(code) == 3:
             return bytes([int(code, 8) & 0xFF])
         return bytes([_SIMPLE_ESCAPES.get(code[0], code[0])])

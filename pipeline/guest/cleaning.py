@@ -1,15 +1,15 @@
-"""Removes what would make machines twins, and what tells of those who made the image."""
+"""Removes what must differ between machines, and traces of those who made the image."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
-from pipeline.guest.appliance import Guest
 from pipeline.guest.files import TEMPORARY, ImageFiles
-from pipeline.guest.system import System
+from pipeline.guest.image import Image
 
 _ALL = ("*",)
 _HISTORIES = (
@@ -29,36 +29,29 @@ _REMOVED: Mapping[str, Sequence[str]] = {
     "/var/lib/seedrng": _ALL,
     "/boot/loader": ("random-seed",),
     "/var/lib/yum": ("uuid",),
-    # what was found on the machine where the image was made
+    # what belongs to the machine that the image was made on
     "/etc/udev/rules.d": ("70-persistent-net.rules", "70-persistent-cd.rules"),
-    "/var/lib/dhcp": _ALL,
-    "/var/lib/dhcp3": _ALL,
-    "/var/lib/dhclient": _ALL,
-    "/var/lib/dhcpcd": _ALL,
-    "/var/lib/dhcpcd5": _ALL,
-    "/var/lib/wicked": _ALL,
+    **dict.fromkeys(("/var/lib/dhcp", "/var/lib/dhcp3", "/var/lib/dhclient"), _ALL),
+    **dict.fromkeys(("/var/lib/dhcpcd", "/var/lib/dhcpcd5", "/var/lib/wicked"), _ALL),
     "/var/lib/NetworkManager": (
         *("*.lease", "*.leases", "*-intern.conf", "secret_key", "seen-bssids", "timestamps"),
     ),
     "/var/lib/systemd/timesync": ("clock",),
     "/var/lib/cloud": ("data", "handlers", "instance", "instances", "sem"),
-    "/etc/pki/consumer": _ALL,
-    "/etc/pki/entitlement": _ALL,
+    **dict.fromkeys(("/etc/pki/consumer", "/etc/pki/entitlement"), _ALL),
     "/etc/sysconfig/rhn": ("systemid",),
-    # what a node wrote, and what the user-data fetcher kept: it would ask the service of that site
+    # what a node wrote and the user-data fetcher kept: it would ask the service of that site
     "/var": ("nimbus-metadata-server-url",),
     "/var/lib/phantom": _ALL,
-    # left by programs that ended, and by ourselves
+    # leftovers of programs, and of ourselves
     "/": ("core", "core.[0-9]*", f"{TEMPORARY}*"),
     "/etc": (
         *("passwd-", "group-", "shadow-", "gshadow-", "subuid-", "subgid-", "dhcpcd.duid"),
         *("blkid.tab", "blkid.tab.old", ".resolv.conf.systemd-resolved.bak", f"{TEMPORARY}*"),
     ),
     "/usr/sbin": (f"{TEMPORARY}*",),
-    "/tmp": _ALL,  # noqa: S108
-    "/var/tmp": _ALL,  # noqa: S108
-    "/var/crash": _ALL,
-    "/var/lib/systemd/coredump": _ALL,
+    **dict.fromkeys(("/tmp", "/var/tmp"), _ALL),  # noqa: S108
+    **dict.fromkeys(("/var/crash", "/var/lib/systemd/coredump"), _ALL),
     "/root": _HISTORIES,
     # what can be fetched again
     "/var/lib/apt/lists": _ALL,
@@ -66,12 +59,8 @@ _REMOVED: Mapping[str, Sequence[str]] = {
     "/var/cache/apt/archives": ("*.deb", "partial"),
     "/var/cache/debconf": ("*-old",),
     "/var/lib/dpkg": ("*-old",),
-    "/var/cache/dnf": _ALL,
-    "/var/cache/libdnf5": _ALL,
-    "/var/cache/yum": _ALL,
-    "/var/cache/zypp": _ALL,
-    "/var/cache/apk": _ALL,
-    "/var/cache/pacman/pkg": _ALL,
+    **dict.fromkeys(("/var/cache/dnf", "/var/cache/libdnf5", "/var/cache/yum"), _ALL),
+    **dict.fromkeys(("/var/cache/zypp", "/var/cache/apk", "/var/cache/pacman/pkg"), _ALL),
     "/var/lib/pacman/sync": _ALL,
 }
 # Folders whose trees stay and whose files go: their owners want to find the folders.
@@ -86,18 +75,18 @@ _ROTATED = (
     *("*.gz", "*.xz", "*.bz2", "*.zst", "*.old", "*.[0-9]", "*.[0-9][0-9]", "*-[0-9]*[0-9]"),
     *("*.journal", "*.journal~"),
 )
+_IN_HOME = re.compile(r"/sysroot/home/[^/]+/([^/]+)(?:/.*)?", re.DOTALL)
 _MACHINE_ID = PurePosixPath("/etc/machine-id")
 _DBUS_MACHINE_ID = PurePosixPath("/var/lib/dbus/machine-id")
 
-_PROXY_FILES: Mapping[str, re.Pattern[str]] = {
-    **dict.fromkeys(
-        ("/etc/dnf/dnf.conf", "/etc/yum.conf"),
-        re.compile(r"(?m)^[ \t]*proxy(_username|_password|_auth_method)?[ \t]*=.*\n?"),
-    ),
-    "/etc/environment": re.compile(
+_DNF_PROXY = re.compile(r"(?m)^[ \t]*proxy(_username|_password|_auth_method)?[ \t]*=.*\n?")
+_PROXY_FILES = {
+    PurePosixPath("/etc/dnf/dnf.conf"): _DNF_PROXY,
+    PurePosixPath("/etc/yum.conf"): _DNF_PROXY,
+    PurePosixPath("/etc/environment"): re.compile(
         r"(?mi)^[ \t]*(export[ \t]+)?(http|https|ftp|all|no)_proxy[ \t]*=.*\n?"
     ),
-    "/etc/wgetrc": re.compile(r"(?mi)^[ \t]*(http|https|ftp|no)_proxy[ \t]*=.*\n?"),
+    PurePosixPath("/etc/wgetrc"): re.compile(r"(?mi)^[ \t]*(http|https|ftp|no)_proxy[ \t]*=.*\n?"),
 }
 _APT = PurePosixPath("/etc/apt")
 _APT_PROXY = re.compile(
@@ -107,39 +96,35 @@ _APT_PROXY = re.compile(
 
 
 def forget_proxies(files: ImageFiles) -> None:
-    """Takes out the proxies of those who made the base image. Before the definition's files and
-    scripts: what they set stays."""
-    texts = {PurePosixPath(path): pattern for path, pattern in _PROXY_FILES.items()}
+    """Removes the proxies of those who made the base image. It runs before the definition's files
+    and scripts, so that what they set stays."""
     parts = _APT / "apt.conf.d"
-    texts |= dict.fromkeys(
-        [_APT / "apt.conf", *(parts / n for n in files.names(parts))], _APT_PROXY
-    )
-    for path, pattern in texts.items():
-        content, mode = files.read(path), files.mode(path)
-        if content is None or mode is None:
-            continue
-        text = content.decode("utf-8", "surrogateescape")
+    paths = [_APT / "apt.conf", *(parts / name for name in files.names(parts))]
+    for path, pattern in (_PROXY_FILES | dict.fromkeys(paths, _APT_PROXY)).items():
+        text, mode = files.read_to_edit(path), files.mode(path)
         kept = pattern.sub("", text)
-        if kept != text:
-            files.write(path, kept.encode("utf-8", "surrogateescape"), mode)
+        if kept != text and mode is not None:
+            files.write(path, kept, mode)
 
 
-def clean(guest: Guest, files: ImageFiles, system: System) -> None:
-    """Removes keys, identities, logs, histories, leases, seeds and caches. Keys of people
-    (`authorized_keys`) stay: who made the image wants them. Never through a link of the image."""
-    with files.alone():
-        _forget_machine_id(files, system)
-        searches = list(_searches(files))
-    # The appliance's own find, which follows no links; nothing of the image runs meanwhile. A
-    # process costs more than what it does, so there are few.
+def clean(image: Image, *, sparing: PurePosixPath | None = None) -> None:
+    """Removes host keys, identities, logs, histories, leases, seeds and caches, and never follows a
+    link of the image. People's keys (`authorized_keys`) stay: the image's owner wants them. So does
+    the temporary folder `sparing`."""
+    with image.files.alone():
+        _forget_machine_id(image)
+        searches = list(_searches(image.files, sparing))
+    # The appliance's own find, which follows no links; no program of the image runs meanwhile.
+    # Starting a process takes longer than its work, so a few do all of it.
     script = "\n".join(f"find {words} 2>&1" for words in searches)
-    for line in guest.handle.debug("sh", [f"{script}\n:"]).splitlines():
-        guest.progress.output(line)
+    for line in image.guest.shell(f"{script}\n:").splitlines():
+        image.guest.progress.output(line)
 
 
-def _forget_machine_id(files: ImageFiles, system: System) -> None:
-    """systemd fills an empty file in at boot; others make one where there is none."""
-    if system.init == "systemd":
+def _forget_machine_id(image: Image) -> None:
+    """systemd fills in an empty file at boot; other init systems make a file that is missing."""
+    files = image.files
+    if image.system.init == "systemd":
         files.write(_MACHINE_ID, "", 0o444)
     else:
         files.remove(_MACHINE_ID)
@@ -147,12 +132,34 @@ def _forget_machine_id(files: ImageFiles, system: System) -> None:
         files.remove(_DBUS_MACHINE_ID)
 
 
-def _searches(files: ImageFiles) -> Iterator[str]:
-    """What find is told: folders, what to look for in them, and what to do with it."""
+def find_cleaned(files: ImageFiles, paths: Iterable[PurePosixPath]) -> list[PurePosixPath]:
+    """Those of the paths that `clean` would remove or empty."""
+    removed = _places(files, _REMOVED)
+    whole = tuple(f"{place}/" for place in _places(files, (*_EMPTIED, *_TRUNCATED)).values())
+
+    def is_cleaned(place: str) -> bool:
+        if place.startswith(whole):
+            return True
+        if (match := _IN_HOME.fullmatch(place)) and match[1] in _HISTORIES:
+            return True
+        return any(
+            fnmatchcase(place.removeprefix(f"{above}/").partition("/")[0], pattern)
+            for folder, above in removed.items()
+            if place.startswith(f"{above}/")
+            for pattern in _REMOVED[folder]
+        )
+
+    located = {path: files.locate(path) for path in paths}
+    return [path for path, place in located.items() if place and is_cleaned(f"/sysroot{place}")]
+
+
+def _searches(files: ImageFiles, sparing: PurePosixPath | None) -> Iterator[str]:
+    """The arguments of each run of find: folders, tests and actions."""
     remove = "-exec rm -rf --one-file-system -- {} +"
     places = _places(files, _REMOVED)
     paths = [f"{place}/{name}" for folder, place in places.items() for name in _REMOVED[folder]]
-    yield f"{_words(places)} -mindepth 1 -maxdepth 1 {_any_of('-path', paths)} {remove}"
+    spared = "" if sparing is None else f"-not -path /sysroot{sparing} "
+    yield f"{_words(places)} -mindepth 1 -maxdepth 1 {spared}{_any_of('-path', paths)} {remove}"
     homes = _places(files, ["/home"])
     if homes:
         yield f"{_words(homes)} -mindepth 2 -maxdepth 2 {_any_of('-name', _HISTORIES)} {remove}"
@@ -161,20 +168,16 @@ def _searches(files: ImageFiles) -> Iterator[str]:
         yield f"{_words(emptied)} -xdev -mindepth 1 -not -type d -delete"
     truncated = _places(files, _TRUNCATED)
     if truncated:
-        # a file with another name elsewhere loses the name, not its content
+        # a file with another name elsewhere loses only this name: it may not be a log there
         odd = f"-links +1 -o {_any_of('-name', _ROTATED)}"
         empty = "-size +0 -exec truncate --size=0 -- {} +"
         yield f"{_words(truncated)} -xdev -type f '(' '(' {odd} ')' -delete -o {empty} ')'"
 
 
 def _places(files: ImageFiles, folders: Iterable[str]) -> dict[str, str]:
-    """Where those folders that are there lie in the appliance."""
-    found = {folder: files.locate_folder(PurePosixPath(folder)) for folder in folders}
-    return {
-        folder: f"/sysroot{place.rstrip('/')}"
-        for folder, place in found.items()
-        if place is not None
-    }
+    """The paths in the appliance of those folders that exist."""
+    places = {folder: files.locate_folder(PurePosixPath(folder)) for folder in folders}
+    return {folder: f"/sysroot{place.rstrip('/')}" for folder, place in places.items() if place}
 
 
 def _words(places: Mapping[str, str]) -> str:

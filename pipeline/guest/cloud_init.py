@@ -9,35 +9,29 @@ it where it found a source (PHANTOM_USER_DATA_LEAVE_TO_CLOUD_INIT).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 
+from pipeline.disk.system import System
 from pipeline.guest import services
-from pipeline.guest.files import ImageFiles
-from pipeline.guest.system import System
+from pipeline.guest.image import Image
 
 CLOUD_INIT = "cloud-init"
 FETCHER = "fetcher"
 
 NODE_FILE = PurePosixPath("/var/nimbus-metadata-server-url")
-"""Written by a Nimbus node before the boot (facts on Nimbus, "What the image must be")."""
+"""Written by a Nimbus node before the boot (docs/facts/nimbus.md, "What the image must be")."""
 
 _FOLDER = PurePosixPath("/etc/cloud")
-_DISABLED = _FOLDER / "cloud-init.disabled"
-_UNITS = (
-    "cloud-init-local.service",
-    "cloud-init-main.service",  # from 24.3 on
-    "cloud-init-network.service",  # from 24.3 on
-    "cloud-init.service",
-    "cloud-config.service",
-    "cloud-final.service",
+DISABLED = _FOLDER / "cloud-init.disabled"
+"""While this file is there, cloud-init does nothing."""
+_UNITS = (  # of all versions
+    *("cloud-init-local.service", "cloud-init-main.service", "cloud-init-network.service"),
+    *("cloud-init.service", "cloud-config.service", "cloud-final.service"),
     "cloud-init-hotplugd.socket",
 )
 _SCRIPTS = (
-    "cloud-init-ds-identify",
-    "cloud-init-local",
-    "cloud-init",
-    "cloud-config",
-    "cloud-final",
+    *("cloud-init-ds-identify", "cloud-init-local", "cloud-init", "cloud-config", "cloud-final"),
     "cloud-init-hotplug",
 )
 
@@ -58,34 +52,38 @@ policy: search,found=first,maybe=none,notfound=disabled
 def choose_runner(system: System, runner: str) -> str:
     """Who runs user-data on clouds where cloud-init works: `cloud-init` or `fetcher`.
 
-    `runner` is what the definition wants. Without systemd it is always the fetcher: there nothing
-    can keep cloud-init from looking for minutes on a cloud that is not its own.
+    `runner` is what the definition asks for. Without systemd it is always the fetcher, since
+    nothing can then stop cloud-init from searching for minutes on a cloud that it does not support.
     """
     works = system.cloud_init is not None and system.init == "systemd"
     return CLOUD_INIT if works and runner == CLOUD_INIT else FETCHER
 
 
-def configure(files: ImageFiles, system: System, runner: str) -> None:
-    """Has cloud-init, where it is, do what `choose_runner` said."""
+def settings(runner: str) -> Mapping[PurePosixPath, str]:
+    """The files that make cloud-init run user-data or leave it to the fetcher (`runner`), where
+    systemd starts it. Those of a unit belong only where the unit is."""
+    if runner == CLOUD_INIT:
+        files = {_FOLDER / "cloud.cfg.d/zz-phantom.cfg": _SETTINGS}
+        files[_FOLDER / "ds-identify.cfg"] = _IDENTIFY
+        path, reason = NODE_FILE, "Nimbus has no source of data for cloud-init."
+    else:
+        files = {DISABLED: "The user-data fetcher runs user-data (phantom-image).\n"}
+        path, reason = DISABLED, "Versions without a generator do not look there."
+    condition = f"# Written by phantom-image. {reason}\n[Unit]\nConditionPathExists=!{path}\n"
+    return files | {services.UNITS[0] / f"{unit}.d/phantom.conf": condition for unit in _UNITS}
+
+
+def configure(image: Image, runner: str) -> None:
+    """Configures cloud-init, if it is installed, for the runner that `choose_runner` returned."""
+    files, system = image.files, image.system
     if system.cloud_init is None:
         return
     if runner == CLOUD_INIT:
-        files.write(_FOLDER / "cloud.cfg.d/zz-phantom.cfg", _SETTINGS)
-        files.write(_FOLDER / "ds-identify.cfg", _IDENTIFY)
-        files.remove(_DISABLED)
-        _add_condition(files, NODE_FILE, "Nimbus has no source of data for cloud-init.")
-        return
-    files.write(_DISABLED, "The user-data fetcher runs user-data (phantom-image).\n")
-    if system.init == "systemd":
-        _add_condition(files, _DISABLED, "Versions without a generator do not look there.")
-    else:
+        files.remove(DISABLED)
+    elif system.init != "systemd":
         for script in _SCRIPTS:
             services.disable_script(files, script)
-
-
-def _add_condition(files: ImageFiles, path: PurePosixPath, reason: str) -> None:
-    """Has systemd skip all of cloud-init's units where a file is."""
-    text = f"# Written by phantom-image. {reason}\n[Unit]\nConditionPathExists=!{path}\n"
-    for unit in _UNITS:
-        if services.find_unit(files, unit) is not None:
-            files.write(services.UNITS[0] / f"{unit}.d/phantom.conf", text)
+    for path, text in settings(runner).items():
+        unit = path.parent.name.removesuffix(".d") if path.name == "phantom.conf" else None
+        if unit is None or (system.init == "systemd" and services.find_unit(files, unit)):
+            files.write(path, text)

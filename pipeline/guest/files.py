@@ -1,10 +1,10 @@
 """Files of the image: the only way to write into it.
 
-An image is not trusted: anything can be a symbolic link, and libguestfs's calls follow the image's
-links inside the image (bulk calls even out of it, into the appliance). So each folder on the way to
-a file is looked at before anything is written below it, and a file is written under a random name
-beside its place and renamed into it. Between two calls of ours programs of the image may have run,
-so nothing that was seen is remembered from call to call, unless `alone` says that none runs.
+An image is not trusted: anything can be a symbolic link. libguestfs's calls follow links inside the
+image, and its bulk calls follow them even into the appliance. So every folder on the path to a file
+is checked before anything is written below it, and a file is written under a random name beside its
+place and then renamed. Programs of the image may run between two calls, so no call relies on what
+an earlier one saw, unless `alone` promises that none runs.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import stat
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import FileSystemError, UnsafeImageError
 from pipeline.guest.appliance import Guest
-from pipeline.model import MIB, format_size
+from pipeline.guest.tree import PIECE, MountedTree, is_regular
 
 TEMPORARY = ".phantom-"
 """What the names of our own temporary files and folders in the image begin with."""
@@ -63,13 +63,11 @@ _USUAL_LINKS: Mapping[str, tuple[str, ...]] = {
     "/mnt": ("/var/mnt",),
     "/usr/local": ("/var/usrlocal",),
 }
-_OUR_FOLDERS = ("/usr/lib/phantom", "/var/lib/phantom", "/etc/phantom")
+_OUR_FOLDERS = ("/usr/lib/phantom/", "/var/lib/phantom/", "/etc/phantom/")
 _UNIT_FOLDERS = ("/etc/systemd/", "/usr/lib/systemd/", "/lib/systemd/")
 _OF_UNITS = (".wants", ".requires", ".d")
 _FULL = ("No space left on device", "Disk quota exceeded", "Wrote only")  # the last says tar
 _MOST_LINKS = 16  # on the way to one file
-_LONGEST_READ = 16 * MIB
-_READ_PIECE = MIB  # libguestfs's answers hold less than 4 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,27 +79,26 @@ class Copy:
     source: Path
 
 
-class ImageFiles:
+class ImageFiles(MountedTree):
     """The files of the image whose root is mounted at /.
 
-    Nothing is written through a symbolic link of the image. A link in the place of a file or of
-    one of our own folders is replaced; one in the place of another folder is followed where
-    distributions have it so (`/bin` to `usr/bin`), else UnsafeImageError. What is read is what
-    lies at its own place too: whatever is behind another link counts as not there.
+    Nothing is written through a symbolic link of the image. A link in the place of a file, or of
+    one of our own folders, is replaced. A link in the place of another folder is followed if
+    distributions have such a link (`/bin` to `usr/bin`); any other raises UnsafeImageError. Reading
+    follows the same links and no others: what lies behind another link counts as absent.
 
-    Paths are absolute. What is written belongs to root. No program of the image is run. They
-    raise FileSystemError, such as when the file system is damaged or full.
+    Paths are absolute. What is written belongs to root. No program of the image is run. All methods
+    raise FileSystemError, for instance when the file system is damaged or full.
     """
 
     def __init__(self, guest: Guest) -> None:
-        self._guest = guest
-        self._handle = guest.handle
+        super().__init__(guest)
         self._seen: dict[str, dict[str, int] | None] | None = None
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """While the block lasts nothing else changes the image, neither a program of its own nor a
-        call of libguestfs's: each place is looked at once."""
+        """Promises that nothing else changes the image during the block, neither its programs nor
+        calls of libguestfs's own, so that each place is looked at only once."""
         outer, self._seen = self._seen, self._seen or {}
         try:
             yield
@@ -110,13 +107,13 @@ class ImageFiles:
 
     def write(self, path: PurePosixPath, content: bytes | str, mode: int = 0o644) -> None:
         """Makes or replaces a file, in a folder that is made where it is missing."""
-        data = content.encode() if isinstance(content, str) else content
+        data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
         with self._explained(path):
             place = self._free_place(path)
             temporary = self._handle.mktemp(f"{posixpath.dirname(place)}/{TEMPORARY}XXXXXX")
             with self._removed_on_failure(temporary):
-                for start in range(0, len(data), _READ_PIECE):
-                    self._handle.write_append(temporary, data[start : start + _READ_PIECE])
+                for start in range(0, len(data), PIECE):
+                    self._handle.write_append(temporary, data[start : start + PIECE])
                 self._handle.chmod(mode, temporary)
                 self._rename(temporary, place)
 
@@ -129,7 +126,7 @@ class ImageFiles:
         """Makes or replaces a symbolic link."""
         with self._explained(path):
             place = self._free_place(path)
-            temporary = f"{posixpath.dirname(place)}/{TEMPORARY}{secrets.token_hex(8)}"
+            temporary = f"{posixpath.dirname(place)}/{temporary_name()}"
             self._handle.ln_s(target, temporary)
             with self._removed_on_failure(temporary):
                 self._rename(temporary, place)
@@ -142,15 +139,22 @@ class ImageFiles:
                 raise FileSystemError(f"the image has no {path} of its own")
             self._rename(place, self._free_place(new))
 
+    def set_aside(self, path: PurePosixPath) -> PurePosixPath | None:
+        """Gives what lies at a path another name beside it; None if nothing lies there."""
+        if not self.exists(path):
+            return None
+        aside = path.with_name(temporary_name())
+        self.move(path, aside)
+        return aside
+
     def remove(self, path: PurePosixPath) -> None:
-        """Removes a file, a link itself, or a folder with all in it; nothing where none is."""
+        """Removes a file, a link itself, or a folder with all in it. What is absent is no error."""
         with self._explained(path):
-            place = self.locate(path)
-            kind = None if place is None else self._kind(place)
-            if place is None or kind is None:
+            place, status = self._look(path)
+            if place is None or status is None:
                 return
             self._forget(place)
-            if stat.S_ISDIR(kind):
+            if stat.S_ISDIR(status["st_mode"]):
                 self._handle.rm_rf(place)
             else:
                 self._handle.rm(place)
@@ -162,81 +166,46 @@ class ImageFiles:
         by_target = {copy.target: copy for copy in copies}
         with self._explained(PurePosixPath("/")):
             staging = self._handle.mkdtemp(f"/{TEMPORARY}XXXXXX")
-            try:
+            with self._removed_on_failure(staging):
                 self._upload(list(by_target.values()), staging)
                 self._move(list(by_target), staging)
                 self._handle.rmdir(staging)
-            except BaseException:
-                with suppress(RuntimeError):
-                    self._handle.rm_rf(staging)
-                raise
 
-    def read(self, path: PurePosixPath) -> bytes | None:
-        """The content of a regular file; None where none lies at this place. Raises
-        FileSystemError for one that is too large to be a file of settings."""
-        with self._explained(path):
-            place = self.locate(path)
-            found = None if place is None else self._status(place)
-            if found is None or not stat.S_ISREG(found["st_mode"]):
-                return None
-            size = found["st_size"]
-            if size > _LONGEST_READ:
-                raise FileSystemError(f"the image's {path} has {format_size(size)}")
-            pieces = range(0, size, _READ_PIECE)
-            return b"".join(self._handle.pread(place, _READ_PIECE, start) for start in pieces)
-
-    def exists(self, path: PurePosixPath) -> bool:
-        """Whether anything lies at this place, be it a link that leads nowhere."""
-        with self._explained(path):
-            place = self.locate(path)
-            return place is not None and self._kind(place) is not None
+    def read_to_edit(self, path: PurePosixPath) -> str:
+        """A text file, which `write` writes back byte for byte even if it is not UTF-8; empty if it
+        is absent."""
+        return (self.read_bytes(path) or b"").decode("utf-8", "surrogateescape")
 
     def is_folder(self, path: PurePosixPath) -> bool:
         """Whether a folder lies at this place."""
         return self.locate_folder(path) is not None
 
     def mode(self, path: PurePosixPath) -> int | None:
-        """The permission bits of a regular file; None where none lies at this place."""
-        with self._explained(path):
-            place = self.locate(path)
-            kind = None if place is None else self._kind(place)
-            return stat.S_IMODE(kind) if kind is not None and stat.S_ISREG(kind) else None
+        """The permission bits of a regular file; None if there is no such file."""
+        _, status = self._look(path)
+        return stat.S_IMODE(status["st_mode"]) if is_regular(status) else None
 
-    def names(self, folder: PurePosixPath) -> list[str]:
-        """What lies in a folder, sorted; empty where there is none. Names that are not UTF-8 are
-        left out: nobody here asks for one."""
-        with self._explained(folder):
-            place = self.locate_folder(folder)
-            return [] if place is None else sorted(self._guest.names(place))
-
-    def read_link(self, path: PurePosixPath) -> str | None:
-        """Where a symbolic link leads, as it is written; None where none lies at this place."""
-        with self._explained(path):
-            place = self.locate(path)
-            kind = None if place is None else self._kind(place)
-            if kind is None or not stat.S_ISLNK(kind):
-                return None
-            return self._guest.read_link(str(place))
+    def owner(self, path: PurePosixPath) -> tuple[int, int] | None:
+        """User and group of a regular file; None if there is no such file."""
+        _, status = self._look(path)
+        return (status["st_uid"], status["st_gid"]) if is_regular(status) else None
 
     def locate(self, path: PurePosixPath) -> str | None:
-        """The place of a file or folder, reached without any link: what calls of libguestfs's own
-        may be given. The last part may be absent, or be a link itself. None where the folder that
-        holds it is not there, or only behind a link that is not usual."""
-        if path == PurePosixPath("/"):
-            return "/"
-        try:
-            with self._explained(path):
-                folder = self._walk(path.parent, make=None)
-        except UnsafeImageError:
-            return None
+        """The place of a file or folder, reached without any link, so that it can be given to calls
+        of libguestfs. The last part may be absent, or be a link itself. None if its folder is
+        absent, or lies behind a link that distributions do not have."""
+        folder = self._find_folder(path.parent)
         return None if folder is None else posixpath.join(folder, path.name)
 
     def locate_folder(self, path: PurePosixPath) -> str | None:
-        """The place of a folder, reached without any link but usual ones; None where there is
-        none."""
+        """The place of a folder, reached only by links that distributions have; None if it is
+        absent."""
+        with self._explained(path):
+            return self._find_folder(path)
+
+    def _find_folder(self, path: PurePosixPath) -> str | None:
         try:
-            with self._explained(path):
-                return self._walk(path, make=None)
+            return self._walk(path, make=None)
         except UnsafeImageError:
             return None
 
@@ -261,7 +230,12 @@ class ImageFiles:
                     place, parts = "/", [*_parts(PurePosixPath(target)), *parts]
                     continue
                 if not _is_ours(here):
-                    raise _unsafe(here, self._guest.read_link(here))
+                    raise UnsafeImageError(
+                        f"the image's {here} is a link to {self._guest.read_link(here)}, and files "
+                        "are to be written below it",
+                        todo="make it a folder in the base image, or name files by the folder that "
+                        "it leads to",
+                    )
             if kind is None or not stat.S_ISDIR(kind):
                 if make is None:
                     return None
@@ -281,14 +255,13 @@ class ImageFiles:
         self._handle.chmod(mode, here)
 
     def _follow(self, here: str) -> str | None:
-        """Where a usual link leads to; None for any other."""
-        target = posixpath.normpath(
-            posixpath.join(posixpath.dirname(here), self._guest.read_link(here))
-        )
+        """The target of a link that distributions have; None for any other link."""
+        folder, target = posixpath.dirname(here), self._guest.read_link(here)
+        target = posixpath.normpath(posixpath.join(folder, target))
         return target if target in _USUAL_LINKS.get(here, ()) else None
 
     def _free_place(self, path: PurePosixPath) -> str:
-        """The place of a file that is to be made, where no folder lies."""
+        """The place for a new file, cleared of a folder of ours."""
         place = posixpath.join(self._enter(path.parent), path.name)
         self._clear(place, self._kind(place))
         return place
@@ -307,26 +280,26 @@ class ImageFiles:
         self._handle.rename(place, new)
 
     def _forget(self, place: str) -> None:
-        """Says that what lies at a place, and below it, changes now."""
+        """Forgets what was seen at a place and below it, because it is about to change."""
         seen = self._seen or {}
-        for each in [each for each in seen if f"{each}/".startswith(f"{place}/")]:
-            del seen[each]
+        for known in [known for known in seen if f"{known}/".startswith(f"{place}/")]:
+            del seen[known]
 
     def _kind(self, place: str) -> int | None:
-        found = self._status(place)
-        return None if found is None else int(found["st_mode"])
+        status = self._status(place)
+        return None if status is None else int(status["st_mode"])
 
-    def _status(self, place: str) -> dict[str, int] | None:
-        """What lstat says of a place whose folder was looked at."""
+    def _status(self, place: str, *, file: bool = False) -> dict[str, int] | None:
+        """What lstat says of a place whose folder was looked at: no link to a file is followed."""
         if self._seen is not None and place in self._seen:
             return self._seen[place]
-        found = self._guest.status(place)
+        status = self._guest.status(place)
         if self._seen is not None:
-            self._seen[place] = found
-        return found
+            self._seen[place] = status
+        return status
 
     def _upload(self, copies: Sequence[Copy], staging: str) -> None:
-        """Puts files into our own folder, named by their number."""
+        """Uploads files to a folder of ours, where their names are numbers."""
         with tempfile.TemporaryFile(dir=self._guest.log.parent) as packed:
             with tarfile.open(fileobj=packed, mode="w") as archive:
                 for number, copy in enumerate(copies):
@@ -345,24 +318,22 @@ class ImageFiles:
             numbers.setdefault(target.parent, []).append((number, target.name))
         for folder, files in numbers.items():
             place = self._enter(folder)
-            found = self._handle.lstatnslist(place, [name for _number, name in files])
-            for (number, name), status in zip(files, found, strict=True):
+            statuses = self._handle.lstatnslist(place, [name for _number, name in files])
+            for (number, name), status in zip(files, statuses, strict=True):
                 here = posixpath.join(place, name)
                 self._clear(here, None if status["st_ino"] == -1 else status["st_mode"])
                 self._rename(f"{staging}/{number}", here)
 
-    @contextmanager
-    def _explained(self, path: PurePosixPath) -> Iterator[None]:
-        """Makes sentences of what libguestfs says."""
-        try:
-            yield
-        except RuntimeError as error:
-            if self._guest.ended:
-                raise
+    def _explained(self, path: PurePosixPath) -> AbstractContextManager[object]:
+        """Turns libguestfs's errors into FileSystemError."""
+
+        def explain(error: RuntimeError) -> FileSystemError:
             if any(text in str(error) for text in _FULL):
-                raise full() from error
+                return full()
             reason = str(error).strip().rpartition(": ")[2]
-            raise FileSystemError(f"the image's file system fails at {path}: {reason}") from error
+            return FileSystemError(f"the image's file system fails at {path}: {reason}")
+
+        return self._guest.explained(explain)
 
     @contextmanager
     def _removed_on_failure(self, temporary: str) -> Iterator[None]:
@@ -370,12 +341,17 @@ class ImageFiles:
             yield
         except BaseException:
             with suppress(RuntimeError):
-                self._handle.rm_f(temporary)
+                self._handle.rm_rf(temporary)
             raise
 
 
+def temporary_name() -> str:
+    """A new name for a file or folder of ours in the image."""
+    return f"{TEMPORARY}{secrets.token_hex(8)}"
+
+
 def full() -> FileSystemError:
-    """That the image's file system has no room left."""
+    """The error for an image whose file system is full."""
     return FileSystemError(
         "the image's root file system is full",
         todo="give the appliance a larger disk_size, or remove something from the base",
@@ -387,17 +363,8 @@ def _parts(path: PurePosixPath) -> list[str]:
 
 
 def _is_ours(place: str) -> bool:
-    """Whether nobody else has a use for what lies there."""
-    if any(place == folder or place.startswith(f"{folder}/") for folder in _OUR_FOLDERS):
-        return True
+    """Whether a place is ours alone, so that what lies there may be replaced."""
     name = posixpath.basename(place)
-    if name.startswith("phantom-"):
+    if name.startswith("phantom-") or f"{place}/".startswith(_OUR_FOLDERS):
         return True
     return place.startswith(_UNIT_FOLDERS) and name.endswith(_OF_UNITS)
-
-
-def _unsafe(link: str, target: str) -> UnsafeImageError:
-    return UnsafeImageError(
-        f"the image's {link} is a link to {target}, and files are to be written below it",
-        todo="make it a folder in the base image, or name files by the folder that it leads to",
-    )

@@ -1,114 +1,80 @@
-"""The maker of SSH host keys at boot.
+"""SSH host keys, made by each machine at boot.
 
-A base's own keys are removed, since all machines would share them. Where neither the image's sshd
-nor cloud-init makes new ones, this does. The element phantom-debian has its own, for images from
-scratch.
+The base image's own keys are removed, since all machines would share them. The services of the
+element phantom-ssh make new ones, unless something makes them that is started at boot.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from pipeline.guest import services
+from pipeline.guest import services, sshd
 from pipeline.guest.files import ImageFiles
-from pipeline.guest.system import System
+from pipeline.guest.image import Image
+from pipeline.guest.payload import Payload
 
-SERVICE = "phantom-ssh-host-keys"
-
-_UNIT = """\
+_MAKERS = re.compile(r"ssh-keygen|sshd-keygen|gen-?keys|host-?keys")
+_OWN = ("ssh", "sshd")  # what distributions call sshd's own service
+_LATE = {*(f"{service}.service" for service in _OWN), "multi-user.target", "graphical.target"}
+_AFTER = """\
+# Written by phantom-image. These units make host keys too, if they are started.
 [Unit]
-Description=Make this machine's own SSH host keys
-# Where cloud-init or the distribution makes them, they are there by then.
-After=cloud-init.service cloud-init-network.service sshd-keygen.target sshd-keygen.service
-# Not before their sockets: these come before all that multi-user.target wants.
-Before=ssh.service sshd.service
-ConditionPathExists=!/etc/ssh/ssh_host_rsa_key
-
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart={keygen} -A
-
-[Install]
-WantedBy=multi-user.target
+After={makers}
 """
 
-_SCRIPT = """\
-#!/bin/sh
-### BEGIN INIT INFO
-# Provides:          phantom-ssh-host-keys
-# Required-Start:    $remote_fs
-# Required-Stop:
-# X-Start-Before:    ssh sshd
-# Default-Start:     2 3 4 5
-# Default-Stop:
-# Short-Description: Make this machine's own SSH host keys
-### END INIT INFO
 
-case ${{1-}} in
-    start)
-        [ -e /etc/ssh/ssh_host_rsa_key ] || {keygen} -A
-        ;;
-    stop | restart | force-reload | status) ;;
-    *)
-        echo "usage: $0 start" >&2
-        exit 2
-        ;;
-esac
-"""
+def add_maker(image: Image, payload: Payload) -> None:
+    """Adds the services if the image has an sshd, unless its host keys are made at boot for sure.
 
-_OPENRC = """\
-#!/sbin/openrc-run
-
-description="Make this machine's own SSH host keys"
-
-depend() {{
-    use localmount
-    before ssh sshd
-}}
-
-start() {{
-    [ ! -e /etc/ssh/ssh_host_rsa_key ] || return 0
-    ebegin "Making SSH host keys"
-    {keygen} -A
-    eend $?
-}}
-"""
-
-_MAKERS = re.compile(rb"ssh-keygen|sshd-keygen|gen-?keys|host-?keys")
-
-
-def add_maker(
-    files: ImageFiles, system: System, programs: Mapping[str, PurePosixPath], init: str
-) -> None:
-    """Puts the maker in where an sshd is and nothing makes its host keys. `programs` are those of
-    the image.
-
-    Beside cloud-init no other maker is relied on: that of Red Hat leaves it to cloud-init, also
-    where that does not work.
+    A unit's presence says little: many disable themselves, or leave the keys to cloud-init on
+    clouds where that does not work. So under systemd ours come after all of those, and make the
+    keys that are missing then.
     """
-    keygen = programs.get("ssh-keygen")
-    if keygen is None or "sshd" not in programs:
+    if "sshd" not in image.programs or "ssh-keygen" not in image.programs:
         return
-    if system.cloud_init is None and _has_maker(files, init):
+    files, systemd = image.files, image.init == "systemd"
+    folders = services.UNITS if systemd else (services.INIT_SCRIPTS,)
+    makers = sorted({*_find_makers(files, folders)} - {*payload.services})
+    if image.system.cloud_init is None and any(_is_started(image, maker) for maker in makers):
         return
-    if init == "systemd":
-        files.write(services.UNITS[0] / f"{SERVICE}.service", _UNIT.format(keygen=keygen))
-    else:
-        script = _OPENRC if init == "openrc" else _SCRIPT
-        files.write(services.INIT_SCRIPTS / SERVICE, script.format(keygen=keygen), 0o755)
-    services.enable(files, init, SERVICE, "default")
+    copies = [copy for copy in payload.files_for(image.init) if copy.target != sshd.DROP_IN]
+    files.copy(copies)
+    earlier = [f"{maker}.service" for maker in makers if systemd and _can_be_first(files, maker)]
+    for service in payload.services:
+        unit = services.UNITS[0] / f"{service}.service"
+        if systemd and not services.is_masked(files, unit.name):
+            files.remove(unit)  # of an earlier build, in the way of what was copied
+        if earlier:
+            place = services.UNITS[0] / f"{service}.service.d/phantom.conf"
+            files.write(place, _AFTER.format(makers=" ".join(earlier)))
+        if systemd or files.exists(services.INIT_SCRIPTS / service):
+            services.enable(image, service, payload.runlevel)
 
 
-def _has_maker(files: ImageFiles, init: str) -> bool:
-    """Whether a service that belongs to sshd makes keys."""
-    folders = services.UNITS if init == "systemd" else (services.INIT_SCRIPTS,)
-    for folder in folders:
-        for name in files.names(folder):
-            if "ssh" not in name or (init == "systemd" and not name.endswith(".service")):
-                continue
-            if _MAKERS.search(name.encode()) or _MAKERS.search(files.read(folder / name) or b""):
-                return True
-    return False
+def _is_started(image: Image, maker: str) -> bool:
+    """Whether a maker of keys is started at boot, before sshd. Under systemd only sshd's own unit
+    is: others may have conditions."""
+    if image.init == "systemd":
+        return maker in _OWN and services.find_unit(image.files, f"{maker}.service") is not None
+    return services.is_script_enabled(image.files, maker)
+
+
+def _can_be_first(files: ImageFiles, maker: str) -> bool:
+    """Whether a unit can come before ours, which come before sshd: not if it comes after sshd."""
+    path = services.find_unit(files, f"{maker}.service")
+    if maker in _OWN or path is None:
+        return False
+    later = re.findall(r"(?m)^After=(.*)$", files.read(path))
+    return not _LATE.intersection(unit for line in later for unit in line.split())
+
+
+def _find_makers(files: ImageFiles, folders: Sequence[PurePosixPath]) -> Iterator[str]:
+    """The services of ssh that make keys, without templates: their instances have a target."""
+    suffix = ".service" if folders == services.UNITS else ""
+    for path in (folder / name for folder in folders for name in files.names(folder)):
+        name = path.name.removesuffix(suffix)
+        named = "ssh" in name and path.name.endswith(suffix) and not name.endswith("@")
+        if named and (_MAKERS.search(name) or _MAKERS.search(files.read(path))):
+            yield name

@@ -23,4 +23,6 @@ done
 if [ -n "$console" ]; then
     exec >"$console" 2>&1
 fi
-exec "$(cat "$folder/qemu")" "$@"
+# QEMU works on untrusted disks, and has no use for the credentials that libguestfs's process has.
+exec env -i PATH="$PATH" TMPDIR="${TMPDIR:-/tmp}" LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}" \
+    "$(cat "$folder/qemu")" "$@"

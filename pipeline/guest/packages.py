@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline.errors import DefinitionError, PackageManagerError, PackagesFailedError, PhantomError
-from pipeline.guest.appliance import Guest
-from pipeline.guest.files import TEMPORARY, ImageFiles, full
+from pipeline.guest.files import full, temporary_name
+from pipeline.guest.image import Image
 from pipeline.guest.programs import Ended, printable, reachable, resolving, run_program
-from pipeline.guest.system import System
+from pipeline.model import split_pin
 
 Installed = tuple[str, str, str]
 """Name, version, architecture."""
@@ -21,12 +21,12 @@ Installed = tuple[str, str, str]
 _SECONDS = 2 * 3600  # for one run of a package manager
 _LIST_SECONDS = 300
 _LAST_LINES = 6
-_APT = [
-    "apt-get --assume-yes --quiet",
-    "-o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold -o Dpkg::Use-Pty=0",
-    "-o APT::Install-Recommends=false -o APT::Install-Suggests=false",
-    "-o Acquire::Languages=none -o Acquire::PDiffs=false -o Acquire::Retries=3",
-]
+_APT = (
+    "apt-get --assume-yes --quiet --allow-downgrades "
+    "-o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold -o Dpkg::Use-Pty=0 "
+    "-o APT::Install-Recommends=false -o APT::Install-Suggests=false "
+    "-o Acquire::Languages=none -o Acquire::PDiffs=false -o Acquire::Retries=3"
+)
 _ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {
     "apt": {
         "APT_LISTCHANGES_FRONTEND": "none",
@@ -41,12 +41,14 @@ _ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Manager:
-    """What a package manager is told, as lines of shell; packages follow."""
+    """The commands of a package manager, as lines of shell; packages follow."""
 
-    refresh: str | None
+    refresh: str | None = None
     install: str
     remove: str
-    tidy: str | None
+    tidy: str | None = None
+    pin: str | None = "{name}={version}"
+    """How it is asked for one version of a package; None if it cannot be."""
 
 
 _MANAGERS: Mapping[str, _Manager] = {
@@ -57,46 +59,43 @@ _MANAGERS: Mapping[str, _Manager] = {
         tidy="apt-get clean",
     ),
     "dnf": _Manager(
-        refresh=None,
         install="dnf --assumeyes --setopt=install_weak_deps=False install",
         remove="dnf --assumeyes remove",
         tidy="dnf --quiet clean all",
+        pin="{name}-{version}",
     ),
     "yum": _Manager(
-        refresh=None,
         install="yum --assumeyes install",
         remove="yum --assumeyes remove",
         tidy="yum --quiet clean all",
+        pin="{name}-{version}",
     ),
     "zypper": _Manager(
         refresh="zypper --non-interactive refresh",
-        install="zypper --non-interactive install --no-recommends --auto-agree-with-licenses",
+        install="zypper --non-interactive install --no-recommends --auto-agree-with-licenses "
+        "--oldpackage",
         remove="zypper --non-interactive remove",
         tidy="zypper --quiet clean --all",
     ),
-    "apk": _Manager(
-        refresh=None,
-        install="apk add --no-cache --no-progress",
-        remove="apk del --no-progress",
-        tidy=None,
-    ),
+    "apk": _Manager(install="apk add --no-cache --no-progress", remove="apk del --no-progress"),
     "pacman": _Manager(
         refresh="pacman --sync --refresh --noconfirm --noprogressbar",
         install="pacman --sync --needed --noconfirm --noprogressbar",
         remove="pacman --remove --noconfirm --noprogressbar",
         tidy="rm -rf /var/cache/pacman/pkg/* /var/lib/pacman/sync/*",
+        pin=None,
     ),
 }
 _POLICY = PurePosixPath("/usr/sbin/policy-rc.d")
 _NO_SERVICES = "#!/bin/sh\n# No service is started while packages are installed.\nexit 101\n"
-# What separates fields and lines, for whoever reads a list of packages, and what no terminal takes.
+# What would break the columns and lines of our own list, or disturb a terminal.
 _UNCLEAN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9.+_-]*")
+_NO_PACKAGE = "phantom-image: no package: "
+_PLAIN_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9.+_-]*)[^=/<>~@*]*")
 
 
 def change_packages(
-    guest: Guest,
-    system: System,
+    image: Image,
     *,
     install: Sequence[str],
     remove: Sequence[str],
@@ -113,13 +112,15 @@ def change_packages(
     """
     if not install and not remove:
         return
-    manager = system.package_manager
+    guest, manager = image.guest, image.system.package_manager
     if manager is None or manager not in _MANAGERS:
         raise PackageManagerError(
-            f"{system.product} has no package manager that is known",
+            f"{image.system.product} has no package manager that is known",
             todo="leave `packages` out, or take a base image that has them already",
         )
-    present = {name for name, _version, _architecture in list_packages(guest, system)}
+    present: defaultdict[str, set[str]] = defaultdict(set)
+    for name, version, _architecture in list_packages(image):
+        present[name].add(version)
     missing = [name for name in install if not _is_present(name, present)]
     unwanted = [name for name in remove if _is_present(name, present)]
     if missing and not network:
@@ -128,54 +129,48 @@ def change_packages(
             f"{'it' if len(missing) == 1 else 'them'}",
             todo="write `network: true` below `base_image`, or leave these packages out",
         )
-    files = ImageFiles(guest)
-    run = _Run(guest, files, manager, proxies)
+    run = _Run(image, manager, proxies)
     with run.prepared(apt_sources if missing else None):
         if unwanted:
             guest.progress.step(f"removing {_count(unwanted)}")
             run.remove(unwanted)
         if missing:
             guest.progress.step(f"installing {_count(missing)}")
-            with resolving(guest, files, network=network):
+            with resolving(image):
                 run.install(missing)
 
 
-def list_packages(guest: Guest, system: System) -> list[Installed]:
-    """The packages that are installed, sorted; empty where no package manager is known. What its
-    list holds is the image's word: an entry that is none is left out.
+def list_packages(image: Image) -> list[Installed]:
+    """The installed packages, sorted; empty if no package manager is known. The list comes from the
+    image and is not trusted: malformed entries are left out.
 
     Raises PackagesFailedError, FileSystemError.
     """
-    lister = _LISTERS.get(system.package_manager or "")
-    return [] if lister is None else sorted(filter(_is_clean, lister(guest)))
-
-
-def _is_clean(package: Installed) -> bool:
-    return bool(package[0]) and not any(_UNCLEAN.search(field) for field in package)
+    lister = _LISTERS.get(image.system.package_manager or "")
+    packages = [] if lister is None else lister(image)
+    return sorted(
+        fields for fields in packages if fields[0] and not any(map(_UNCLEAN.search, fields))
+    )
 
 
 class _Run:
     """Runs of one package manager."""
 
-    def __init__(
-        self, guest: Guest, files: ImageFiles, manager: str, proxies: Mapping[str, str]
-    ) -> None:
-        self._guest = guest
-        self._files = files
+    def __init__(self, image: Image, manager: str, proxies: Mapping[str, str]) -> None:
+        self._image = image
+        self._files = image.files
         self._manager = manager
-        self._environment = {
-            **_ENVIRONMENTS.get(manager, {}),
-            **{name: reachable(value) for name, value in proxies.items()},
-        }
-        self._apt = " ".join(_APT)
+        self._environment = {**_ENVIRONMENTS.get(manager, {}), **proxies}
+        self._apt = _APT
+        self._apt_options = ""
 
     @contextmanager
     def prepared(self, apt_sources: str | None) -> Iterator[None]:
-        """Where apt's lists and packages go into a folder of our own, and no service starts."""
+        """For apt: keeps its lists and packages in a folder of ours, and services from starting."""
         if self._manager != "apt":
             yield
             return
-        folder = PurePosixPath(f"/var/tmp/{TEMPORARY}{secrets.token_hex(8)}")  # noqa: S108
+        folder = PurePosixPath("/var/tmp", temporary_name())  # noqa: S108
         for below in ("lists/partial", "cache/archives/partial"):
             self._files.make_folder(folder / below)
         options = f"-o Dir::State::Lists={folder}/lists -o Dir::Cache={folder}/cache"
@@ -183,12 +178,12 @@ class _Run:
             self._files.write(folder / "sources.list", reachable(apt_sources))
             options += f" -o Dir::Etc::SourceList={folder}/sources.list"
             options += " -o Dir::Etc::SourceParts=/dev/null"
-        self._apt = " ".join([*_APT, options])
+        self._apt, self._apt_options = f"{_APT} {options}", options
         try:
-            with _no_services(self._guest, self._files):
+            with _no_services(self._image):
                 yield
         finally:
-            if not self._guest.ended:
+            if not self._image.guest.ended:
                 self._files.remove(folder)
 
     def remove(self, packages: Sequence[str]) -> None:
@@ -200,129 +195,152 @@ class _Run:
         manager = _MANAGERS[self._manager]
         if manager.refresh is not None:
             self._run(manager.refresh)
-        self._run(manager.install, packages)
+        if self._manager == "apt":
+            self._check_names([split_pin(package)[0] for package in packages])
+        self._run(manager.install, [_pinned(self._manager, package) for package in packages])
         if self._manager == "yum":  # which ends well when it knows only some of them
-            self._run("rpm --query --whatprovides", packages)
+            self._run("rpm --query --whatprovides", [split_pin(each)[0] for each in packages])
         if manager.tidy is not None:
             self._run(manager.tidy)
+
+    def _check_names(self, names: Sequence[str]) -> None:
+        """Raises PackagesFailedError for names that apt would take for a regular expression or for
+        a removal (`curl-`), because no package has them."""
+        line = f'for name; do apt-cache {self._apt_options} pkgnames "$name" | grep -Fqxe "$name"'
+        line = f'{line} || echo "{_NO_PACKAGE}$name"; done'
+        words = ["/bin/sh", "-c", line, "sh", *names]
+        ended = run_program(
+            self._image, words, seconds=_LIST_SECONDS, environment=self._environment
+        )
+        said = [line.partition(_NO_PACKAGE)[2] for line in ended.output.splitlines()]
+        if unknown := [name for name in names if name in said]:
+            raise PackagesFailedError(
+                f"the base image's sources of packages have no {', '.join(unknown)}",
+                todo="correct the name; a virtual package is asked for by one that provides it",
+                log=self._image.guest.log,
+            )
 
     def _run(self, line: str, packages: Sequence[str] = ()) -> None:
         words = ["/bin/sh", "-c", line.format(apt=self._apt) + ' "$@"', "sh", *packages]
         shown = " ".join([line.format(apt="apt-get"), *packages])
         try:
-            ended = run_program(
-                self._guest, self._files, words, seconds=_SECONDS, environment=self._environment
-            )
+            ended = run_program(self._image, words, seconds=_SECONDS, environment=self._environment)
         except TimeoutError:
             raise PackagesFailedError(
                 f"`{shown}` did not end in the image within {_SECONDS // 3600} hours",
-                log=self._guest.log,
+                log=self._image.guest.log,
             ) from None
         if ended.status != 0:
             raise self._explain(shown, ended)
 
     def _explain(self, shown: str, ended: Ended) -> PhantomError:
-        if any("No space left on device" in line or "free space" in line for line in ended.lines):
+        if "No space left on device" in ended.output or "free space" in ended.output:
             return full()
         how = "shut its machine down" if ended.status is None else f"ended with {ended.status}"
         return PackagesFailedError(
             f"`{shown}` {how} in the image",
             todo="see what it says; its sources of packages are those of the base image",
-            log=self._guest.log,
-            detail="\n".join(ended.lines),
+            log=self._image.guest.log,
+            detail=ended.output,
         )
 
 
 @contextmanager
-def _no_services(guest: Guest, files: ImageFiles) -> Iterator[None]:
-    aside = _POLICY.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
-    had_one = files.exists(_POLICY)
-    if had_one:
-        files.move(_POLICY, aside)
+def _no_services(image: Image) -> Iterator[None]:
+    files = image.files
+    aside = files.set_aside(_POLICY)
     files.write(_POLICY, _NO_SERVICES, 0o755)
     try:
         yield
     finally:
-        if not guest.ended:
+        if not image.guest.ended:
             files.remove(_POLICY)
-            if had_one:
+            if aside is not None:
                 files.move(aside, _POLICY)
 
 
-def _is_present(wanted: str, present: set[str]) -> bool:
-    """Whether a package is installed, in whatever version: `name`, `name:amd64`."""
-    name = _PLAIN_NAME.match(wanted)
-    if name is None or re.search(r"[=/<>~@*]", wanted):
-        return False
-    return name[0] in present
+def _is_present(wanted: str, present: Mapping[str, Collection[str]]) -> bool:
+    """Whether a package is installed, `name` or `name:amd64` in whatever version, `name=version` in
+    that one."""
+    name, version = split_pin(wanted)
+    match = _PLAIN_NAME.fullmatch(name)
+    installed = present.get(match[1], ()) if match else ()
+    return version in installed if version is not None else bool(installed)
+
+
+def _pinned(manager: str, package: str) -> str:
+    """A package in its manager's words. Raises PackageManagerError for a version where the manager
+    only has the newest."""
+    name, version = split_pin(package)
+    if version is None:
+        return name
+    form = _MANAGERS[manager].pin
+    if form is None:
+        raise PackageManagerError(
+            f"{manager} cannot install {package}: it only knows the newest version",
+            todo=f"write {name} without a version",
+        )
+    return form.format(name=name, version=version)
 
 
 def _count(packages: Sequence[str]) -> str:
     return packages[0] if len(packages) == 1 else f"{len(packages)} packages"
 
 
-def _of_dpkg(guest: Guest) -> Iterator[Installed]:
-    for fields in _stanzas(guest, "/var/lib/dpkg/status", ": "):
-        if fields.get("Status", "").endswith(" installed"):
-            yield (
-                fields.get("Package", ""),
-                fields.get("Version", ""),
-                fields.get("Architecture", ""),
-            )
+def _of_dpkg(image: Image) -> Iterator[Installed]:
+    for fields in _stanzas(image.files.read(PurePosixPath("/var/lib/dpkg/status"))):
+        if fields["Status"].endswith(" installed"):
+            yield fields["Package"], fields["Version"], fields["Architecture"]
 
 
-def _of_apk(guest: Guest) -> Iterator[Installed]:
-    for fields in _stanzas(guest, "/lib/apk/db/installed", ":"):
-        if "P" in fields:
-            yield fields["P"], fields.get("V", ""), fields.get("A", "")
+def _of_apk(image: Image) -> Iterator[Installed]:
+    for fields in _stanzas(image.files.read(PurePosixPath("/lib/apk/db/installed"))):
+        yield fields["P"], fields["V"], fields["A"]
 
 
-def _stanzas(guest: Guest, path: str, separator: str) -> Iterator[dict[str, str]]:
-    """The fields of each paragraph; of those with several lines, the first."""
-    content = ImageFiles(guest).read(PurePosixPath(path)) or b""
-    for stanza in content.decode("utf-8", "replace").split("\n\n"):
-        lines = [line.partition(separator) for line in stanza.split("\n") if line[:1].strip()]
-        fields = {name: value.strip() for name, _separator, value in lines}
-        if fields:
-            yield fields
+def _stanzas(text: str) -> Iterator[Mapping[str, str]]:
+    """The fields of each paragraph, empty by default; of those with several lines, the first."""
+    for stanza in text.split("\n\n"):
+        lines = [line.partition(":") for line in stanza.split("\n") if line[:1].strip()]
+        yield defaultdict(str, {name.strip(): value.strip() for name, _colon, value in lines})
 
 
-def _of_rpm(guest: Guest) -> Iterator[Installed]:
+def _of_rpm(image: Image) -> Iterator[Installed]:
     form = r"%{NAME}\t%{EVR}\t%{ARCH}\n"
-    for line in _listed(guest, ["rpm", "--query", "--all", "--queryformat", form]).split("\n"):
+    for line in _listed(image, ["rpm", "--query", "--all", "--queryformat", form]).split("\n"):
         name, *rest = line.split("\t")
         if len(rest) == 2 and name != "gpg-pubkey":
             yield name, rest[0], rest[1]
 
 
-def _of_pacman(guest: Guest) -> Iterator[Installed]:
-    for stanza in _listed(guest, ["pacman", "--query", "--info"]).split("\n\n"):
-        lines = [line.partition(":") for line in stanza.split("\n")]
-        fields = {name.strip(): value.strip() for name, _colon, value in lines}
-        yield fields.get("Name", ""), fields.get("Version", ""), fields.get("Architecture", "")
+def _of_pacman(image: Image) -> Iterator[Installed]:
+    for fields in _stanzas(_listed(image, ["pacman", "--query", "--info"])):
+        yield fields["Name"], fields["Version"], fields["Architecture"]
 
 
-def _listed(guest: Guest, words: Sequence[str]) -> str:
+def _listed(image: Image, words: Sequence[str]) -> str:
     """What a package manager prints. Raises PackagesFailedError."""
+    guest = image.guest
+
+    def explain(error: RuntimeError) -> PhantomError:
+        lines = str(error).splitlines()[-_LAST_LINES:]
+        return PackagesFailedError(
+            f"{words[0]} cannot list the image's packages",
+            todo="repair the base image's database of packages, or choose another base image",
+            log=guest.log,
+            detail="\n".join(map(printable, lines)),
+        )
+
     try:
-        with guest.limited(_LIST_SECONDS):
+        with guest.explained(explain), guest.limited(_LIST_SECONDS):
             return str(guest.handle.command(["env", "LC_ALL=C", *words]))
     except TimeoutError:
         raise PackagesFailedError(
             f"{words[0]} did not list the image's packages within {_LIST_SECONDS} s", log=guest.log
         ) from None
-    except RuntimeError as error:
-        if guest.ended:
-            raise
-        raise PackagesFailedError(
-            f"{words[0]} cannot list the image's packages",
-            todo="repair the base image's database of packages, or choose another base image",
-            log=guest.log,
-            detail="\n".join(printable(line) for line in str(error).splitlines()[-_LAST_LINES:]),
-        ) from error
 
 
-_LISTERS: Mapping[str, Callable[[Guest], Iterator[Installed]]] = {
+_LISTERS: Mapping[str, Callable[[Image], Iterator[Installed]]] = {
     "apt": _of_dpkg,
     "dnf": _of_rpm,
     "yum": _of_rpm,

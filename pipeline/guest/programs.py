@@ -7,18 +7,19 @@ its mounts are gone. What it prints is heard live over the appliance's console.
 from __future__ import annotations
 
 import re
-import secrets
 import shlex
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline.errors import ApplianceError, ScriptError
 from pipeline.guest.appliance import Guest
-from pipeline.guest.files import TEMPORARY, ImageFiles
+from pipeline.guest.files import ImageFiles
+from pipeline.guest.image import Image
+from pipeline.tools.tails import is_noise
 
 _LAST_LINES = 20
 _ENVIRONMENT = {
@@ -58,8 +59,8 @@ echo "ended $?" >&3
 """
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[ -/]*[0-~])")
 _NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_ENDED = re.compile(r"^ended ([0-9]+)$", re.MULTILINE)
-_LEFT = re.compile(r"^left ([0-9]+)$", re.MULTILINE)
+_ENDED = re.compile(r"^ended ([0-9]{1,3})$", re.MULTILINE)
+_LEFT = re.compile(r"^left ([0-9]{1,3})$", re.MULTILINE)
 _REBOOTED = {128 + signal.SIGHUP, 128 + signal.SIGINT}
 """How a process namespace ends that reboot(2) was called in (its manual page: "Behavior inside PID
 namespaces")."""
@@ -74,54 +75,54 @@ class Ended:
 
     status: int | None
     """As a shell counts it; None: it shut down the machine that it ran in."""
-    lines: tuple[str, ...]
-    """The last that it printed."""
+    output: str
+    """The last lines that it printed."""
 
 
 def run_program(
-    guest: Guest,
-    files: ImageFiles,
+    image: Image,
     words: Sequence[str],
     *,
     seconds: float,
     environment: Mapping[str, str] | None = None,
 ) -> Ended:
     """Runs a program of the image as root, in `/`, with nothing to read. What it prints goes to the
-    log and to the progress line by line.
+    log and to the progress line by line. What `environment` says of localhost means this host.
 
     The image must be of the appliance's architecture. Raises TimeoutError when it takes longer than
     `seconds`; the appliance is killed then.
     """
-    _check_places(guest, files)
+    guest = image.guest
+    _check_places(image)
     lines: deque[str] = deque(maxlen=_LAST_LINES)
 
     def listen(line: str) -> None:
         text = printable(line)
-        lines.append(text)
+        if not is_noise(text):
+            lines.append(text)
         guest.progress.output(text)
 
     variables = {**_ENVIRONMENT, **(environment or {})}
-    inner = [f"{name}={value}" for name, value in variables.items()]
+    inner = [f"{name}={reachable(value)}" for name, value in variables.items()]
     inner += ["chroot", "/sysroot", "/bin/sh", "-c", _IN_IMAGE, "sh", *words]
     command = _OUTER % (shlex.quote(_INNER), shlex.join(inner))
     try:
-        with guest.heard(listen), guest.limited(seconds):
-            answer = guest.handle.debug("sh", [command])
+        with guest.console.heard(listen), guest.limited(seconds):
+            answer = guest.shell(command)
     except RuntimeError:
         if guest.stopped or not guest.ended:
             raise
         answer = "started"
+    output = "\n".join(lines)
     if "started" not in answer.split():
         raise ApplianceError(
-            "libguestfs's appliance cannot run programs of the image",
-            log=guest.log,
-            detail="\n".join(lines),
+            "libguestfs's appliance cannot run programs of the image", log=guest.log, detail=output
         )
-    return Ended(status=_status(guest, answer, lines), lines=tuple(lines))
+    return Ended(status=_status(guest, answer, output), output=output)
 
 
-def _status(guest: Guest, answer: str, lines: Iterable[str]) -> int | None:
-    """The status by what the appliance's shell tells; None for a reboot. Raises ScriptError."""
+def _status(guest: Guest, answer: str, output: str) -> int | None:
+    """The status that the appliance's shell prints; None for a reboot. Raises ScriptError."""
     ended, left = _ENDED.search(answer), _LEFT.search(answer)
     if ended is not None:
         return int(ended[1])
@@ -133,17 +134,18 @@ def _status(guest: Guest, answer: str, lines: Iterable[str]) -> int | None:
         "programs cannot be run in the image: its /bin/sh does not work",
         todo="leave packages and scripts out, or take a base image with a shell that works",
         log=guest.log,
-        detail="\n".join(lines),
+        detail=output,
     )
 
 
-def _check_places(guest: Guest, files: ImageFiles) -> None:
-    """Sees that the kernel's file systems have their folders, and that there is a shell."""
+def _check_places(image: Image) -> None:
+    """Makes the mount points of the kernel's file systems, and checks that there is a shell."""
+    files = image.files
     for folder in ("/proc", "/sys", "/dev"):
         files.make_folder(PurePosixPath(folder))
     if files.read_link(PurePosixPath("/run")) is not None:
-        files.make_folder(PurePosixPath("/run"))  # which says what is wrong with it
-    if not guest.handle.is_file("/bin/sh", followsymlinks=True):
+        files.make_folder(PurePosixPath("/run"))  # whose error says what is wrong
+    if not image.guest.handle.is_file("/bin/sh", followsymlinks=True):
         raise ScriptError(
             "programs cannot be run in the image: it has no /bin/sh",
             todo="leave packages and scripts out, or take a base image with a shell",
@@ -161,30 +163,25 @@ def reachable(text: str) -> str:
 
 
 @contextmanager
-def resolving(guest: Guest, files: ImageFiles, *, network: bool) -> Iterator[None]:
+def resolving(image: Image) -> Iterator[None]:
     """Lets programs of the image resolve names while the block lasts. Afterwards the image's
     resolv.conf is what it was, unless a program has put something else in its place."""
-    if not network:
-        yield
-        return
-    ours = guest.handle.debug("sh", ["cat /etc/resolv.conf"]).strip().encode() + b"\n"
-    aside = _RESOLVER.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
-    had_one = files.exists(_RESOLVER)
-    if had_one:
-        files.move(_RESOLVER, aside)
+    guest, files = image.guest, image.files
+    ours = guest.shell("cat /etc/resolv.conf").strip().encode() + b"\n"
+    aside = files.set_aside(_RESOLVER)
     files.write(_RESOLVER, ours)
     try:
         yield
     finally:
         if not guest.ended:
-            _restore(files, ours, aside if had_one else None)
+            _restore(files, ours, aside)
 
 
 def _restore(files: ImageFiles, ours: bytes, aside: PurePosixPath | None) -> None:
     """A package that manages resolv.conf may have kept copies of ours, or replaced it."""
-    replaced = files.read(_RESOLVER) != ours and files.exists(_RESOLVER)
+    replaced = files.read_bytes(_RESOLVER) != ours and files.exists(_RESOLVER)
     for name in files.names(_RESOLVER.parent):
-        if "resolv.conf" in name and files.read(_RESOLVER.parent / name) == ours:
+        if "resolv.conf" in name and files.read_bytes(_RESOLVER.parent / name) == ours:
             files.remove(_RESOLVER.parent / name)
     if aside is None:
         return

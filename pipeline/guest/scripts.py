@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import (
@@ -16,15 +15,15 @@ from pipeline.errors import (
     ScriptRebootError,
 )
 from pipeline.guest.appliance import Guest
-from pipeline.guest.files import TEMPORARY, Copy, ImageFiles, full
-from pipeline.guest.programs import Ended, reachable, resolving, run_program
+from pipeline.guest.files import Copy, full, temporary_name
+from pipeline.guest.image import Image
+from pipeline.guest.programs import Ended, resolving, run_program
 
 _INTERPRETER = re.compile(rb"^#![ \t]*(/[^ \t\r\n]*)(\r?)")
 
 
 def run_scripts(
-    guest: Guest,
-    files: ImageFiles,
+    image: Image,
     scripts: Sequence[Path],
     *,
     seconds: int,
@@ -39,18 +38,18 @@ def run_scripts(
     """
     if not scripts:
         return
-    proxies = proxies if network and proxies else {}
-    environment = {name: reachable(value) for name, value in proxies.items()}
-    folder = PurePosixPath(f"/{TEMPORARY}{secrets.token_hex(8)}")
+    guest, files = image.guest, image.files
+    environment = proxies if network and proxies else {}
+    folder = PurePosixPath("/", temporary_name())
     try:
-        with resolving(guest, files, network=network):
+        with resolving(image) if network else nullcontext():
             for number, script in enumerate(scripts):
-                guest.progress.step(f"running {script.name}")
+                guest.progress.step(f"running {script.name}", seconds=seconds)
                 place = folder / f"{number:02d}" / script.name
                 files.make_folder(folder, 0o700)
                 files.copy([Copy(target=place, mode=0o700, source=script)])
                 _check_interpreter(guest, script)
-                _run(guest, files, script, place, seconds=seconds, environment=environment)
+                _run(image, script, place, seconds=seconds, environment=environment)
     finally:
         if not guest.ended:
             with suppress(FileSystemError):
@@ -58,8 +57,7 @@ def run_scripts(
 
 
 def _run(
-    guest: Guest,
-    files: ImageFiles,
+    image: Image,
     script: Path,
     place: PurePosixPath,
     *,
@@ -67,51 +65,50 @@ def _run(
     environment: Mapping[str, str],
 ) -> None:
     try:
-        ended = run_program(guest, files, [str(place)], seconds=seconds, environment=environment)
+        ended = run_program(image, [str(place)], seconds=seconds, environment=environment)
     except TimeoutError:
         raise ScriptHungError(
             f"the definition's script {script.name} did not end in the base image within "
             f"{seconds} s",
             todo="look at what it waits for, or set a higher `script_seconds`",
-            log=guest.log,
+            log=image.guest.log,
         ) from None
     if ended.status != 0:
-        raise _explain(guest, script, ended)
+        raise _explain(image.guest, script, ended)
 
 
 def _explain(guest: Guest, script: Path, ended: Ended) -> PhantomError:
-    detail = "\n".join(ended.lines)
     if ended.status is None:
         return ScriptRebootError(
             f"the definition's script {script.name} shut down the machine that it ran in",
             todo="leave reboots out: the image boots only when it is complete",
             log=guest.log,
-            detail=detail,
+            detail=ended.output,
         )
-    if any("No space left on device" in line for line in ended.lines):
-        error: PhantomError = full()
-        error.log, error.detail = guest.log, detail
+    if "No space left on device" in ended.output:
+        error = full()
+        error.log, error.detail = guest.log, ended.output
         return error
     return ScriptError(
         f"the definition's script {script.name} failed in the base image with status "
         f"{ended.status}",
         log=guest.log,
-        detail=detail,
+        detail=ended.output,
     )
 
 
 def _check_interpreter(guest: Guest, script: Path) -> None:
-    """Says so where the program that a script names is not there, which no shell says well."""
+    """Raises ScriptError if the image lacks a script's interpreter: shells report that badly."""
     with script.open("rb") as content:
-        found = _INTERPRETER.match(content.read(256))
-    if found is None:
+        match = _INTERPRETER.match(content.read(256))
+    if match is None:
         return
-    if found[2]:
+    if match[2]:
         raise ScriptError(
             f"the definition's script {script.name} has Windows line ends",
             todo="save it with Unix line ends",
         )
-    interpreter = found[1].decode("utf-8", "replace")
+    interpreter = match[1].decode("utf-8", "replace")
     if not guest.handle.is_file(interpreter, followsymlinks=True):
         raise ScriptError(
             f"the definition's script {script.name} needs {interpreter}, which the base image "

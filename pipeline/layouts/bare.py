@@ -1,7 +1,7 @@
-"""A file system without a partition table: what Nimbus's Xen nodes give a machine as its sda1.
+"""A file system without a partition table, which Nimbus's Xen nodes give a machine as sda1.
 
-The site brings the kernel and the ramdisk, so nothing here boots anything. The file has the disk's
-size, and the file system grows to it at the first boot.
+The site provides kernel and ramdisk, so the disk needs no boot loader. The file has the disk's
+size, and the file system grows to that at the first boot.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A GPT that both BIOS and UEFI boot, with root numbered first and lying last.
+"""A GPT that both BIOS and UEFI boot, with root as partition 1 at the end of the disk.
 
-The numbers are those of the well-known cloud images: 1 for root, 14 for GRUB's core, 15 for the EFI
-system partition. The types' GUIDs are those of the UEFI specification (EFI system), of GRUB's
-manual (BIOS boot) and of Linux (file system).
+Partitions have the numbers that are usual in cloud images: 1 for root, 14 for GRUB's core, 15 for
+the EFI system partition. The GUIDs of their types come from the UEFI specification (EFI system),
+GRUB's manual (BIOS boot) and Linux (file system).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pipeline.layouts.layout import SECTOR, BiosBoot, EfiBoot, Layout
 from pipeline.model import MIB
 
 _CORE_START, _EFI_START = MIB, 4 * MIB
-# On a block of EBS, as on every other boundary that counts. What lies before it leaves the EFI
-# system partition the 65,525 clusters that a FAT32 has at least.
+# Aligned to EBS's blocks, and far enough from the start that the EFI system partition has the
+# 65,525 clusters that FAT32 requires.
 _ROOT_START = 64 * MIB
 
 _MODULES = (

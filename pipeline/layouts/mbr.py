@@ -1,7 +1,7 @@
 """An MBR with root as its first and only partition, booted by a BIOS.
 
-A Nimbus node mounts the first partition that `fdisk -lu` lists to write into it, whatever its boot
-flag, so nothing may come before root (facts of Nimbus 2.10's image editing).
+To write into an image, a Nimbus node mounts the first partition that `fdisk -lu` lists, whatever
+its boot flag, so root must be first (docs/facts/nimbus.md).
 """
 
 from __future__ import annotations

@@ -6,27 +6,30 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline import sparse
+from pipeline.disk import partitions
+from pipeline.disk.system import Geometry, System
 from pipeline.errors import (
     ArchitectureError,
-    ChecksumError,
-    DefinitionError,
     DiskTooSmallError,
     MirrorError,
     StageFailedError,
     UnknownElementError,
+    located,
 )
 from pipeline.guest import (
     booting,
     cleaning,
-    geometry,
+    identities,
     injection,
     inspection,
+    keeping,
     packages,
     root,
     scripts,
@@ -34,25 +37,27 @@ from pipeline.guest import (
 )
 from pipeline.guest.appliance import CPUS, MEMORY, Drive, Guest, launched
 from pipeline.guest.files import Copy, ImageFiles
-from pipeline.guest.system import System
+from pipeline.guest.image import Image
+from pipeline.guest.payload import Payload, read_payload
+from pipeline.layouts import AROUND_ROOT
 from pipeline.model import (
     MIB,
-    Appliance,
     ApplianceBuild,
     BaseImageSource,
-    ContentKey,
     Sha256,
     format_size,
+    split_pin,
 )
-from pipeline.sources.base_disk import BASE, BaseDisk, stamp_of
+from pipeline.sources import BaseFile, Request, elements_located
+from pipeline.sources.base_disk import BASE, BaseDisk
+from pipeline.sources.base_file import find_base
+from pipeline.sources.copied import Copied, CopiedFile, CopiedFolder, CopiedLink, copied_files
 from pipeline.sources.download import Download
 from pipeline.sources.scratch import (
     PACKAGES,
     ROOT,
-    CopiedFile,
     ElementTree,
-    copy_unchanged,
-    network_environment,
+    describe_elements,
 )
 from pipeline.sources.transport import shown
 from pipeline.stages.base import (
@@ -60,18 +65,14 @@ from pipeline.stages.base import (
     Context,
     LocalFile,
     Stage,
+    copy_unchanged,
     digest_of_tree,
     key_of,
-    local_file,
+    own_file,
 )
-from pipeline.store import Artifact, Store, write_atomically
-from pipeline.tools import apt, dib
-
-AROUND_ROOT = 65 * MIB
-"""What the widest layout, `hybrid`, takes of a disk beside root."""
-
-HEAD = "head.raw"
-"""What lies before root on a base's disk, where its boot loader is kept."""
+from pipeline.stages.disk import HEAD
+from pipeline.store import Artifact, Store
+from pipeline.tools import apt, dib, run
 
 _TOLD = ("product", "distribution", "release", "architecture")
 _RUNNABLE = ("x86_64", "i686")
@@ -84,11 +85,12 @@ class BaseRoot(Stage):
     in a file. It is as large as the smallest disk that is asked for allows, and lies on the disks
     of all sites: `/boot` and the like are folded into it.
 
-    Its facts are those of the image besides: `system`, as it was found; `kept`, where its own
-    partition table and boot loader serve one of the layouts. Raises the errors of `pipeline.guest`.
+    Its facts also describe the image: `system`, as inspected, and `kept`, where its own partition
+    table and boot loader serve one of the layouts. Raises the errors of `pipeline.guest`.
     """
 
     name: ClassVar[str] = "root"
+    revision: ClassVar[int] = 2
     cores: ClassVar[int] = CPUS
 
     disk_size: int
@@ -98,13 +100,15 @@ class BaseRoot(Stage):
     network: bool
     payloads: tuple[ElementTree, ...]
     """The elements whose payload is injected."""
+    makers: tuple[Sha256, ...]
+    """Digests of what has machines make their own keys and ids."""
     user_data_runner: str
     user_data_frequency: str
-    files: tuple[CopiedFile, ...]
+    login_user: str
+    files: tuple[Copied, ...]
     scripts: tuple[LocalFile, ...]
 
     script_seconds: int = field(metadata=HERE_ONLY, compare=False)
-    store: Store = field(metadata=HERE_ONLY, compare=False, repr=False)
 
     @property
     def requires(self) -> tuple[str, ...]:
@@ -118,8 +122,8 @@ class BaseRoot(Stage):
     def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
         (image,) = inputs
         disk, made = image.file(BASE), context.out / ROOT
-        self.store.check_space(2 * _data_bytes(disk))
-        shape = geometry.read_geometry(disk)
+        context.store.check_space(2 * disk.stat().st_blocks * 512)
+        shape = partitions.read_geometry(disk)
         likely = root.find_likely_root(disk, shape)
         root.make_root(made, self._size(likely), likely)
         room = made.stat().st_size
@@ -128,38 +132,31 @@ class BaseRoot(Stage):
             _copying(disk, made, likely) as copied,
             launched(
                 [working, base],
-                store=context.store,
+                store=context.store.folder,
                 log=context.log,
                 progress=context.progress,
                 network=self.network,
             ) as guest,
         ):
             copied()
-            system = self._inspect(guest, shape, base)
+            system = self._inspect(guest, shape, base, context.store)
             _check_architecture(system)
-            root.settle_root(
-                guest,
-                system,
-                likely,
-                working=working,
-                base=base,
-                room=room,
-            )
-            kept = self._change(guest, system, base, room, context)
+            root.settle_root(guest, system, likely, working=working, base=base, room=room)
+            kept, told = self._change(guest, system, base, room, context)
             root.trim(guest, room)
         if kept is not None:
-            _write_head(disk, context.out / HEAD, kept.root_start)
+            sparse.copy_data(disk, context.out / HEAD, kept.root_start)
         return {
             "bytes": made.stat().st_size,
             "kept": None if kept is None else vars(kept),
             "system": inspection.to_facts(system),
+            "identities": told,
         }
 
     def _size(self, likely: root.Likely | None) -> int:
         """How large the file system may be: there is room on the disk for what a layout of ours, or
         the base's own, has beside it. Raises DiskTooSmallError."""
-        place = likely.place if likely is not None and likely.place.partition == 1 else None
-        start = place.start or 0 if place is not None else 0
+        start = likely.place.start or 0 if likely and likely.place.partition == 1 else 0
         beside = max(AROUND_ROOT, -(-start // MIB) * MIB + MIB)
         size = self.disk_size - beside
         if likely is not None and likely.bytes > size:
@@ -170,97 +167,90 @@ class BaseRoot(Stage):
             )
         return size
 
-    def _inspect(self, guest: Guest, shape: geometry.Geometry, base: Drive) -> System:
-        """What the image is. It is found once for all that start from the same image."""
+    def _inspect(self, guest: Guest, shape: Geometry, base: Drive, store: Store) -> System:
+        """What the image is; the store keeps it for all that start from the same image."""
         (image,) = self.inputs
-        key = _inspection_key(image)
-        with self.store.lock(f"inspect-{key}"):
-            known = self.store.find("inspect", key)
+        key = key_of({"stage": "inspect", "revision": _INSPECTION_REVISION, "base": image.key})
+        with store.lock(f"inspect-{key}"):
+            known = store.find("inspect", key)
             if known is not None:
-                self.store.touch(known)
+                store.touch(known)
                 return inspection.from_facts(known.facts)
             guest.progress.step("looking into the image")
             system = inspection.inspect_system(guest, shape, base)
-            with self.store.making("inspect", key) as folder:
-                out = folder / "out"
-                out.mkdir()
-                self.store.add("inspect", key, out, inspection.to_facts(system))
+            with store.making("inspect", key) as folder:
+                store.add("inspect", key, folder, inspection.to_facts(system))
         return system
 
     def _change(
         self, guest: Guest, system: System, base: Drive, room: int, context: Context
-    ) -> booting.Kept | None:
-        """Customises, injects, converts and cleans, in the mounted root file system."""
-        proxies = network_environment() if self.network else {}
-        files = ImageFiles(guest)
+    ) -> tuple[booting.Kept | None, dict[str, Any]]:
+        """Customises, injects, converts and cleans, in the mounted root file system. Also returns
+        what machines share and what they make for themselves."""
+        proxies = run.proxy_environment() if self.network else {}
+        image = Image(guest, ImageFiles(guest), system)
+        had = identities.note(image.files)
         packages.change_packages(
-            guest,
-            system,
+            image,
             install=self.packages,
             remove=self.remove_packages,
             network=self.network,
             apt_sources=_mirrors_for(system) if self.network else None,
             proxies=proxies,
         )
-        payloads = [_payload(each) for each in self.payloads]
+        installed = identities.note(image.files) if self.packages else had
+        payloads = [_payload(element) for element in self.payloads]
         context.progress.step("putting the user-data fetcher in")
-        with files.alone():
-            injection.inject(
-                guest,
-                files,
-                system,
-                payloads,
-                runner=self.user_data_runner,
-                frequency=self.user_data_frequency,
-            )
-            cleaning.forget_proxies(files)  # those of the image; what the definition sets stays
-        self._copy_files(files, context)
+        wanted = {
+            "runner": self.user_data_runner,
+            "frequency": self.user_data_frequency,
+            "login_user": self.login_user,
+        }
+        with image.files.alone():
+            injection.inject(image, payloads, **wanted)
+            # Those of the image: what the definition's files and scripts set stays.
+            cleaning.forget_proxies(image.files)
+        bring(image.files, self.files, context.work / "files")
         scripts.run_scripts(
-            guest,
-            files,
-            self._own_scripts(context),
+            image,
+            [
+                copy_unchanged(script, context.work / "scripts" / f"{number:02}" / script.path.name)
+                for number, script in enumerate(self.scripts)
+            ],
             seconds=self.script_seconds,
             network=self.network,
             proxies=proxies,
         )
         context.progress.step("making it boot everywhere, and cleaning up")
         if self.packages or self.remove_packages or self.files or self.scripts:
-            system = inspection.look_again(guest, files, system)
-        with files.alone():
-            injection.settle_runner(
-                files,
-                system,
-                payloads,
-                runner=self.user_data_runner,
-                frequency=self.user_data_frequency,
-            )
-            kept = booting.configure_boot(guest, files, system, base=base)
+            image = inspection.look_again(image)
+        with image.files.alone():
+            injection.settle_runner(image, payloads, **wanted)
+            kept = booting.configure_boot(image, base=base)
+            told = identities.settle(image, had, installed)
         with root.bounded(guest, room):
-            cleaning.clean(guest, files, system)
-            selinux.relabel(guest, files, system)
-        lines = ("\t".join(each) for each in packages.list_packages(guest, system))
-        (context.out / PACKAGES).write_text("".join(f"{line}\n" for line in lines))
-        return kept
+            keeping.clean(image, [file.target for file in self.files])
+            selinux.relabel(image)
+        lines = ("\t".join(package) + "\n" for package in packages.list_packages(image))
+        (context.out / PACKAGES).write_text("".join(lines))
+        return kept, told
 
-    def _copy_files(self, files: ImageFiles, context: Context) -> None:
-        folder = context.work / "files"
-        folder.mkdir()
-        copies = []
-        for number, file in enumerate(self.files):
-            copy = folder / str(number)
-            copy_unchanged(file.content, copy)
-            copies.append(Copy(target=file.target, mode=file.mode, source=copy))
-        files.copy(copies)
 
-    def _own_scripts(self, context: Context) -> list[Path]:
-        folder = context.work / "scripts"
-        copies = []
-        for number, script in enumerate(self.scripts):
-            copy = folder / f"{number:02}" / script.path.name
-            copy.parent.mkdir(parents=True)
-            copy_unchanged(script, copy)
-            copies.append(copy)
-        return copies
+def bring(files: ImageFiles, copies: Sequence[Copied], work: Path) -> None:
+    """Copies what a definition brings into the image, by way of the folder `work`."""
+    contents = []
+    for number, file in enumerate(copies):
+        if isinstance(file, CopiedFile):
+            copy = copy_unchanged(file.content, work / str(number))
+            contents.append(Copy(target=file.target, mode=file.mode, source=copy))
+    files.copy(contents)
+    with files.alone():
+        for other in copies:
+            match other:
+                case CopiedFolder():
+                    files.make_folder(other.target)
+                case CopiedLink():
+                    files.link(other.target, other.leads_to)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,147 +272,108 @@ class Contents(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseFile:
-    """A base image that lies on this host."""
+class BaseImage:
+    """A base image as the source of a root file system."""
 
-    path: Path
-    sha256: Sha256
-    stamp: str
-    """What `stamp_of` said when the digest was taken."""
-    build: str | None = None
-    """The build of another appliance that it is of."""
+    from_base_image: ClassVar[bool] = True
+
+    source: BaseImageSource
+    root: BaseRoot
+    base: BaseFile | None
+
+    def plan_contents(self, images: Sequence[Stage]) -> Stage:
+        """The stage that lists the packages, which the base image brings."""
+        return Contents(inputs=(self.root,), after=tuple(images))
+
+    def describe_inputs(self, contents: Artifact | None) -> dict[str, Any]:
+        """Nothing of this host is in it: of a file only its name, and no query of a URL, which may
+        grant the right to read it."""
+        assert contents is not None
+        return {
+            "source": {
+                "base_image": {
+                    "location": self._describe_location(),
+                    "sha256": self.source.sha256 if self.base is None else self.base.sha256,
+                    "network": self.source.network,
+                    "remove_packages": list(self.source.remove_packages),
+                    "system": {name: contents.facts["system"][name] for name in _TOLD},
+                }
+            },
+            "packages": _read_packages(contents),
+            "pinned_packages": sorted(
+                package for package in self.root.packages if split_pin(package)[1] is not None
+            ),
+            "elements": describe_elements(self.root.payloads),
+        }
+
+    def _describe_location(self) -> object:
+        location = self.source.location
+        if isinstance(location, ApplianceBuild):
+            assert self.base is not None
+            return {"appliance": location.name, "build": self.base.build}
+        return location.name if isinstance(location, Path) else shown(location)
 
 
-def find_base_file(path: Path, store: Store, *, keep: bool) -> BaseFile:
-    """A file of somebody's own. Its digest is computed once for as long as its size and times stay
-    as they are; with `keep` false, it is not kept. Raises DefinitionError."""
-    try:
-        stamp, is_file = stamp_of(path), path.is_file()
-    except OSError as error:
-        raise DefinitionError(
-            f"the base image {path} cannot be read: {error.strerror}",
-            todo="fetch it to there, or correct the location",
-        ) from error
-    if not is_file:
-        raise DefinitionError(f"the base image {path} is no file", todo="correct the location")
-    memory = store.folder / "digests" / key_of([str(path), stamp])
-    digest = Sha256("")
-    with suppress(OSError):
-        digest = Sha256(memory.read_text().strip())
-    if not digest:
-        digest = sparse.sha256(path)
-        if keep:
-            write_atomically(store.path("digests") / memory.name, f"{digest}\n")
-    return BaseFile(path=path, sha256=digest, stamp=stamp)
+def plan_base_image(source: BaseImageSource, request: Request) -> BaseImage:
+    """The stages that make the root file system from a file, a build or a URL.
 
-
-def plan_base_root(
-    appliance: Appliance,
-    source: BaseImageSource,
-    file: BaseFile | None,
-    *,
-    disk_size: int,
-    store: Store,
-) -> BaseRoot:
-    """The stages that make the root file system, of a file or else of the source's URL.
-    `disk_size` is the smallest that a site asks for.
-
-    Raises DefinitionError, UnknownElementError, ChecksumError.
+    Raises DefinitionError, UnknownElementError, ChecksumError, BaseNotBuiltError.
     """
-    if file is not None and source.sha256 not in (None, file.sha256):
-        raise ChecksumError(
-            f"the base image {file.path} is not the one that is pinned: its SHA-256 is "
-            f"{file.sha256}, and the definition says {source.sha256}",
-            todo=f"fetch the pinned image again, or take this one: `phantom-image pin "
-            f"{appliance.name}` writes its digest into the definition",
-        )
-    for name in appliance.elements:
-        _plan_payload(name, dib.find(name))  # before those that it asks for, which nobody named
-    elements = dib.expand(appliance.elements)
-    return BaseRoot(
-        inputs=(_plan_disk(source, file, disk_size),),
+    appliance = request.appliance
+    with located(appliance.positions.find("source", "base_image", "location")):
+        base = find_base(source, request)
+    with elements_located(appliance):
+        for name in appliance.elements:
+            _plan_payload(name, dib.find(name))  # before those that it depends on
+        elements = dib.expand([*appliance.elements, injection.SSH])
+        payloads = [_plan_payload(*element) for element in elements.items()]
+    # The smallest that the definition asks for: the same whatever sites are chosen.
+    sizes = (override.disk_size for override in appliance.clouds.values())
+    disk_size = min([appliance.disk_size, *filter(None, sizes)])
+    root = BaseRoot(
+        inputs=(_plan_disk(source, base, disk_size),),
         disk_size=disk_size,
         packages=appliance.packages,
         remove_packages=source.remove_packages,
         network=source.network,
-        payloads=tuple(_plan_payload(name, folder) for name, folder in elements.items()),
+        payloads=tuple(payloads),
+        makers=tuple(map(digest_of_tree, (identities.MAKERS, identities.FIRST_BOOT))),
         user_data_runner=appliance.user_data_runner,
         user_data_frequency=appliance.user_data_frequency,
-        files=tuple(
-            CopiedFile(target=each.target, mode=each.mode, content=local_file(each.source))
-            for each in appliance.files
-        ),
-        scripts=tuple(local_file(each) for each in appliance.scripts),
+        login_user=appliance.login_user,
+        files=copied_files(appliance),
+        scripts=tuple(own_file(script) for script in appliance.scripts),
         script_seconds=source.script_seconds,
-        store=store,
     )
+    return BaseImage(source=source, root=root, base=base)
 
 
 def _plan_disk(source: BaseImageSource, file: BaseFile | None, disk_size: int) -> BaseDisk:
+    disk = partial(BaseDisk, format=source.format, most_bytes=disk_size)
     if file is not None:
         local = LocalFile(digest=file.sha256, path=file.path)
-        return BaseDisk(
-            file=local,
-            format=source.format,
-            most_bytes=disk_size,
-            location=str(file.path),
-            stamp=file.stamp,
-        )
+        return disk(file=local, location=str(file.path), stamp=file.stamp)
     assert isinstance(source.location, str) and source.sha256 is not None
     download = Download(sha256=source.sha256, url=source.location)
-    return BaseDisk(
-        inputs=(download,),
-        format=source.format,
-        most_bytes=disk_size,
-        location=shown(source.location),
-    )
+    return disk(inputs=(download,), location=shown(source.location))
 
 
 def _plan_payload(name: str, folder: Path) -> ElementTree:
-    if injection.read_payload(folder) is None:
+    if read_payload(folder) is None:
         raise UnknownElementError(
             f"the element {name!r} has nothing for base images: its hooks run only where an image "
             "is made from scratch",
+            element=name,
             todo="leave it out, or do what it does with packages, files and scripts",
         )
-    return ElementTree(name=name, tree=LocalFile(digest=digest_of_tree(folder), path=folder))
-
-
-def describe_inputs(
-    source: BaseImageSource, file: BaseFile | None, root: BaseRoot, contents: Artifact
-) -> dict[str, Any]:
-    """What a manifest says of what the image was made of. Nothing of this host is in it: of a file
-    only its name, and no query of a URL, which may be somebody's right to read it."""
-    location: object = source.location
-    if isinstance(source.location, ApplianceBuild):
-        assert file is not None
-        location = {"appliance": source.location.name, "build": file.build}
-    elif isinstance(source.location, Path):
-        location = source.location.name
-    else:
-        location = shown(source.location)
-    return {
-        "source": {
-            "base_image": {
-                "location": location,
-                "sha256": source.sha256 if file is None else file.sha256,
-                "network": source.network,
-                "remove_packages": list(source.remove_packages),
-                "system": {name: contents.facts["system"][name] for name in _TOLD},
-            }
-        },
-        "packages": _read_packages(contents),
-        "elements": [{"name": each.name, "digest": each.tree.digest} for each in root.payloads],
-    }
+    return ElementTree.read(name, folder)
 
 
 def _read_packages(contents: Artifact) -> list[dict[str, str | None]]:
     """The packages of the image. What the image's package manager knows has no digest."""
+    names = ("name", "version", "architecture")
     lines = contents.file(PACKAGES).read_text().splitlines()
-    return [
-        {"name": name, "version": version, "architecture": architecture, "sha256": None}
-        for name, version, architecture in (line.split("\t") for line in lines)
-    ]
+    return [{**dict(zip(names, line.split("\t"), strict=True)), "sha256": None} for line in lines]
 
 
 # ---- small things
@@ -430,20 +381,21 @@ def _read_packages(contents: Artifact) -> list[dict[str, str | None]]:
 
 @contextmanager
 def _copying(disk: Path, made: Path, likely: root.Likely | None) -> Iterator[Callable[[], None]]:
-    """Copies the likely root on a thread of its own; what it gives waits until that is done."""
+    """Copies the likely root on its own thread; calling what this yields waits for the copy."""
     stop = threading.Event()
+    if likely is None:
+        yield lambda: None
+        return
     with ThreadPoolExecutor(1) as pool:
-        future = (
-            None if likely is None else pool.submit(root.copy_root, disk, made, likely, stop=stop)
-        )
+        future = pool.submit(root.copy_root, disk, made, likely, stop=stop)
         try:
-            yield lambda: None if future is None else future.result()
+            yield future.result
         finally:
             stop.set()
 
 
 def _check_architecture(system: System) -> None:
-    """The appliance runs programs of x86 alone. Raises ArchitectureError."""
+    """The appliance can run x86 programs only. Raises ArchitectureError."""
     if system.architecture not in _RUNNABLE:
         raise ArchitectureError(
             f"{system.product} is for {system.architecture}, and this host cannot run its programs "
@@ -452,18 +404,14 @@ def _check_architecture(system: System) -> None:
         )
 
 
-def _inspection_key(base: Stage) -> ContentKey:
-    return key_of({"stage": "inspect", "revision": _INSPECTION_REVISION, "base": base.key})
-
-
-def _payload(element: ElementTree) -> injection.Payload:
-    found = injection.read_payload(element.tree.path)
-    if found is None or digest_of_tree(element.tree.path) != element.tree.digest:
+def _payload(element: ElementTree) -> Payload:
+    payload = read_payload(element.tree.path)
+    if payload is None or ElementTree.read(element.name, element.tree.path) != element:
         raise StageFailedError(
             f"the element {element.name} was changed after the plan was made",
             todo="run the same command again",
         )
-    return found
+    return payload
 
 
 def _mirrors_for(system: System) -> str | None:
@@ -474,15 +422,3 @@ def _mirrors_for(system: System) -> str | None:
         return apt.find_mirrors(system.codename).image_sources() or None
     except MirrorError:
         return None
-
-
-def _write_head(disk: Path, head: Path, size: int) -> None:
-    """Copies a disk's first bytes, sparsely."""
-    with disk.open("rb") as source, head.open("wb") as target:
-        target.truncate(size)
-        for offset, chunk in sparse.data_chunks(source.fileno(), size):
-            sparse.write_at(target.fileno(), chunk, offset)
-
-
-def _data_bytes(file: Path) -> int:
-    return file.stat().st_blocks * 512

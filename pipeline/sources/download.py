@@ -1,40 +1,41 @@
 """A file from a network, fetched whole, checked, and kept once.
 
-What has arrived lies in the store's `downloads/`, outside of what a stage throws away, beside a
-record of what is needed to go on: so a broken or killed download loses nothing.
+What has arrived lies in the store's `downloads/`, which a failed stage does not clear, beside a
+record of what is needed to go on: a broken or killed download loses nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import threading
-import time
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pipeline import records, sparse
+from pipeline.disk.formats import HEAD, is_web_page
 from pipeline.errors import ChecksumError, DownloadError, NoSpaceError
-from pipeline.model import KIB, MIB, Progress, Sha256, format_size
-from pipeline.sources.transport import Body, Broken, Changed, Transport, make_transport, shown
+from pipeline.files import discard, share
+from pipeline.model import MIB, Progress, Sha256, format_size
+from pipeline.sources.transport import TODO, Broken, Changed, Transport, make_transport, shown
 from pipeline.sources.unpacking import interruptible
 from pipeline.stages.base import HERE_ONLY, Context, Stage
 from pipeline.store import Artifact, Store, write_atomically
-from pipeline.tools.disk_formats import HEAD, is_web_page
+from pipeline.tools.curl import Answer
 
 FILE = "download"
 
 PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds; each pause is twice the one before
-_FIRST_ATTEMPTS = 3  # until anything has come: a name that is wrong is told soon
-_ATTEMPTS = 6  # in a row, of which each brought less than `_PROGRESS`
-_ALL_ATTEMPTS = 200
+_FIRST_ATTEMPTS = 3  # until the first byte arrives: a wrong name is reported soon
+_ATTEMPTS = 6  # in a row that each bring less than `_PROGRESS`
 _PROGRESS = 1 << 20
-_LONGEST_WAIT = 30.0  # of what a server may ask for
-_OPEN_SECONDS = 120.0  # until a body begins, with all redirections
-_SLOW_SECONDS, _SLOW_BYTES = 60.0, 64 * KIB  # a server that sends less meanwhile has broken off
-_SPACE_STEP = 64 * MIB
+_LONGEST_WAIT = 30.0  # the longest that a server may have us wait
+_SPACE_STEP = 64 * MIB  # stays free while a file of unknown length arrives
+
+_SHAPE = {"validator": (str, None), "total": (int, None), "boot": str}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,87 +48,118 @@ class Download(Stage):
     url: str = field(metadata=HERE_ONLY)
 
     def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
-        store = Store(context.store)
-        fetched = fetch(self.url, store, context.progress, expected=self.sha256)
-        return fetched.move(context.out)
+        arrived = fetch(self.url, context.store, context.progress, expected=self.sha256)
+        return arrived.move(context.out)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fetched:
-    """A file that has come whole."""
+class Arrived:
+    """What has arrived of a file, and the record that lies beside it."""
 
-    file: Path
-    """In the store's `downloads/`."""
-    bytes: int
-    sha256: Sha256
-    origin: Mapping[str, str | None]
-    """What the server said by which it would know the file again."""
-    forget: Callable[[], None]
-    """Removes the file and what was noted to go on by."""
+    def __init__(self, file: Path, url: str) -> None:
+        self.file, self._url = file, url
+        self._record = file.with_suffix(".json")
+        self.sha256 = Sha256("")
+        """Known once the file is whole."""
+        self.validator: str | None = None
+        self.total: int | None = None
+        self.boot = ""
+        """The host's start since which the file has been arriving."""
+        self.joined = True
+        """Whether it may have come in several parts."""
+        record = records.read(self._record, _SHAPE, sealed=True)
+        if record is None or not self._can_go_on():
+            self.remove()
+        else:
+            self.validator, self.total = record["validator"], record["total"]
+            self.boot = record["boot"]
+
+    def _can_go_on(self) -> bool:
+        """Whether what has arrived, if anything has, is a file that this user may write to."""
+        if self.file.is_symlink() or not self.file.exists():
+            return not self.file.is_symlink()
+        return self.file.is_file() and os.access(self.file, os.W_OK)
+
+    @property
+    def size(self) -> int:
+        """How many bytes have arrived."""
+        return self.file.stat().st_size if self.file.exists() else 0
+
+    def begin(self, answer: Answer) -> None:
+        """Records which file arrives from now on."""
+        self.validator, self.total, self.joined = answer.validator, answer.total, False
+        self.boot = _boot()
+        record = {"validator": self.validator, "total": self.total, "boot": self.boot}
+        write_atomically(self._record, json.dumps(records.seal(record)) + "\n")
+        share(self.file)
 
     def move(self, folder: Path) -> Mapping[str, Any]:
-        """Moves the file into the folder of an artifact; the artifact's facts."""
+        """Moves the whole file into the folder of an artifact; the artifact's facts."""
+        origin = {"url": digest_of_url(self._url), "validator": self.validator}
+        facts = {"bytes": self.size, "sha256": self.sha256, "origin": origin}
         self.file.rename(folder / FILE)
-        self.forget()
-        return {"bytes": self.bytes, "sha256": self.sha256, "origin": self.origin}
+        self.remove()
+        return facts
+
+    def remove(self) -> None:
+        """Removes what has arrived, and the record."""
+        discard(self.file, shutil.rmtree)
+        discard(self._record, shutil.rmtree)
+        self.validator = self.total = None
 
 
-def fetch(url: str, store: Store, progress: Progress, expected: Sha256 | None) -> Fetched:
+def fetch(url: str, store: Store, progress: Progress, expected: Sha256 | None) -> Arrived:
     """Fetches a file, going on where an earlier attempt ended; the caller holds a lock on it.
 
     With `expected`, mirrors share what has arrived, and another digest is an error.
     Raises ChecksumError, DownloadError, NoSpaceError, StoreError.
     """
     name = expected or f"url-{digest_of_url(url)}"
-    partial = _Partial(store.path("downloads") / f"{name}.part")
-    work = _Fetching(url, partial, store, progress, known=expected is not None)
-    with store.errors():
+    with store.errors(), interruptible() as check:
+        arrived = Arrived(store.path("downloads") / f"{name}.part", url)
+        work = _Fetching(url, arrived, store, progress, check, known=expected is not None)
         work.run()
-        if expected is not None and partial.joined and partial.digest() != expected:
+        if expected is not None and arrived.joined and arrived.sha256 != expected:
             # Two files that had the same ETag or time may have been put together.
             progress.step("what had arrived before does not fit: fetching all of it anew")
-            partial.remove()
+            arrived.remove()
             work.run()
-        digest, size, head = partial.digest(), partial.size, partial.head()
-        if expected is not None and digest != expected:
-            partial.remove()
-            raise _wrong(url, digest, expected, head)
-    origin = {"url": digest_of_url(url), "validator": partial.validator}
-    return Fetched(
-        file=partial.file, bytes=size, sha256=digest, origin=origin, forget=partial.remove
-    )
+        if expected is not None and arrived.sha256 != expected:
+            with arrived.file.open("rb") as opened:
+                head = opened.read(HEAD)
+            arrived.remove()
+            raise _wrong(url, arrived.sha256, expected, head)
+    return arrived
 
 
-def keep(fetched: Fetched, url: str, store: Store) -> None:
-    """Stores what was fetched without knowing its digest, where a build finds it by that."""
-    stage = Download(sha256=fetched.sha256, url=url)
+def keep(arrived: Arrived, url: str, store: Store) -> None:
+    """Stores a file whose digest was not known before where a build looks it up by its digest."""
+    stage = Download(sha256=arrived.sha256, url=url)
     with store.lock(f"{stage.name}-{stage.key}"), store.errors():
         if store.find(stage.name, stage.key) is None:
             with store.making(stage.name, stage.key) as folder:
-                out = folder / "out"
-                out.mkdir()
-                facts = fetched.move(out)
-                store.add(stage.name, stage.key, out, facts)
-        fetched.forget()
+                store.add(stage.name, stage.key, folder, arrived.move(folder))
+        arrived.remove()
 
 
 def is_current(url: str, artifact: Artifact) -> bool:
-    """Whether a URL still leads to what was fetched from there, as far as its server tells by what
-    it said then. Raises DownloadError."""
+    """Whether a URL still leads to the file that was fetched from there: its server still gives the
+    same validator and length. Raises DownloadError."""
     origin, size = artifact.facts.get("origin") or {}, int(artifact.facts["bytes"])
     validator = origin.get("validator")
-    if origin.get("url") != digest_of_url(url) or not validator or not size:
+    if origin.get("url") != digest_of_url(url) or not validator or size < 2:
         return False
-    try:
-        body = make_transport(url).open(size - 1, validator)
-    except Broken:
-        return False  # what is wrong is told when it is fetched
-    body.close()
-    return body.start == size - 1 and body.total == size
+    with interruptible() as check:
+        try:
+            transport = make_transport(url)
+            last = transport.fetch(Path(os.devnull), size - 1, validator, 1, lambda _: check())
+        except Broken:
+            check()
+            return False  # the reason is told when the file is fetched
+    return last.total == size
 
 
 def digest_of_url(url: str) -> str:
-    """What stands for a URL in names of files: it may hold what is secret."""
+    """Stands for a URL in names of files, since the URL itself may hold a secret."""
     return hashlib.sha256(url.encode()).hexdigest()
 
 
@@ -146,260 +178,126 @@ def _wrong(url: str, digest: Sha256, expected: Sha256, head: bytes) -> Exception
     )
 
 
-class _Partial:
-    """What has arrived of a file, and the record that lies beside it."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self._record = file.with_suffix(".json")
-        self._hashed = hashlib.sha256()
-        self._hashed_bytes = 0
-        self.validator: str | None = None
-        self.total: int | None = None
-        self.boot = ""
-        """The host's start since which it has been arriving."""
-        self.joined = True
-        """Whether what is there came in several parts, as far as is known."""
-        self._read()
-
-    def _read(self) -> None:
-        try:
-            record = json.loads(self._record.read_text())
-            self.validator, self.total = record["validator"], record["total"]
-            self.boot = record["boot"]
-        except (OSError, ValueError, KeyError, TypeError):
-            self.validator = self.total = None
-
-    @property
-    def size(self) -> int:
-        return self.file.stat().st_size if self.file.exists() else 0
-
-    @property
-    def complete(self) -> bool:
-        return self.total is not None and self.size == self.total
-
-    def begin(self, body: Body) -> None:
-        """Notes what comes, before its first byte does; what is there of another file goes."""
-        self.file.unlink(missing_ok=True)
-        self._hashed, self._hashed_bytes = hashlib.sha256(), 0
-        self.validator, self.total, self.joined = body.validator, body.total, False
-        self.boot = _boot()
-        record = {"validator": body.validator, "total": body.total, "boot": self.boot}
-        write_atomically(self._record, json.dumps(record) + "\n")
-
-    def shorten(self) -> None:
-        """Takes the last byte away."""
-        with self.file.open("r+b") as opened:
-            opened.truncate(max(0, self.size - 1))
-        self._hashed, self._hashed_bytes = hashlib.sha256(), 0
-
-    def append(self, opened: Any, chunk: bytes) -> None:
-        opened.write(chunk)
-        if self._hashed_bytes == opened.tell() - len(chunk):
-            self._hashed.update(chunk)
-            self._hashed_bytes += len(chunk)
-
-    def digest(self) -> Sha256:
-        """The SHA-256 of all that has arrived; what was not hashed as it came is read again."""
-        if self._hashed_bytes != self.size:
-            with self.file.open("rb") as opened:
-                self._hashed = hashlib.file_digest(opened, "sha256")
-            self._hashed_bytes = self.size
-        return Sha256(self._hashed.hexdigest())
-
-    def head(self) -> bytes:
-        with self.file.open("rb") as opened:
-            return opened.read(HEAD)
-
-    def remove(self) -> None:
-        self.file.unlink(missing_ok=True)
-        self._record.unlink(missing_ok=True)
-
-
 def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-class _Slowness:
-    """Notices a server that sends next to nothing, and goes on with that."""
-
-    def __init__(self) -> None:
-        self._since, self._bytes = time.monotonic(), 0
-
-    def check(self, came: int) -> None:
-        """Counts what came. Raises Broken."""
-        self._bytes += came
-        if time.monotonic() - self._since > _SLOW_SECONDS:
-            if self._bytes < _SLOW_BYTES:
-                raise Broken("the server sends next to nothing")
-            self._since, self._bytes = time.monotonic(), 0
-
-
+@dataclass
 class _Fetching:
-    """One file's way, over as many attempts as it takes."""
+    """Fetches one file, in as many attempts as it takes."""
 
-    def __init__(
-        self, url: str, partial: _Partial, store: Store, progress: Progress, *, known: bool
-    ) -> None:
-        """`known`: the digest is, so it tells whether the file is whole and the right one."""
-        self._url = url
-        self._known = known
-        self._partial = partial
-        self._store = store
-        self._progress = progress
-        self._body: Body | None = None
+    url: str
+    arrived: Arrived
+    store: Store
+    progress: Progress
+    check: Callable[..., None]
+    """As `interruptible` makes it."""
+    known: bool
+    """Whether the digest is known: it then decides whether the file is whole and the right one."""
+    changes: int = 0
+    """How often the server has sent the file from its start instead of going on."""
 
     def run(self) -> None:
         """Fetches until the file is whole."""
-        if not self._known and self._partial.boot != _boot():
-            self._partial.remove()  # what a crash of the host left need not be what arrived
-        if self._partial.complete:
-            if self._known:
-                return
-            self._partial.shorten()  # its last byte tells whether the file is still that one
-        transport = make_transport(self._url)
-        with interruptible(self._stop) as check:
-            self._attempts(transport, check)
+        arrived = self.arrived
+        if not self.known and arrived.boot != _boot():
+            arrived.remove()  # what a crash of the host left need not be what arrived
+        complete = arrived.total is not None and arrived.size == arrived.total
+        if complete and not self.known:  # the last byte tells whether the file is still that one
+            os.truncate(arrived.file, max(0, arrived.size - 1))
+        if not (complete and self.known):
+            self._try_until_whole(make_transport(self.url))
+        arrived.sha256 = sparse.sha256(arrived.file, self._advance)
 
-    def _attempts(self, transport: Transport, check: Callable[[], None]) -> None:
-        came, failures, best = False, 0, self._partial.size
-        for _ in range(_ALL_ATTEMPTS):
+    def _advance(self, done: int, total: int | None) -> None:
+        self.check()
+        self.progress.advance(done, total)
+
+    def _try_until_whole(self, transport: Transport) -> None:
+        attempts, failures, best = _FIRST_ATTEMPTS, 0, self.arrived.size
+        while True:
             try:
-                self._attempt(transport, check)
+                self._try(transport)
                 return
             except Broken as error:
-                check()
-                if isinstance(error, Changed):
-                    self._partial.remove()
-                gained = self._partial.size - best
-                came = came or gained > 0
-                best = max(best, self._partial.size)
+                self.check()
+                gained = self.arrived.size - best
+                if gained > 0:
+                    attempts, best = _ATTEMPTS, self.arrived.size
                 failures = 1 if gained >= _PROGRESS else failures + 1
-                if failures >= (_ATTEMPTS if came else _FIRST_ATTEMPTS):
-                    raise self._given_up(error) from error
-                self._wait(failures, error, check)
-        raise self._given_up(Broken("the connection broke again and again"))
+                if failures >= attempts:
+                    raise self._given_up(error.reason) from error
+                pause = min(PAUSE * 2 ** (failures - 1), LONGEST_PAUSE)
+                pause = max(pause, min(error.pause, _LONGEST_WAIT))
+                self.progress.step(f"{error.reason}; trying again in {pause:.3g} s")
+                self.check(pause)
 
-    def _attempt(self, transport: Transport, check: Callable[[], None]) -> None:
-        start = self._partial.size
-        self._say(start)
-        body = self._open(transport, start, check)
-        self._body = body
+    def _try(self, transport: Transport) -> None:
+        if self.arrived.validator is None or self.changes > 1:
+            self.arrived.remove()
         try:
-            self._take(body, start, check)
-        finally:
-            self._body = None
-            body.close()
+            self._append(transport)
+        except Changed:
+            self.changes += 1
+            self.arrived.remove()
+            self.progress.step("the server does not go on, or has another file: from anew")
+            self._append(transport)
 
-    def _open(self, transport: Transport, start: int, check: Callable[[], None]) -> Body:
-        """What a transport opens, on a thread of its own: what waits for a server's first answer
-        cannot be stopped, but it can be left."""
-        opened: Future[Body] = Future()
-        left = threading.Event()
+    def _append(self, transport: Transport) -> None:
+        """Has curl write what is missing behind what has arrived."""
+        arrived, start, place = self.arrived, self.arrived.size, shown(self.url)
+        going_on = f"going on with {place} after {format_size(start)}"
+        self.progress.step(going_on if start else f"fetching {place}")
+        begun = False
 
-        def work() -> None:
-            try:
-                body = transport.open(start, self._partial.validator)
-            except BaseException as error:  # noqa: BLE001 # whoever waits raises it
-                opened.set_exception(error)
-                return
-            opened.set_result(body)
-            if left.is_set():
-                body.close()
+        def watch(answer: Answer) -> None:
+            nonlocal begun
+            self.check()
+            if answer.status and not begun:
+                self._begin(answer, start)
+                begun = True
+            if begun:
+                size, total = arrived.size, arrived.total
+                self.store.check_space(_SPACE_STEP if total is None else max(0, total - size))
+                self.progress.advance(size, total)
 
-        threading.Thread(target=work, daemon=True).start()
-        deadline = time.monotonic() + _OPEN_SECONDS
+        most = shutil.disk_usage(arrived.file.parent).free
         try:
-            while not wait([opened], timeout=0.1).done:
-                check()
-                if time.monotonic() > deadline:
-                    raise Broken("the server does not answer in time")
-        except BaseException:
-            left.set()
+            transport.fetch(arrived.file, start, arrived.validator, most, watch)
+        except (NoSpaceError, OSError):
+            if arrived.total is None:  # it may have no end
+                arrived.remove()
             raise
-        return opened.result()
+        finally:
+            if not begun and not start:
+                arrived.remove()  # what came was not the file
+        excess = 0 if arrived.total is None else arrived.size - arrived.total
+        if excess < 0:
+            raise Broken("the connection ended too early")
+        if excess > 0:
+            arrived.remove()
+            raise Broken("more came than the server had said")
 
-    def _take(self, body: Body, start: int, check: Callable[[], None]) -> None:
-        """Writes down what comes, behind what is there or in its place."""
-        partial = self._partial
-        if not (self._known or body.whole_at_end):
+    def _begin(self, answer: Answer, start: int) -> None:
+        if not (self.known or answer.chunked or answer.total is not None):
             raise DownloadError(
-                "the server does not tell how long the file is, so nobody knows when it is whole",
-                where=shown(self._url),
+                "the server does not tell the length of the file: a cut one would look whole",
+                where=shown(self.url),
                 todo="fetch it by other means and see that it is whole; a definition may name a "
                 "file",
             )
-        goes_on = body.start == start and start > 0
-        if goes_on and body.total != partial.total:
+        if start and answer.total != self.arrived.total:
             raise Changed
-        if goes_on:
-            partial.joined = True
-        else:
-            if start:
-                self._progress.step("the server does not go on, or has another file: from anew")
-            partial.begin(body)
-        if body.total is not None:
-            self._store.check_space(body.total - partial.size)
-        try:
-            self._write(body, check)
-        except (NoSpaceError, OSError):
-            if body.total is None:  # it may have no end
-                partial.remove()
-            raise
-        self._check_length(body)
+        if not start:
+            self.arrived.begin(answer)
+        self.arrived.joined = start > 0
 
-    def _write(self, body: Body, check: Callable[[], None]) -> None:
-        slow, space = _Slowness(), 0
-        with self._partial.file.open("ab") as opened:
-            for chunk in body.chunks():
-                place = opened.tell()
-                if place >= space:
-                    left = _SPACE_STEP if body.total is None else max(0, body.total - place)
-                    self._store.check_space(min(left, _SPACE_STEP))
-                    space = place + _SPACE_STEP
-                self._partial.append(opened, chunk)
-                check()
-                slow.check(len(chunk))
-                self._progress.advance(opened.tell(), body.total)
-
-    def _check_length(self, body: Body) -> None:
-        size = self._partial.size
-        if body.total is not None and size < body.total:
-            raise Broken("the connection ended too early")
-        if body.total is not None and size > body.total:
-            self._partial.remove()
-            raise Broken("more came than the server had said")
-
-    def _say(self, start: int) -> None:
-        place = shown(self._url)
-        if start:
-            self._progress.step(f"going on with {place} after {format_size(start)}")
-        else:
-            self._progress.step(f"fetching {place}")
-
-    def _wait(self, failures: int, error: Broken, check: Callable[[], None]) -> None:
-        pause = min(PAUSE * 2 ** (failures - 1), LONGEST_PAUSE)
-        pause = max(pause, min(error.pause, _LONGEST_WAIT))
-        self._progress.step(f"{error.reason}; trying again in {pause:.3g} s")
-        deadline = time.monotonic() + pause
-        while (left := deadline - time.monotonic()) > 0:
-            check()
-            time.sleep(min(0.2, left))
-
-    def _given_up(self, error: Broken) -> DownloadError:
-        size, total = self._partial.size, self._partial.total
+    def _given_up(self, reason: str) -> DownloadError:
+        size, total = self.arrived.size, self.arrived.total
         of = f" of {format_size(total)}" if total else ""
         so_far = f"; {format_size(size)}{of} have arrived and are kept" if size else ""
         return DownloadError(
-            f"the base image cannot be fetched: {error.reason}{so_far}",
-            where=shown(self._url),
-            todo="run the same command again when the server answers; it goes on"
-            if size
-            else "see that the location is right and that this host reaches it, then run the "
-            "command again",
+            f"the base image cannot be fetched: {reason}{so_far}",
+            where=shown(self.url),
+            todo="run the same command again when the server answers; it goes on" if size else TODO,
         )
-
-    def _stop(self) -> None:
-        body = self._body
-        if body is not None:
-            body.stop()

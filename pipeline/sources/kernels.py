@@ -1,10 +1,9 @@
-"""Debian's kernels: which of the drivers that sites need each lacks, and which one serves all."""
+"""Debian's kernels: which drivers each of them lacks, and which one serves all sites."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from pipeline.errors import KernelError
 from pipeline.model import Hardware
@@ -20,9 +19,9 @@ class Kernel:
     name: str
     package: str
     lacks: frozenset[str] = frozenset()
-    """The drivers, of those in `DRIVERS`, that no release's has."""
-    lacked_by: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
-    """Those that one release's lacks besides."""
+    """The drivers, of those in `DRIVERS`, that it lacks in every release."""
+    lacked_by: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Further drivers that it lacks in one release."""
 
     def lacking(self, release: str) -> frozenset[str]:
         """The drivers that this kernel lacks in a release."""
@@ -36,7 +35,7 @@ DRIVERS = frozenset(
         *("virtio_net", "xen_blkfront", "xen_netfront"),
     }
 )
-"""What is known of below: drivers of the hardware that clouds give, in the words of `Hardware`."""
+"""The drivers that `KERNELS` tells about: those of clouds' hardware, named as in `Hardware`."""
 
 KERNELS = (
     Kernel(
@@ -44,23 +43,23 @@ KERNELS = (
         package="linux-image-cloud-amd64",
         lacks=frozenset({"mptspi", "sym53c8xx"})
         | {"8139cp", "8139too", "e1000", "e1000e", "ne2k_pci", "pcnet32"},
-        lacked_by=MappingProxyType({"bookworm": frozenset({"ahci"})}),
+        lacked_by={"bookworm": frozenset({"ahci"})},
     ),
     Kernel(name="generic", package="linux-image-amd64"),
 )
-"""The smallest first. Seen in the packages of Debian 12 and 13; `tests/unit/test_kernels.py` looks
-again."""
+"""The smallest first, as in the packages of Debian 12 and 13; `tests/unit/test_kernels.py` compares
+them."""
 
 
 def choose_kernel(wanted: str, release: str, sites: Mapping[str, Hardware]) -> str:
     """The kernel for a run: the wanted one, or with `auto` the smallest that serves all sites.
 
-    A driver that is not in `DRIVERS` is taken to be there: the image itself is looked into later.
+    A driver that is not in `DRIVERS` counts as present: the stage `drivers` looks for it later.
     `sites` has the hardware of each site by its name. Raises KernelError.
     """
     if wanted == AUTO:
         return next(kernel.name for kernel in KERNELS if not _missing(kernel, release, sites))
-    (kernel,) = (each for each in KERNELS if each.name == wanted)
+    (kernel,) = (kernel for kernel in KERNELS if kernel.name == wanted)
     missing = _missing(kernel, release, sites)
     if missing:
         whats = (f"{', '.join(drivers)} (site {site})" for site, drivers in missing.items())
@@ -75,13 +74,12 @@ def choose_kernel(wanted: str, release: str, sites: Mapping[str, Hardware]) -> s
 def _missing(kernel: Kernel, release: str, sites: Mapping[str, Hardware]) -> dict[str, list[str]]:
     """The drivers that a kernel lacks for each site that it cannot serve.
 
-    Of several disks or network cards that a site's machines may have, the image must serve each.
+    A site's machines may have one of several disks and network cards: the image must serve all.
     """
     lacking = kernel.lacking(release)
-    found = {}
+    missing = {}
     for site, hardware in sites.items():
-        needed = [name.replace("-", "_") for name in (*hardware.disks, *hardware.networks)]
-        drivers = [name for name in needed if name in lacking]
-        if drivers:
-            found[site] = drivers
-    return found
+        needed = (name.replace("-", "_") for name in (*hardware.disks, *hardware.networks))
+        if drivers := [name for name in needed if name in lacking]:
+            missing[site] = drivers
+    return missing

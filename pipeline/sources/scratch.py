@@ -2,33 +2,58 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
+import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline import host, sparse
-from pipeline.errors import StageFailedError
-from pipeline.model import GIB, MIB, Package, ScratchSource
-from pipeline.stages.base import HERE_ONLY, Context, LocalFile, Stage, digest_of_file
+from pipeline import sparse
+from pipeline.clouds import Cloud
+from pipeline.disk.untrusted import to_number
+from pipeline.errors import (
+    DiskTooSmallError,
+    StageFailedError,
+    UsageError,
+    located,
+)
+from pipeline.guest import cloud_init
+from pipeline.machine import accelerator, host
+from pipeline.model import MIB, Appliance, Package, ScratchSource, format_size, split_pin
+from pipeline.sources import BaseFile, Request, elements_located
+from pipeline.sources.copied import Copied, CopiedFile, copied_files, write_tree
+from pipeline.sources.element_facts import check_supported, wanted_packages
+from pipeline.sources.interpreters import check_interpreters
+from pipeline.sources.kernels import choose_kernel
+from pipeline.sources.package_tree import TREE, PackageTree, limit_memory, plan_packages
+from pipeline.stages.base import (
+    HERE_ONLY,
+    Context,
+    LocalFile,
+    Stage,
+    copy_unchanged,
+    digest_of_tree,
+    own_file,
+)
 from pipeline.store import Artifact, Store
-from pipeline.tools import apt, dib, namespace, run
+from pipeline.tools import apt, apt_lists, dib, namespace, run
+from pipeline.tools.dib_environment import CALLERS, IMAGE_NAME
+from pipeline.tools.mmdebstrap import SYSTEM_PATH
 
 ROOT = "root.ext4"
 PACKAGES = "packages.tsv"
+_IDENTITIES = "identities.json"
+EPOCH = 1_704_067_200
+"""2024-01-01: no file of an image is younger, unless SOURCE_DATE_EPOCH says another time. A build's
+own time would make two builds of the same inputs differ."""
+
+_LATEST = (1 << 32) - 1  # what fits into an inode's time
+_APPLIANCE_ELEMENT = "phantom-appliance"
+_HANDED_OVER = ("appliance", "cloud-init", "automatic", "lib", "sources.list")
 _NAMESPACE = uuid.UUID("6f2a0a52-5a3c-5a3e-9d3b-0a6f9f6c1f1e")  # of our UUIDs; drawn once
-
-
-@dataclass(frozen=True, kw_only=True)
-class CopiedFile:
-    """A file that lands in the image, owned by root."""
-
-    target: PurePosixPath
-    mode: int
-    content: LocalFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,75 +63,107 @@ class ElementTree:
     name: str
     tree: LocalFile
 
+    @staticmethod
+    def read(name: str, folder: Path) -> ElementTree:
+        """The element in a folder, with its digest."""
+        return ElementTree(name=name, tree=LocalFile(digest=digest_of_tree(folder), path=folder))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScratchRoot(Stage):
-    """The root file system, as one ext4 file system in a file.
+    """The root file system, as one ext4 file system in a file. Its input is the `PackageTree`.
 
     Its size is that of its content and some room: it grows at first boot to the disk that it finds,
     so that one file serves disks of every size.
     """
 
     name: ClassVar[str] = "root"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 4
     cores: ClassVar[int] = 2
 
-    release: str
-    architecture: str
     kernel: str
     user_data_frequency: str
+    user_data_runner: str | None
+    """Who runs user-data where cloud-init works, `cloud-init` or `fetcher`; None without
+    cloud-init."""
+    cloud_init: Mapping[str, str]
+    """The files that configure cloud-init for that."""
+    login_user: str
     elements: tuple[ElementTree, ...]
     """All of them, with dependencies."""
     requested: tuple[str, ...]
     """The packages that were asked for; the others are marked as automatically installed."""
-    packages: tuple[Package, ...]
-    """All packages of the image."""
     apt_sources: str
     """The image's own `sources.list`."""
-    files: tuple[CopiedFile, ...]
+    files: tuple[Copied, ...]
     scripts: tuple[LocalFile, ...]
     environment: Mapping[str, str]
-    """What the user's `DIB_` variables hold, as digests: values may be secret."""
+    """The definition's variables for elements and scripts."""
     tools: Mapping[str, str]
     """Versions of the programs whose output lies in the result."""
     epoch: int
     """The time, in seconds since 1970, that no file of the image is younger than."""
 
-    resolution: apt.Resolution = field(metadata=HERE_ONLY, compare=False, repr=False)
-    archive: apt.Archive = field(metadata=HERE_ONLY, compare=False, repr=False)
-    store: Store = field(metadata=HERE_ONLY, compare=False, repr=False)
-    given: Mapping[str, str] = field(metadata=HERE_ONLY, compare=False, repr=False)
-    """The user's `DIB_` variables themselves."""
+    room: int = field(metadata=HERE_ONLY, compare=False)
+    """Bytes of the smallest disk that it is to lie on. It may be filled by what scripts bring."""
+
+    @property
+    def tree(self) -> PackageTree:
+        """The stage that installs the packages."""
+        (tree,) = self.inputs
+        assert isinstance(tree, PackageTree)
+        return tree
+
+    @property
+    def packages(self) -> tuple[Package, ...]:
+        """All packages of the image."""
+        return self.tree.packages
+
+    @property
+    def resolution(self) -> apt.Resolution:
+        """What the archive says of the packages."""
+        return self.tree.resolution
+
+    def check_host(self, store: Store) -> None:
+        """What mounts and name spaces need. Raises HostError, SudoError."""
+        namespace.check_root()
+        host.require_namespaces()
+        dib.check_folders([store.folder])
 
     def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
-        self.store.check_space(2 * self._tree_bytes())
-        self._build(context)
+        (tree,) = inputs
+        context.store.check_space(2 * self._tree_bytes())
+        self._build(tree.file(TREE), context)
         return self._facts(context)
 
-    def _build(self, context: Context) -> None:
-        packages = self.archive.download(self.resolution, context.progress)
-        repository, inside, build = (
-            Path(context.work, name) for name in ("repository", "appliance", "build")
-        )
-        for folder in (repository, inside, build):
-            folder.mkdir()
-        apt.write_repository(self.resolution, packages, repository, self.release)
-        self._write_appliance(inside)
-        (context.work / "requested").write_text("".join(f"{each}\n" for each in self.requested))
-        (context.work / "sources.list").write_text(self.apt_sources)
-        environment = context.work / "environment"
-        namespace.write_environment(
-            environment, self._environment(context, repository, inside, build)
-        )
+    def _build(self, tree: Path, context: Context) -> None:
+        work = context.work
+        build = work / "build"
+        build.mkdir()
+        dib.make_library(work / "lib")
+        self._write_appliance(work / "appliance")
+        self._write_cloud_init(work / "cloud-init")
+        automatic = apt.describe_automatic(self.resolution, self.requested, self.tree.architecture)
+        (work / "automatic").write_text(automatic)
+        (work / "sources.list").write_text(self.apt_sources)
         context.progress.step("building the root file system")
+        elements = [element.name for element in self.elements]
+        memory = limit_memory(self._tree_bytes(), self.room, accelerator.available_memory())
+        view = namespace.View(
+            readable=[
+                *(work / name for name in _HANDED_OVER),
+                *(tree, *dib.folders(), *(element.tree.path for element in self.elements)),
+            ],
+            writable=[context.out],
+        )
         try:
-            namespace.run_isolated(
-                dib.build_command(
-                    [each.name for each in self.elements], self.architecture, context.work / "none"
-                ),
-                work=build,
-                tmpfs_mib=self._tmpfs_mib(),
-                environment=environment,
+            namespace.run_in_memory(
+                dib.build_command(elements, self.tree.architecture, build / IMAGE_NAME),
+                view=view,
+                build=build,
+                mib=memory // MIB,
+                folder=work / "namespace",
+                environment=self._environment(tree, context),
                 log=context.log,
                 progress=context.progress,
             )
@@ -115,56 +172,65 @@ class ScratchRoot(Stage):
 
     def _write_appliance(self, folder: Path) -> None:
         """Lays out the definition's files and scripts for the element `phantom-appliance`."""
-        (folder / "scripts").mkdir()
+        scripts, files = folder / "scripts", folder / "files"
+        for made in (folder, scripts, files):
+            made.mkdir()
         for number, script in enumerate(self.scripts):
-            copy = folder / "scripts" / f"{number:02}-{script.path.name}"
-            copy_unchanged(script, copy)
-            copy.chmod(0o755)
-        for file in self.files:
-            copy = folder / "files" / file.target.relative_to("/")
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy_unchanged(file.content, copy)
-            copy.chmod(file.mode)
-        (folder / "files").mkdir(exist_ok=True)
-        (folder / "user-data-frequency").write_text(f"{self.user_data_frequency}\n")
+            copy_unchanged(script, scripts / f"{number:02}-{script.path.name}").chmod(0o755)
+        write_tree(self.files, files)
+        options = {
+            "PHANTOM_USER_DATA_FREQUENCY": self.user_data_frequency,
+            "PHANTOM_LOGIN_USER": self.login_user,
+        }
+        lines = (f"{name}={value}\n" for name, value in options.items())
+        (folder / "user-data-options").write_text("".join(lines))
+
+    def _write_cloud_init(self, folder: Path) -> None:
+        """Lays out what configures cloud-init, for the element `phantom-appliance`."""
+        folder.mkdir()
+        if self.user_data_runner is None:
+            return
+        for path, text in self.cloud_init.items():
+            file = folder / "files" / path.lstrip("/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        (folder / "runner").write_text(f"{self.user_data_runner}\n")
 
     def _tree_bytes(self) -> int:
         """What packages and files take; scripts and hooks may add to it."""
-        copied = sum(file.content.path.stat().st_size for file in self.files)
+        files = (file for file in self.files if isinstance(file, CopiedFile))
+        copied = sum(file.content.path.stat().st_size for file in files)
         return self.resolution.installed_bytes + 2 * copied  # as handed over, and in place
 
-    def _tmpfs_mib(self) -> int:
-        """How large a file system in memory may grow that the tree is built in; 0 where memory is
-        too short for it. The tree is as large as its packages say, and a half more for what hooks
-        add; as much again stays free for everything else."""
-        tree = self._tree_bytes() * 3 // 2 + 512 * MIB
-        return 2 * tree // MIB if host.available_memory() > 3 * tree + GIB else 0
-
-    def _environment(
-        self, context: Context, repository: Path, inside: Path, build: Path
-    ) -> dict[str, str]:
+    def _environment(self, tree: Path, context: Context) -> dict[str, str]:
         *ours, _ = dib.elements_path()  # diskimage-builder adds its own
+        work, build = context.work, context.work / "build"
         return {
-            **network_environment(),
-            **self.given,
+            **run.proxy_environment(),
+            **{name: os.environ[name] for name in CALLERS if name in os.environ},
+            "DIB_PYTHON_EXEC": sys.executable,
+            "DIB_PYTHON_VERSION": "3",
+            **self.environment,
             "DIB_NO_TIMESTAMP": "1",
             "DIB_NO_TMPFS": "1",
-            "DIB_RELEASE": self.release,
-            "ELEMENTS_PATH": ":".join(str(each) for each in ours),
+            "DIB_RELEASE": self.tree.release,
+            "ELEMENTS_PATH": ":".join(map(str, ours)),
             "HOME": str(build),
             "LC_ALL": "C.UTF-8",
-            "PATH": f"{dib.PROGRAMS}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "PHANTOM_APPLIANCE": str(inside),
+            "PATH": f"{namespace.PROGRAMS}:{dib.PROGRAMS}:{SYSTEM_PATH}",
+            "PHANTOM_APPLIANCE": str(work / "appliance"),
+            "PHANTOM_AUTOMATIC": str(work / "automatic"),
+            "PHANTOM_CLOUD_INIT": str(work / "cloud-init"),
             "PHANTOM_KERNEL": self.kernel,
             "PHANTOM_OUTPUT": str(context.out),
             "PHANTOM_OWNER": f"{os.getuid()}:{os.getgid()}",
-            "PHANTOM_PACKAGES": str(context.work / "requested"),
-            "PHANTOM_REPOSITORY": str(repository),
-            "PHANTOM_SOURCES": str(context.work / "sources.list"),
+            "PHANTOM_SOURCES": str(work / "sources.list"),
+            "PHANTOM_TREE": str(tree),
             "PHANTOM_UUID": str(uuid.uuid5(_NAMESPACE, self.key)),
             "SOURCE_DATE_EPOCH": str(self.epoch),
             "TMPDIR": str(build),
             "TMP_DIR": str(build),
+            "_LIB": str(work / "lib"),
         }
 
     def _facts(self, context: Context) -> Mapping[str, Any]:
@@ -178,45 +244,166 @@ class ScratchRoot(Stage):
             )
         self._check_packages(context)
         context.progress.step("computing the digest")
-        return {"sha256": sparse.sha256(root), "bytes": root.stat().st_size}
+        identities = context.out / _IDENTITIES
+        return {
+            "sha256": sparse.sha256_in_background(root),
+            "bytes": root.stat().st_size,
+            "identities": json.loads(identities.read_text()) if identities.is_file() else None,
+        }
 
     def _check_packages(self, context: Context) -> None:
-        """The image has the packages that its key says, and no others. Raises StageFailedError."""
+        """Checks that the image has exactly the packages of its key. Raises StageFailedError."""
         lines = (context.out / PACKAGES).read_text().splitlines()
-        installed = {tuple(line.split("\t")[:3]) for line in lines if "\tii" in line}
-        expected = {(each.name, each.version, each.architecture) for each in self.packages}
+        rows = [line.split("\t") for line in lines]
+        installed = {tuple(row[:3]) for row in rows if row[3:] == ["installed"]}
+        expected = {(made.name, made.version, made.architecture) for made in self.packages}
         extra, missing = sorted(installed - expected), sorted(expected - installed)
         if extra or missing:
-            words = [f"+{name} {version}" for name, version, _ in extra]
-            words += [f"-{name} {version}" for name, version, _ in missing]
+            did = [
+                f"{verb} {', '.join(f'{name} {version}' for name, version, _ in packages[:8])}"
+                for verb, packages in (("installed", extra), ("removed", missing))
+                if packages
+            ]
             raise StageFailedError(
-                f"the image has other packages than were resolved: {', '.join(words[:8])}",
-                todo="declare packages in an element's package-installs.yaml or in the definition "
-                "instead of installing or removing them in a hook",
+                f"a script or a hook {' and '.join(did)} in the image",
+                todo="name packages in the definition, or in an element's package-installs.yaml, "
+                "instead of installing or removing them; what the archive does not have needs a "
+                "base image, where scripts may install packages (docs/base-images.md)",
                 log=context.log,
             )
 
 
-def describe_inputs(source: ScratchSource, root: ScratchRoot) -> dict[str, Any]:
-    """What a manifest says of what the image was made of."""
-    elements = sorted(root.elements, key=lambda each: each.name)
-    return {
-        "source": {"scratch": asdict(source)},
-        "packages": [asdict(package) for package in root.packages],
-        "elements": [{"name": each.name, "digest": each.tree.digest} for each in elements],
+@dataclass(frozen=True, kw_only=True)
+class Scratch:
+    """Packages and elements as the source of a root file system."""
+
+    from_base_image: ClassVar[bool] = False
+
+    source: ScratchSource
+    root: ScratchRoot
+    pinned: Collection[str] = ()
+    """`name=version` of the packages that the definition pins."""
+    base: BaseFile | None = None
+
+    def plan_contents(self, images: Sequence[Stage]) -> None:
+        """None: the plan knows the packages, and `root` computes the digest."""
+
+    def describe_inputs(self, contents: Artifact | None) -> dict[str, Any]:
+        """The packages come from the plan."""
+        return {
+            "source": {"scratch": asdict(self.source)},
+            "archive": {"validity_checked": apt_lists.checks_valid_until()},
+            "packages": [asdict(package) for package in self.root.packages],
+            "pinned_packages": sorted(self.pinned),
+            "left_out_packages": list(self.root.resolution.left_out),
+            "elements": describe_elements(self.root.elements),
+        }
+
+
+def plan_scratch(source: ScratchSource, request: Request) -> Scratch:
+    """The stage that makes the root file system; asks the archive for its packages.
+
+    Raises KernelError, UnknownElementError, UnknownPackageError, MirrorError, DiskTooSmallError.
+    """
+    appliance = request.appliance
+    with elements_located(appliance):
+        check_supported(appliance, source, dib.find(source.element))
+    booting = (cloud for cloud in request.clouds if cloud.hardware.own_kernel)
+    hardware = {cloud.site.name: cloud.hardware for cloud in booting}
+    with located(appliance.positions.find("kernel")):
+        kernel = choose_kernel(appliance.kernel, source.release, hardware)
+    root = _plan_root(appliance, source, kernel, request)
+    for cloud in request.clouds:
+        _check_disk_size(appliance, cloud, root.resolution.installed_bytes)
+    pinned = [package for package in appliance.packages if split_pin(package)[1] is not None]
+    return Scratch(source=source, root=root, pinned=pinned)
+
+
+def _plan_root(
+    appliance: Appliance, source: ScratchSource, kernel: str, request: Request
+) -> ScratchRoot:
+    with elements_located(appliance):
+        elements = dib.expand([source.element, _APPLIANCE_ELEMENT, *appliance.elements])
+    variables = {
+        **appliance.environment,
+        "ARCH": source.architecture,
+        "DIB_RELEASE": source.release,
+        "PHANTOM_KERNEL": kernel,
     }
+    with located(appliance.positions.find("elements")):
+        asked = dib.packages(elements, variables)
+    mirrors = apt.find_mirrors(source.release)
+    archive = apt.Archive(mirrors, source.architecture, request.store)
+    with located(appliance.positions.find("packages")):
+        resolution = archive.resolve(wanted_packages(appliance, elements, asked), keep=request.keep)
+    names = {package.name for package in resolution.packages}
+    check_interpreters(appliance, names)
+    runner = appliance.user_data_runner if "cloud-init" in names else None
+    settings = cloud_init.settings(runner) if runner else {}
+    epoch = _epoch()
+    tree = plan_packages(
+        resolution,
+        archive,
+        release=source.release,
+        architecture=source.architecture,
+        element=elements[source.element],
+        epoch=epoch,
+    )
+    return ScratchRoot(
+        inputs=(tree,),
+        kernel=kernel,
+        user_data_frequency=appliance.user_data_frequency,
+        user_data_runner=runner,
+        cloud_init={str(path): text for path, text in settings.items()},
+        login_user=appliance.login_user,
+        elements=tuple(ElementTree.read(name, folder) for name, folder in elements.items()),
+        requested=resolution.requested,
+        apt_sources=mirrors.image_sources(),
+        files=copied_files(appliance),
+        scripts=tuple(own_file(script) for script in appliance.scripts),
+        environment=dict(appliance.environment),
+        tools={
+            "diskimage-builder": dib.version(),
+            "e2fsprogs": run.capture(
+                ["dpkg-query", "--show", "--showformat=${Version}", "e2fsprogs"]
+            ),
+        },
+        epoch=epoch,
+        room=min(
+            (appliance.disk_size_on(cloud.site.cloud) for cloud in request.clouds),
+            default=appliance.disk_size,
+        ),
+    )
 
 
-def copy_unchanged(file: LocalFile, copy: Path) -> None:
-    """Copies a file of the definition. Raises StageFailedError if it is not what was planned."""
-    shutil.copy(file.path, copy)
-    if digest_of_file(copy) != file.digest:
-        raise StageFailedError(
-            f"{file.path} was changed after the plan was made", todo="run the same command again"
+def _check_disk_size(appliance: Appliance, cloud: Cloud, installed: int) -> None:
+    """Refuses a disk that is much too small before a build; the stage `disk` decides in the end.
+
+    Packages count their documentation, never a third of them, which the image leaves out.
+    """
+    size = appliance.disk_size_on(cloud.site.cloud)
+    if size < installed * 2 // 3:
+        raise DiskTooSmallError(
+            f"the disk of {format_size(size)} is too small: the packages alone take about "
+            f"{format_size(installed)}",
+            where=appliance.positions.find("disk_size"),
+            todo="ask for a larger disk_size, or for fewer packages",
         )
 
 
-def network_environment() -> dict[str, str]:
-    """The user's proxies, for what reaches the network while an image is made."""
-    names = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy")
-    return {name: os.environ[name] for name in names if name in os.environ}
+def _epoch() -> int:
+    text = os.environ.get("SOURCE_DATE_EPOCH") or str(EPOCH)
+    seconds = to_number(text)
+    if seconds is None or seconds > _LATEST:
+        raise UsageError(
+            f"SOURCE_DATE_EPOCH is {text[:40]!r}", todo="set it to seconds since 1970, or unset it"
+        )
+    return seconds
+
+
+def describe_elements(elements: Iterable[ElementTree]) -> list[dict[str, str]]:
+    """Elements as a manifest lists them, sorted by name."""
+    return [
+        {"name": element.name, "digest": element.tree.digest}
+        for element in sorted(elements, key=lambda element: element.name)
+    ]

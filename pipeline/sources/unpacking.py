@@ -1,65 +1,50 @@
-"""What disk images are packed in: unpacked in constant memory, into sparse files, up to a limit."""
+"""Unpacks disk images in constant memory, into sparse files, up to a limit."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from pipeline import sparse
-from pipeline.errors import ImageFormatError, StageFailedError
-from pipeline.model import KIB, MIB, Progress
-from pipeline.tools import members, run
-from pipeline.tools.disk_formats import HEAD
-from pipeline.tools.members import CHUNK
+from pipeline.disk import decompress
+from pipeline.disk.formats import HEAD
+from pipeline.errors import ImageFormatError, StageFailedError, located
+from pipeline.model import KIB
+from pipeline.sources.zips import read_zip
+from pipeline.stages.base import Context
+from pipeline.tools import run
 
+_UNPACK = "unpack it yourself, and name what comes out: this takes more memory than is given here"
 _BLOCK = 64 * KIB  # zeros are looked for in such blocks, and left out
 _ZEROS = bytes(_BLOCK)
-_CENTRAL_DIRECTORY = MIB  # a zip's list of files; of one file it has some hundred bytes
-_DAMAGED = "fetch it again: it is damaged or cut"
 
 
 class TooLarge(Exception):
-    """More came out than was allowed; `size` is how much it is, as far as is known."""
+    """The unpacked file exceeds its limit; `size` is its size, if that is known."""
 
     def __init__(self, size: int | None) -> None:
         super().__init__(size)
         self.size = size
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How much may come out."""
-
-    most: int
-    """Bytes that are written."""
-    counted: int
-    """So many bytes are unpacked, and no longer written, to tell how large it is."""
-
-
 @contextmanager
-def interruptible(stop: Callable[[], None] | None = None) -> Iterator[Callable[[], None]]:
-    """A check that raises StageFailedError once the command is to end (`run.stop_all`); then `stop`
-    is called too, on another thread, to end what the work waits for."""
+def interruptible() -> Iterator[Callable[..., None]]:
+    """A check that raises StageFailedError once `run.stop_all` has been called. Given a number of
+    seconds, it waits that long for the call."""
     stopped = threading.Event()
 
-    def end() -> None:
-        stopped.set()
-        if stop is not None:
-            stop()
-
-    def check() -> None:
-        if stopped.is_set():
+    def check(seconds: float = 0.0) -> None:
+        if stopped.wait(seconds) if seconds else stopped.is_set():
             raise StageFailedError("was interrupted", todo="run the same command again")
 
-    with run.stopped_by(end):
+    with run.stopped_by(stopped.set):
         yield check
 
 
@@ -67,38 +52,50 @@ def unpack(
     packed: Path,
     compression: str,
     target: Path,
-    limits: Limits,
+    context: Context,
     *,
     where: str,
-    log: Path,
-    progress: Progress,
+    most: int,
+    counted: int,
 ) -> None:
-    """Unpacks a file into `target`, whose zeros are holes.
+    """Unpacks a file of at most `most` bytes into `target`, whose zeros are holes. Bytes beyond
+    `most` are counted up to `counted`, for the message, and not written.
 
-    Raises TooLarge, and ImageFormatError for what is damaged, cut, or no one file.
+    Raises TooLarge, and ImageFormatError for a damaged file or an archive of several.
     """
     if compression == "zstd":
-        _run_zstd(packed, target, limits, where=where, log=log, progress=progress)
+        _run_zstd(packed, target, context, where, most)
         return
     with interruptible() as check, packed.open("rb") as opened, target.open("wb") as written:
         size = os.fstat(opened.fileno()).st_size
-        writer = _SparseWriter(written.fileno())
         total = 0
         for chunk in _chunks(opened, compression, where):
+            if total + len(chunk) <= most:
+                context.store.check_space()
+                _write_data(written.fileno(), chunk, total)
             total += len(chunk)
-            if total > limits.counted:
+            if total > counted:
                 raise TooLarge(None)
-            if total <= limits.most:
-                writer.write(chunk)
             check()
-            progress.advance(opened.tell(), size)
-        if total > limits.most:
+            context.progress.advance(opened.tell(), size)
+        if total > most:
             raise TooLarge(total)
-        writer.finish()
+        written.truncate(total)
+
+
+def _write_data(descriptor: int, chunk: bytes, position: int) -> None:
+    """Writes a chunk at its position in a file, except blocks of zeros. Blocks are counted from the
+    file's start, so that holes fit the file system's blocks."""
+    start = 0
+    while start < len(chunk):
+        block = chunk[start : start + _BLOCK - (position + start) % _BLOCK]
+        if block != _ZEROS[: len(block)]:
+            sparse.write_at(descriptor, block, position + start)
+        start += len(block)
 
 
 def read_head(packed: Path, compression: str, where: str) -> bytes:
-    """The first bytes of what is packed in a file. Raises ImageFormatError."""
+    """The first bytes of the unpacked file. Raises ImageFormatError."""
     if compression == "zstd":
         return _read_zstd_head(packed, where)
     head = b""
@@ -111,89 +108,44 @@ def read_head(packed: Path, compression: str, where: str) -> bytes:
 
 
 def _chunks(opened: BinaryIO, compression: str, where: str) -> Iterator[bytes]:
-    """What is packed in a file, in chunks that are not longer than `CHUNK`, and may be empty."""
-    try:
-        if compression == "zip":
-            yield from _open_zip(opened, where)
-        else:
-            yield from members.read(opened, partial(members.make, compression))
-    except members.errors() as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise _damaged(compression, str(error), where) from error
+    """The unpacked file in chunks of at most `CHUNK` bytes, some of them empty."""
+    with located(where):
+        try:
+            if compression == "zip":
+                yield from read_zip(opened, partial(_damaged, "zip"))
+            else:
+                yield from decompress.read(opened, partial(decompress.make, compression))
+        except decompress.errors() as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise _damaged(compression, str(error)) from error
 
 
-def _damaged(compression: str, reason: str, where: str) -> ImageFormatError:
-    detail = " ".join(reason.split()).removeprefix("Error -3 ")
+def _damaged(compression: str, reason: str, where: str | None = None) -> ImageFormatError:
+    detail = re.sub(r"^Error -?[0-9]+ ", "", " ".join(reason.split()))
     return ImageFormatError(
         f"cannot be unpacked by {compression}: {detail or 'it is damaged'}",
         where=where,
-        todo=_DAMAGED,
+        todo=_UNPACK if "memory" in detail.lower() else "fetch it again: it is damaged or cut",
     )
-
-
-# ---- zip
-
-
-def _open_zip(opened: BinaryIO, where: str) -> Iterator[bytes]:
-    """The one file of a zip archive."""
-    import zipfile
-
-    _check_directory(opened, where)
-    try:
-        with zipfile.ZipFile(opened) as archive:
-            files = [each for each in archive.infolist() if not each.is_dir()]
-            if len(files) != 1:
-                raise ImageFormatError(
-                    f"is a zip archive of {len(files)} files, not one",
-                    where=where,
-                    todo="unpack it, and name the disk image that is in it",
-                )
-            if files[0].flag_bits & 1:
-                raise ImageFormatError(
-                    "is a zip archive with a password", where=where, todo="unpack it"
-                )
-            with archive.open(files[0]) as member:
-                while chunk := member.read(CHUNK):
-                    yield chunk
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise _damaged("zip", str(error), where) from error
-
-
-def _check_directory(opened: BinaryIO, where: str) -> None:
-    """The list of files, which is read at once, is short. Raises ImageFormatError."""
-    size = os.fstat(opened.fileno()).st_size
-    start = max(0, size - 22 - 0xFFFF - 20)
-    end = os.pread(opened.fileno(), size - start, start)
-    at = end.rfind(b"PK\x05\x06")
-    if at < 0 or len(end) < at + 22:
-        raise _damaged("zip", "it ends too early", where)
-    (length,) = struct.unpack_from("<I", end, at + 12)
-    if at >= 20 and end[at - 20 : at - 16] == b"PK\x06\x07":  # zip64: the real figures are before
-        (record,) = struct.unpack_from("<Q", end, at - 12)
-        header = os.pread(opened.fileno(), 56, record) if record < size else b""
-        length = struct.unpack_from("<Q", header, 40)[0] if len(header) == 56 else 1 << 62
-    if length > _CENTRAL_DIRECTORY:
-        raise ImageFormatError(
-            "is a zip archive of many files, not one",
-            where=where,
-            todo="unpack it, and name the disk image that is in it",
-        )
 
 
 # ---- zstd
 
 
-def _run_zstd(
-    packed: Path, target: Path, limits: Limits, *, where: str, log: Path, progress: Progress
-) -> None:
+def _run_zstd(packed: Path, target: Path, context: Context, where: str, most: int) -> None:
     known = _zstd_size(packed)
-    if known is not None and known > limits.most:
+    if known is not None and known > most:
         raise TooLarge(known)
-    argv = ["prlimit", f"--fsize={limits.most}", "--core=0", "zstd", "-d", "-q", "-f", "--sparse"]
-    argv += [f"--memory={members.MEMORY}", "--no-progress", "-o", str(target), "--"]
+    argv = ["prlimit", f"--fsize={most}", "--core=0", "zstd", "-d", "-q", "-f", "--sparse"]
+    argv += [f"--memory={decompress.MEMORY}", "--no-progress", "-o", str(target), "--"]
     try:
-        run.run([*argv, str(packed.resolve())], log=log, progress=progress)
+        run.run(
+            [*argv, str(packed.resolve())],
+            log=context.log,
+            progress=context.progress,
+            watch=context.store.check_space,
+        )
     except run.ToolError as error:
         if error.status == -signal.SIGXFSZ or "File too large" in error.output:
             raise TooLarge(None) from error
@@ -212,50 +164,17 @@ def _zstd_size(packed: Path) -> int | None:
     if len(head) < 18:
         return None
     flags = head[4]
-    single, length = flags >> 5 & 1, (0, 2, 4, 8)[flags >> 6]
-    if single and not length:
-        length = 1
-    start = 5 + (not single) + (0, 1, 2, 4)[flags & 3]
+    single = flags >> 5 & 1
+    length = (single, 2, 4, 8)[flags >> 6]
     if not length:
         return None
+    start = 5 + (not single) + (0, 1, 2, 4)[flags & 3]
     return int.from_bytes(head[start : start + length], "little") + (256 if length == 2 else 0)
 
 
 def _read_zstd_head(packed: Path, where: str) -> bytes:
-    argv = ["zstd", "-dcq", f"--memory={members.MEMORY}", "--", str(packed.resolve())]
+    argv = ["zstd", "-dcq", f"--memory={decompress.MEMORY}", "--", str(packed.resolve())]
     try:
         return run.capture_head(argv, HEAD)
     except run.ToolError as error:
         raise _zstd_failed(error, where) from error
-
-
-# ---- sparse files
-
-
-class _SparseWriter:
-    """Writes a file from its start, leaving out what is zeros."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._position = 0
-
-    def write(self, chunk: bytes) -> None:
-        view, start = memoryview(chunk), 0
-        # Blocks are counted from the file's start, so that holes fit the file system's blocks.
-        end = min(len(chunk), _BLOCK - self._position % _BLOCK)
-        pending = 0
-        while start < len(chunk):
-            if view[start:end] == _ZEROS[: end - start]:
-                self._put(view[pending:start], pending)
-                pending = end
-            start, end = end, min(len(chunk), end + _BLOCK)
-        self._put(view[pending:], pending)
-        self._position += len(chunk)
-
-    def _put(self, data: memoryview, offset: int) -> None:
-        if data:
-            sparse.write_at(self._descriptor, bytes(data), self._position + offset)
-
-    def finish(self) -> None:
-        """Gives the file its length, which a hole may end."""
-        os.ftruncate(self._descriptor, self._position)

@@ -6,15 +6,20 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
-from pipeline.model import MIB, ContentKey, Progress, Sha256
-from pipeline.store import Artifact
+from pipeline.errors import DefinitionError, StageFailedError
+from pipeline.model import ContentKey, Progress, Sha256
+from pipeline.realfile import open_file
+from pipeline.store import Artifact, Store
 
 HERE_ONLY = {"key": False}
 """Metadata of fields that say where something lies on this host, and not what it is."""
@@ -30,7 +35,7 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage gets to work with."""
+    """What a running stage works with."""
 
     out: Path
     """An empty folder; the files in it at the end are the artifact."""
@@ -38,8 +43,8 @@ class Context:
     """An empty folder for what is not kept."""
     log: Path
     """Where the output of programs goes."""
-    store: Path
-    """Where what was found out about this host is kept."""
+    store: Store
+    """The store that the artifact goes to."""
     progress: Progress
 
 
@@ -55,9 +60,10 @@ class Stage(ABC):
 
     inputs: tuple[Stage, ...] = ()
     after: tuple[Stage, ...] = field(default=(), metadata=HERE_ONLY)
-    """Stages that go first, since more waits for them; they decide nothing of the output."""
+    """Stages that run before this one because more depends on them; they do not decide its output.
+    """
     label: str = field(default="", metadata=HERE_ONLY)
-    """Tells stages of one plan apart for people, where their name does not: a site, a layout."""
+    """What tells this stage of a plan from others of its name, for people: a site, a layout."""
 
     @property
     def title(self) -> str:
@@ -66,21 +72,24 @@ class Stage(ABC):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        """What it needs of the host, in the words of `host.require`."""
+        """What it needs of the host, in the words of `machine/requirements.py`."""
         return (self.name,)
+
+    def check_host(self, store: Store) -> None:  # noqa: B027 (most need no more)
+        """Checks, before anything is built, what the words of `requires` cannot name. Raises
+        HostError, SudoError."""
 
     @property
     def memory(self) -> int:
-        """Bytes of the host's memory that it takes, where they count; what is small counts as
-        nothing."""
+        """Bytes of the host's memory that it takes; 0 for a stage that takes little."""
         return 0
 
     def fields(self) -> dict[str, Any]:
         """Everything that decides the output, besides the inputs, as JSON can hold it."""
         return {
-            each.name: to_json(getattr(self, each.name))
-            for each in dataclasses.fields(self)
-            if each.name != "inputs" and each.metadata.get("key", True)
+            member.name: to_json(getattr(self, member.name))
+            for member in dataclasses.fields(self)
+            if member.name != "inputs" and member.metadata.get("key", True)
         }
 
     @cached_property
@@ -97,7 +106,8 @@ class Stage(ABC):
 
     @abstractmethod
     def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
-        """Makes the output in `context.out` and returns facts of it, as JSON can hold them."""
+        """Makes the output in `context.out` and returns facts of it, as JSON can hold them, or as a
+        `Future` of that."""
 
 
 def key_of(value: object) -> ContentKey:
@@ -110,14 +120,14 @@ def to_json(value: object) -> Any:
     """A field's value as JSON can hold it. Raises TypeError for what does not belong in a key."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            each.name: to_json(getattr(value, each.name))
-            for each in dataclasses.fields(value)
-            if each.metadata.get("key", True)
+            member.name: to_json(getattr(value, member.name))
+            for member in dataclasses.fields(value)
+            if member.metadata.get("key", True)
         }
     if isinstance(value, Mapping):
-        return {str(name): to_json(each) for name, each in value.items()}
+        return {str(name): to_json(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [to_json(each) for each in value]
+        return [to_json(item) for item in value]
     if isinstance(value, PurePath) and not isinstance(value, Path):
         return str(value)  # a path in the image, which is no path of the host
     if value is None or isinstance(value, str | int | bool):
@@ -127,16 +137,82 @@ def to_json(value: object) -> Any:
 
 def digest_of_file(path: Path) -> Sha256:
     """The SHA-256 of a file's content and its executable bit."""
-    hashed = hashlib.sha256(b"x" if path.stat().st_mode & 0o100 else b"-")
     with path.open("rb") as file:
-        while block := file.read(MIB):
-            hashed.update(block)
-    return Sha256(hashed.hexdigest())
+        return _digest(file)
+
+
+def _digest(file: BufferedReader) -> Sha256:
+    mark = _mark(file)
+    return Sha256(hashlib.file_digest(file, lambda: hashlib.sha256(mark)).hexdigest())
+
+
+def _mark(file: BufferedReader) -> bytes:
+    """What of a file's mode is part of its digest."""
+    return b"x" if os.fstat(file.fileno()).st_mode & 0o100 else b"-"
 
 
 def local_file(path: Path) -> LocalFile:
     """A file of the build host, with its digest."""
     return LocalFile(digest=digest_of_file(path), path=path)
+
+
+def own_file(path: Path) -> LocalFile:
+    """A file of a definition, by its canonical path, with its digest. Raises DefinitionError if it
+    is no longer where the definition was checked with it."""
+    with _own(path) as file:
+        return LocalFile(digest=_digest(file), path=path)
+
+
+def read_own(path: Path) -> bytes:
+    """The content of a file of a definition. Raises DefinitionError as `own_file` does."""
+    with _own(path) as file:
+        return file.read()
+
+
+def _own(path: Path) -> BufferedReader:
+    try:
+        return open_file(path)
+    except OSError as error:
+        raise DefinitionError(
+            f"it was changed after the definition was read: {error.strerror}",
+            where=str(path),
+            todo="run the same command again",
+        ) from error
+
+
+def read_unchanged(file: LocalFile) -> bytes:
+    """The content of a file of a definition. Raises StageFailedError if it is not what was
+    planned."""
+    with _opened(file) as stream:
+        content = stream.read()
+        if Sha256(hashlib.sha256(_mark(stream) + content).hexdigest()) != file.digest:
+            raise _changed(file)
+    return content
+
+
+def copy_unchanged(file: LocalFile, copy: Path) -> Path:
+    """Copies a file of a definition, and makes the folders of the copy, which it returns. Raises
+    StageFailedError if the file is not what was planned."""
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with _opened(file) as stream, copy.open("xb") as written:
+        shutil.copyfileobj(stream, written)
+        copy.chmod(stat.S_IMODE(os.fstat(stream.fileno()).st_mode) | stat.S_IRUSR | stat.S_IWUSR)
+    if digest_of_file(copy) != file.digest:
+        raise _changed(file)
+    return copy
+
+
+def _opened(file: LocalFile) -> BufferedReader:
+    try:
+        return open_file(file.path)
+    except OSError as error:
+        raise _changed(file) from error
+
+
+def _changed(file: LocalFile) -> StageFailedError:
+    return StageFailedError(
+        f"{file.path} was changed after the plan was made", todo="run the same command again"
+    )
 
 
 def digest_of_tree(folder: Path) -> Sha256:

@@ -2,7 +2,7 @@
 
 The very image file is unpacked to a throw-away disk, edited as the site's node would edit it, and
 booted. The user-data that the guest's fetcher gets from the metadata service makes it report, after
-the fetcher was also tried with the other answers that the service can give (`answers.py`).
+the fetcher was also tried with the other answers that the service can give (`userdata_cases.py`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from pipeline import host
+from pipeline.clouds import metadata_service
+from pipeline.disk import ext4
+from pipeline.disk.superblock import NEW_FEATURES, is_ext_at, superblock_at
+from pipeline.disk.untrusted import lines_of, to_number, to_printable
 from pipeline.errors import (
     GuestCheckError,
     GuestNetworkError,
@@ -30,20 +32,22 @@ from pipeline.errors import (
     PhantomError,
     StageFailedError,
 )
-from pipeline.metadata_server import SERVICES, USER_DATA_PATH, MetadataServer, MetadataService
+from pipeline.machine import qemu
+from pipeline.machine.accelerator import find_accelerator
+from pipeline.machine.metadata import USER_DATA_PATH, MetadataServer, MetadataService
 from pipeline.model import MIB, Machine, Progress
-from pipeline.stages import answers
-from pipeline.stages.base import Context, LocalFile, Stage
-from pipeline.stages.image import unpack_image
+from pipeline.stages import userdata_cases
+from pipeline.stages.base import Context, LocalFile, Stage, read_unchanged
+from pipeline.stages.image import data_bytes, unpack_image
 from pipeline.store import Artifact
-from pipeline.tools import ext4, qemu, run, sfdisk
+from pipeline.tools import run, sfdisk
 
-# From power-on to report. Eight times the slowest boot measured without KVM (30 s), and with it.
-BOOT_SECONDS = {"tcg": 240, "kvm": 60}
+# From power-on to report. Without KVM 25 s on a fast host, 311 s on a slow and busy one.
+BOOT_SECONDS = {"tcg": 900, "kvm": 60}
 REPORT = Path(__file__).with_name("boot_report.sh")
 AUTHORIZED_KEYS = PurePosixPath("/root/.ssh/authorized_keys")
 """Where the public keys lie that root may log in with."""
-_CONSOLE_LINES = 25
+_CONSOLE_LINES, _CONSOLE_KEPT = 25, 100_000  # lines that are shown, and characters that are kept
 _USER_DATA = USER_DATA_PATH.removeprefix("/latest")  # cloud-init asks for a dated version
 _LATE_REQUESTS = 2  # that the metadata service refuses at first, as one that is not ready yet does
 # What may stay free behind root: the second GPT, and the MiB by which partitions are aligned.
@@ -55,11 +59,13 @@ _GROUP_ROOM = 16 * MIB
 HOPELESS = re.compile(
     r"Kernel panic|ramdisk: error: |No bootable device|Boot failed|BdsDxe: failed to load"
     # GRUB goes on without a module, a font, a list or a translation.
-    r"|error: (file (?!\S+\.(?:mod|pf2|lst|mo)\b).* not found|unknown filesystem)"
+    r"|error: (file (?!\S{1,300}\.(?:mod|pf2|lst|mo)\b).{1,300} not found|unknown filesystem)"
     r"|Minimal BASH-like line editing|grub rescue>|ALERT! .* does not exist"
     r"|\(initramfs\)|You are in emergency mode"
 )
 """What a console says when waiting longer is of no use."""
+_TOLD = ("nonce", "release", "kernel", "firmware", "boot_seconds")  # what every guest reports
+_STATUS, _SECONDS = re.compile("[0-9]{1,3}"), re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _GAVE_UP = re.compile(r"phantom-user-data: error: ")
 _CAME_UP = re.compile(r"login: |Reached target .*[Mm]ulti-[Uu]ser|phantom-user-data: ")
 
@@ -73,11 +79,13 @@ class BootCheck(Stage):
 
     name: ClassVar[str] = "boot"
     cores: ClassVar[int] = 1  # what a guest with two CPUs keeps busy under TCG, on average
-    revision: ClassVar[int] = 5
+    revision: ClassVar[int] = 6
 
     machine: Machine
     report: LocalFile
     """What makes the guest report: `boot_report.sh`."""
+    login_user: str = "root"
+    """Who is to log in with the launch's key."""
     user_data: LocalFile | None
     """The appliance's default user-data, which the guest runs."""
     check: LocalFile | None
@@ -98,26 +106,37 @@ class BootCheck(Stage):
 
     def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
         (image,) = inputs
-        accelerator = host.find_accelerator(context.store)
+        accelerator = find_accelerator(context.store.folder)
         limit = self.seconds or BOOT_SECONDS[accelerator]
         nonce = secrets.token_hex(16)
         disk = context.work / "disk.raw"
         context.progress.step("making the machine's disk")
+        context.store.check_space(data_bytes(image))
         unpack_image(image, disk)
         edit_as_node(self.machine, disk, _public_key(nonce), self.metadata_url())
         _check_no_host_keys(find_root(disk))
         qemu.ready_disk(self.machine, disk)
-        cases = answers.make_cases(self.machine.metadata, nonce)
-        metadata = self._metadata(self._report_script(nonce, cases))
-        service = SERVICES[self.machine.metadata]
+        service = metadata_service(self.machine.metadata)
+        cases = userdata_cases.make_cases(service, nonce)
+        metadata = _make_metadata(
+            service, self._report_script(nonce, cases), public_key=_public_key(nonce)
+        )
         others = {case.name: service(user_data=case.user_data) for case in cases}
-        context.progress.step(f"booting ({accelerator}, at most {limit} s)")
-        with MetadataServer(metadata, on_report=_ignore, others=others) as server:
-            network = qemu.Network(metadata_port=server.port)
+        context.progress.step(f"booting ({accelerator})", seconds=limit)
+        with MetadataServer(
+            metadata, private=True, late=_LATE_REQUESTS, takes_reports=True, others=others
+        ) as server:
+            network = qemu.Network(metadata_socket=server.socket_name)
             argv = qemu.command(self.machine, disk, network, accelerator)
-            with _booted(argv, context.log, context.progress) as guest:
-                report = guest.wait(server, limit)
+            with run.start(argv) as process:
+                try:
+                    report = _Guest(process, context.log, context.progress).wait(
+                        server, limit, context.store.check_space
+                    )
+                finally:
+                    process.kill()  # the disk is thrown away: nothing has to be shut down
         facts = parse_report(report)
+        self._check_whole(facts, context.log)
         self._judge(facts, nonce, cases, context.log)
         return {"accelerator": accelerator, **_told(facts), "user_data": _outcomes(facts, cases)}
 
@@ -130,35 +149,40 @@ class BootCheck(Stage):
         """Whether the site's node writes a public key into the image."""
         return any("{public_key}" in edit.text for edit in self.machine.edits)
 
-    def _report_script(self, nonce: str, cases: Sequence[answers.Case]) -> bytes:
+    def _report_script(self, nonce: str, cases: Sequence[userdata_cases.Case]) -> bytes:
         names = " ".join(case.name for case in cases)
         head = [f"nonce={nonce}", f"metadata_url={self.metadata_url()}", f"cases='{names}'"]
+        head.append(f"login_user={self.login_user}")
         for name, script in (("user_data", self.user_data), ("check", self.check)):
             if script is not None:
-                packed = base64.b64encode(script.path.read_bytes()).decode()
+                packed = base64.b64encode(read_unchanged(script)).decode()
                 head.append(f"{name}={packed}")
         shebang, _, body = self.report.path.read_text().partition("\n")
         return "\n".join([shebang, *head, body]).encode("ascii")
 
-    def _metadata(self, user_data: bytes) -> MetadataService:
-        """A service that hands out user-data, after it was late."""
-        service = SERVICES[self.machine.metadata]
-        if service.ANY_BYTES and len(user_data) > service.LIMIT:
-            user_data = gzip.compress(user_data, mtime=0)
-        try:
-            return service(user_data=user_data, faults=[service.LATE] * _LATE_REQUESTS)
-        except ValueError as error:
+    def _check_whole(self, facts: Mapping[str, list[str]], log: Path) -> None:
+        """Checks that a report says all that is kept of it, in numbers where it is a number. Raises
+        GuestCheckError."""
+        parts = {"user_data_status": self.user_data, "check_status": self.check}
+        ran = [name for name, file in parts.items() if file and file.path.stat().st_size]
+        odd = [f"no {name}" for name in (*_TOLD, *ran) if name not in facts]
+        numbers = dict.fromkeys(parts, _STATUS) | {"boot_seconds": _SECONDS}
+        for name, form in numbers.items():
+            value = facts.get(name, [""])[0]
+            if value and not form.fullmatch(value):
+                odd.append(f"{name} {value[:40]!r}")
+        if odd:
             raise GuestCheckError(
-                f"the check script is too long to be handed to the guest: {error}",
-                todo="keep the check script and the default user-data shorter, or copy what the "
-                "check needs into the image",
-            ) from error
+                f"the guest's report is damaged: it has {', '.join(odd)}",
+                todo="see in the log what disturbs the script that reports, the guest's user-data",
+                log=log,
+            )
 
     def _judge(
         self,
         facts: Mapping[str, list[str]],
         nonce: str,
-        cases: Sequence[answers.Case],
+        cases: Sequence[userdata_cases.Case],
         log: Path,
     ) -> None:
         """Raises the error that fits what a guest reported, if anything in it is wrong."""
@@ -173,12 +197,12 @@ class BootCheck(Stage):
                 detail=_output(facts, "user_data"),
             )
         faults = [*self._faults(facts, nonce)]
-        wrong_cases = [*answers.find_faults(cases, facts)] if "fetcher" in facts else []
+        wrong_cases = [*userdata_cases.find_faults(cases, facts)] if "fetcher" in facts else []
         if faults or wrong_cases:
             details = [_output(facts, "check")] if _status(facts, "check") != 0 else []
             details += facts.get("case_said", []) if wrong_cases else []
             raise GuestCheckError(
-                f"the guest is not as it should be: {'; '.join([*faults, *wrong_cases])}",
+                f"the guest is not as it should be: {'; '.join(faults + wrong_cases)}",
                 todo="`phantom-image boot` starts the same machine to look at",
                 log=log,
                 detail="\n".join(details) or None,
@@ -201,6 +225,8 @@ class BootCheck(Stage):
             yield f"its user-data ran twice: by {_runner(facts)}, and by {runner}"
         if self.writes_key and _public_key(nonce) not in facts.get("authorized_key", []):
             yield f"the key that the node wrote is not in {AUTHORIZED_KEYS}"
+        if self._lacks_login(facts, nonce):
+            yield f"the launch's key is not in the authorized_keys of {self.login_user}"
         if not _has_grown(facts):
             root, disk = _number(facts, "root_bytes"), _number(facts, "disk_bytes")
             yield f"root did not grow: {root} bytes on a disk of {disk}"
@@ -213,11 +239,35 @@ class BootCheck(Stage):
                 f"its user-data at try {tries}, though {_LATE_REQUESTS} requests were refused"
             )
 
+    def _lacks_login(self, facts: Mapping[str, list[str]], nonce: str) -> bool:
+        """Whether nobody can log in with the key of the launch, though the fetcher is to see to it:
+        root's is the node's work or cloud-init's where one of these does it."""
+        root = self.login_user == "root"
+        if "login_user" not in facts or (root and (self.writes_key or _runner(facts) != "fetcher")):
+            return False
+        return _public_key(nonce) not in facts.get("login_key", [])
+
+
+def _make_metadata(
+    service: type[MetadataService], user_data: bytes, *, public_key: str
+) -> MetadataService:
+    """A service that hands out this user-data, packed where it would be too long."""
+    if service.ANY_BYTES and len(user_data) > service.LIMIT:
+        user_data = gzip.compress(user_data, mtime=0)
+    try:
+        return service(user_data=user_data, public_key=public_key)
+    except ValueError as error:
+        raise GuestCheckError(
+            f"the check script is too long to be handed to the guest: {error}",
+            todo="keep the check script and the default user-data shorter, or copy what the "
+            "check needs into the image",
+        ) from error
+
 
 def find_root(disk: Path) -> ext4.FileSystem:
     """The root file system of an image's disk: the whole of it, or partition 1. Raises
     GuestSilentError where there is none."""
-    if ext4.is_at(disk, 0):
+    if is_ext_at(disk, 0):
         return ext4.FileSystem(disk, 0)
     starts = sfdisk.partition_starts(disk)
     if 1 not in starts:
@@ -238,31 +288,34 @@ def edit_as_node(machine: Machine, disk: Path, public_key: str, metadata_url: st
     """
     if not machine.edits:
         return
-    offset = 0 if ext4.is_at(disk, 0) else sfdisk.first_partition(disk)
+    offset = 0 if is_ext_at(disk, 0) else sfdisk.first_partition(disk)
     if offset is None:
         raise GuestSilentError(
             "the disk's partition table lists no partition: a node would find no root file system",
             todo="look at the layout of the image",
         )
-    root = ext4.FileSystem(disk, offset)
-    new = sorted(ext4.NEW_FEATURES & root.features())
+    superblock = superblock_at(disk, offset)
+    new = sorted(NEW_FEATURES.intersection(superblock.features if superblock else ()))
     if new:
         raise GuestCheckError(
             "the root file system has features with which a node of 2010 does not mount it: "
             f"{', '.join(new)}",
             todo="make it without them, as elements/phantom-debian does",
         )
+    root = ext4.FileSystem(disk, offset)
     for edit in machine.edits:
         text = edit.text.format(public_key=public_key, metadata_url=metadata_url)
         root.write(edit.path, text, edit.mode)
 
 
 def parse_report(report: bytes) -> dict[str, list[str]]:
-    """The guest's lines, `name value`, by name."""
+    """The guest's lines, `name value`, by name. The guest is not trusted: control characters become
+    `?`, and lines that say nothing are left out."""
     facts: dict[str, list[str]] = {}
-    for line in report.decode("utf-8", "replace").splitlines():
-        name, _, value = line.partition(" ")
-        facts.setdefault(name, []).append(value)
+    for line in lines_of(report.decode("utf-8", "replace")):
+        name, _, value = to_printable(line).partition(" ")
+        if value.strip():
+            facts.setdefault(name, []).append(value)
     return facts
 
 
@@ -277,14 +330,21 @@ class _Guest:
         self._reader = threading.Thread(target=self._listen, daemon=True)
         self._reader.start()
 
-    def wait(self, server: MetadataServer, limit: int) -> bytes:
-        """The guest's report. Raises the error that fits what was heard in place of it."""
+    def wait(self, server: MetadataServer, limit: int, watch: Callable[[], None]) -> bytes:
+        """The guest's report. Raises the error that fits what was heard in place of it, and what
+        `watch` raises meanwhile."""
         deadline = time.monotonic() + limit
         while time.monotonic() < deadline:
+            watch()
             report = server.wait_for_report(0.1)
-            asked = next((each.path for each in server.requests if each.lacked_token), None)
-            if asked is not None:
-                raise self._without_token(asked)
+            lacking = next((asked.path for asked in server.requests if asked.lacked_token), None)
+            if lacking is not None:
+                raise GuestCheckError(
+                    f"the guest asked for {lacking} without a token, and its site requires one",
+                    todo="take the user-data fetcher of the element phantom-user-data, with curl, "
+                    "or let what else asks for metadata get a token first",
+                    log=self._log,
+                )
             if report is not None:
                 return report
             if self._process.poll() is not None:
@@ -295,83 +355,55 @@ class _Guest:
                 raise self._error(server, "the machine said on its console that it failed")
         raise self._error(server, f"the machine did not report within {limit} s")
 
-    def _without_token(self, path: str) -> PhantomError:
-        return GuestCheckError(
-            f"the guest asked for {path} without a token, and its site requires one",
-            todo="take the user-data fetcher of the element phantom-user-data, with curl, or let "
-            "what else asks for metadata get a token first",
-            log=self._log,
-        )
-
     def _listen(self) -> None:
         assert self._process.stdout is not None
         # A serial port brings a few bytes at a time, and escape sequences in parts.
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         ended, line = "", ""
-        with self._log.open("ab") as log:
+        with run.open_log(self._log) as log:
             while data := os.read(self._process.stdout.fileno(), 1 << 16):
-                log.write(data)
+                log.buffer.write(data)
                 log.flush()
                 *lines, line = (line + decoder.decode(data)).split("\n")
-                for each in map(_plain, lines):
-                    ended = f"{ended[-100_000:]}{each}\n"
-                    self._progress.output(each)
+                for text in map(_plain, lines):
+                    ended = f"{ended[-_CONSOLE_KEPT:]}{text}\n"
+                    self._progress.output(text)
+                line = line[-_CONSOLE_KEPT:]  # a guest may never end a line
                 self._text = ended + _plain(line)
 
     def _error(self, server: MetadataServer, what: str) -> PhantomError:
         lines = [line.rstrip() for line in self._text.splitlines() if line.strip()]
         end = "\n".join(lines[-_CONSOLE_LINES:])
-        got = any(
-            request.path.endswith(_USER_DATA) and request.status == 200
-            for request in server.requests
-        )
-        if got:
-            return GuestUserDataError(
-                f"the guest got its user-data, but {what}",
-                todo="look at what follows phantom-user-data on the console",
-                log=self._log,
-                detail=end,
+        answered = (request.path for request in server.requests if request.status == 200)
+        kind: type[PhantomError] = GuestSilentError
+        if any(path.endswith(_USER_DATA) for path in answered):
+            kind, what = GuestUserDataError, f"the guest got its user-data, but {what}"
+            todo = "look at what follows phantom-user-data on the console"
+        elif _CAME_UP.search(self._text):
+            kind = GuestNetworkError
+            what = f"the guest booted without reaching the metadata service: {what}"
+            todo = (
+                "see that the image has a driver for the site's network card, asks for an "
+                "address by DHCP, and has the user-data fetcher (element phantom-user-data)"
             )
-        if _CAME_UP.search(self._text):
-            return GuestNetworkError(
-                f"the guest booted without reaching the metadata service: {what}",
-                todo="see that the image has a driver for the site's network card, asks for an "
-                "address by DHCP, and has the user-data fetcher (element phantom-user-data)",
-                log=self._log,
-                detail=end,
-            )
-        return GuestSilentError(
-            f"the guest did not boot: {what}",
-            todo="look at the end of the console; `phantom-image boot` starts the same machine",
-            log=self._log,
-            detail=end or "(nothing on the console)",
-        )
-
-
-@contextmanager
-def _booted(argv: Sequence[str], log: Path, progress: Progress) -> Iterator[_Guest]:
-    with run.start(argv) as process:
-        try:
-            yield _Guest(process, log, progress)
-        finally:
-            process.kill()  # the disk is thrown away: nothing has to be shut down
+        else:
+            what, end = f"the guest did not boot: {what}", end or "(nothing on the console)"
+            todo = "look at the end of the console; `phantom-image boot` starts the same machine"
+        return kind(what, todo=todo, log=self._log, detail=end)
 
 
 def _told(facts: Mapping[str, list[str]]) -> dict[str, Any]:
     """What is kept of a report: what it says of the image, and nothing that is secret or random."""
     return {
-        "release": facts["release"][0],
-        "kernel": facts["kernel"][0],
-        "firmware": facts["firmware"][0],
+        **{name: facts[name][0] for name in ("release", "kernel", "firmware")},
         "addresses": facts.get("address", []),
         "failed_units": facts.get("failed_unit", []),
         "root_bytes": _number(facts, "root_bytes"),
-        "disk_driver": facts["disk_driver"][0],
-        "network_driver": facts["network_driver"][0],
+        **{name: facts.get(name, [""])[0] for name in ("disk_driver", "network_driver")},
         "ssh_host_keys": [line.split()[-1].strip("()") for line in facts.get("ssh_host_key", [])],
         "user_data_by": _runner(facts),
         "fetcher_tries": _number(facts, "fetcher_tries"),
-        "fetcher_protocol": facts["fetcher_protocol"][0],
+        "fetcher_protocol": facts.get("fetcher_protocol", [""])[0],
         "boot_seconds": float(facts["boot_seconds"][0]),
         "user_data_status": _status(facts, "user_data") if "user_data_status" in facts else None,
         "check_status": _status(facts, "check") if "check_status" in facts else None,
@@ -379,20 +411,16 @@ def _told(facts: Mapping[str, list[str]]) -> dict[str, Any]:
 
 
 def _outcomes(
-    facts: Mapping[str, list[str]], cases: Sequence[answers.Case]
+    facts: Mapping[str, list[str]], cases: Sequence[userdata_cases.Case]
 ) -> dict[str, str] | None:
     """What came of each answer of the metadata service; None where the image has a fetcher of its
     own, which is not tried with them."""
     if "fetcher" not in facts:
         return None
-    tried = {case.name: case.outcome for case in cases}
-    return {
-        "present": "run",
-        "late": f"run after {_number(facts, 'fetcher_tries')} tries"
-        if _runner(facts) == "fetcher"
-        else f"run by {_runner(facts)}",
-        **tried,
-    }
+    runner = _runner(facts)
+    tries = f"after {_number(facts, 'fetcher_tries')} tries"
+    late = f"run {tries if runner == 'fetcher' else f'by {runner}'}"
+    return {"present": "run", "late": late, **{case.name: case.outcome for case in cases}}
 
 
 def _runner(facts: Mapping[str, list[str]]) -> str:
@@ -403,7 +431,7 @@ def _runner(facts: Mapping[str, list[str]]) -> str:
 def _has_grown(facts: Mapping[str, list[str]]) -> bool:
     """Whether root's partition reaches the disk's end, and its file system the partition's.
 
-    By what is left over and not by shares: of a large disk, a share would hide all that it grows.
+    It compares bytes and not shares: a share of a large disk may be more than all that root grows.
     """
     start, end = _number(facts, "root_start"), _number(facts, "root_end")
     behind = _number(facts, "disk_bytes") - end
@@ -412,17 +440,19 @@ def _has_grown(facts: Mapping[str, list[str]]) -> bool:
 
 
 def _status(facts: Mapping[str, list[str]], part: str) -> int:
-    return int(facts.get(f"{part}_status", ["0"])[0])
+    return _number(facts, f"{part}_status")
 
 
 def _number(facts: Mapping[str, list[str]], name: str) -> int:
-    values = facts.get(name, [""])
-    return int(values[0]) if values[0].isdigit() else 0
+    return to_number(facts.get(name, [""])[0]) or 0
 
 
 def _output(facts: Mapping[str, list[str]], part: str) -> str:
     packed = facts.get(f"{part}_output", [""])[0]
-    return base64.b64decode(packed).decode("utf-8", "replace")
+    try:
+        return base64.b64decode(packed).decode("utf-8", "replace")
+    except ValueError:
+        return "(its output came damaged)"
 
 
 def _check_no_host_keys(root: ext4.FileSystem) -> None:
@@ -436,7 +466,7 @@ def _check_no_host_keys(root: ext4.FileSystem) -> None:
 
 
 def _public_key(nonce: str) -> str:
-    """A line for authorized_keys that lets nobody in: its key is no key."""
+    """A line for authorized_keys whose key is not a key, so that it admits no login."""
     return f"ssh-ed25519 {nonce} phantom-boot-check"
 
 
@@ -444,7 +474,3 @@ def _plain(text: str) -> str:
     """Console text without colours and cursor movements."""
     sequences = r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[a-z]"
     return re.sub(rf"{sequences}|[\x00-\x08\x0b-\x1f]", "", text)
-
-
-def _ignore(report: bytes) -> None:
-    """Reports are waited for, not handed on."""

@@ -1,26 +1,27 @@
 #!/bin/sh
 #
-# Run in the guest as its user-data, by the fetcher or by cloud-init: runs the appliance's default
-# user-data and its check script, and reports to the metadata service what became of the machine.
-# The image may be old or small: no more than POSIX's programs is sure to be there. These are set
-# before it:
+# The user-data of the boot check, which the fetcher or cloud-init runs in the guest. It runs the
+# appliance's default user-data and check script, and reports the machine's state to the metadata
+# service. Old and small images may have POSIX's programs only. The host sets these variables first:
 #
-# nonce         what the host wants to hear again
+# nonce         a text that the report repeats
 # metadata_url  the metadata service
-# user_data     the default user-data in base64, or nothing
-# check         the check script in base64, or nothing
-# cases         names of answers that the metadata service can give besides
+# user_data     the default user-data in base64, or empty
+# check         the check script in base64, or empty
+# login_user    who is to log in with the launch's key
+# cases         names of further user-data answers of the metadata service
 
-: "${nonce:=}" "${metadata_url:=}" "${user_data:=}" "${check:=}" "${cases:=}"
+: "${nonce:=}" "${metadata_url:=}" "${user_data:=}" "${check:=}" "${cases:=}" \
+    "${login_user:=root}"
 
 fetcher=/usr/lib/phantom/fetch-user-data
 runs=/run/phantom-boot-check
 
-# The fetcher says how often it tried; cloud-init says nothing.
+# Only the fetcher sets PHANTOM_USER_DATA_TRIES.
 runner=fetcher
 [ -n "${PHANTOM_USER_DATA_TRIES-}" ] || runner=cloud-init
 
-# One of this boot's two runners may be the second: the first tells.
+# If both the fetcher and cloud-init run this script, only the first one reports.
 mkdir -p "${runs%/*}"
 if ! mkdir "$runs"; then
     echo "$runner" >>"$runs/again"
@@ -30,11 +31,12 @@ fi
 work=$(mktemp -d) || exit 1
 booted=$(cut -d ' ' -f 1 /proc/uptime)
 
+# tell NAME VALUE: adds a line to the report.
 tell() {
     printf '%s %s\n' "$1" "$2" >>"$work/report"
 }
 
-# Runs a script given in base64; tells its exit status and the end of what it printed.
+# run_part NAME SCRIPT: runs a script in base64; reports its exit status and the end of its output.
 run_part() {
     [ -n "$2" ] || return 0
     printf '%s' "$2" | base64 -d >"$work/$1"
@@ -48,7 +50,7 @@ run_part() {
     tell "$1_output" "$(tail -c 4000 "$work/$1.out" | base64 | tr -d '\n')"
 }
 
-# post FILE PATH: sends a file to the metadata service. Not every BusyBox's wget can; then nc is there.
+# post FILE PATH: sends a file to the metadata service. If BusyBox's wget cannot, nc does.
 post() {
     if command -v curl >/dev/null; then
         curl --silent --show-error --noproxy '*' --max-time 30 --retry 3 \
@@ -68,8 +70,9 @@ post() {
     } | nc "${address%:*}" "${address##*:}"
 }
 
-# Has the metadata service give one of its other answers, and the fetcher fetch that into a folder
-# of its own. What it says does not go to the console, where its errors would be taken for the boot's.
+# try_case NAME: switches the metadata service to another answer, and has the fetcher fetch that into
+# a separate folder. The fetcher's output stays off the console, where its errors would count as the
+# boot's.
 try_case() {
     folder=$work/$1
     mkdir -p "$folder/etc/default" "$folder/var"
@@ -91,19 +94,19 @@ try_case() {
     tell case_said "$1: $(tail -n 1 "$folder/out")"
 }
 
-# Whether other services are still being started. This one is; it is part of the boot itself. What
-# waits for cloud-init to end waits for this script, so then only what runs counts.
+# Whether other services are still starting. The fetcher's own service does not count. Under
+# cloud-init only running jobs count: jobs that wait for cloud-init wait for this script.
 is_starting() {
     [ -d /run/systemd/system ] || return 1
     systemctl list-jobs --no-legend --no-pager | awk -v "runner=$runner" '
-        runner == "fetcher" && $2 !~ /phantom-user-data/ { found = 1 }
-        runner != "fetcher" && $2 !~ /^cloud-/ && $4 == "running" { found = 1 }
-        END { exit !found }
+        runner == "fetcher" && $2 !~ /phantom-user-data/ { starting = 1 }
+        runner != "fetcher" && $2 !~ /^cloud-/ && $4 == "running" { starting = 1 }
+        END { exit !starting }
     '
 }
 
-# Tells the units of sshd that are enabled, where none of them was started: systemd drops one without
-# a word where units wait for one another in a circle.
+# Reports sshd's enabled units if none was started: systemd silently drops a unit from a dependency
+# cycle.
 tell_idle_units() {
     [ ! -e /etc/ssh/sshd_not_to_be_run ] || return 0
     idle=
@@ -124,7 +127,7 @@ has_host_keys() {
     return 1
 }
 
-# The driver of the nearest device above a path of /sys that sits on a bus of the machine's board.
+# The driver of the nearest PCI, Xen or virtio device above a path in /sys.
 driver_above() {
     device=$(readlink -f "$1")
     while [ "${device%/*}" != "" ]; do
@@ -138,15 +141,29 @@ driver_above() {
     done
 }
 
-# Tells how large the ext file system on a device is, by its superblock: what can be used of it is
-# less. The block count's halves and the binary logarithm of a block's KiB are words 1, 84 and 6.
+# Reports the size of the ext file system on a device by its superblock; df shows less. The block
+# count's halves and the binary logarithm of a block's KiB are words 1, 84 and 6.
 tell_file_system_bytes() {
     # shellcheck disable=SC2046
     set -- $(od -An -v -tu4 -j 1024 -N 1024 "$1")
     tell file_system_bytes "$((($2 + (${85} << 32)) * (1024 << $7)))"
 }
 
-# Tells the machine's addresses: `CARD ADDRESS/BITS` each.
+# Reports the keys with which the user logs in, if sshd takes them: it wants the user's folder, home and
+# file to be the user's own, and writable by nobody else.
+tell_login_keys() {
+    home=$(awk -F : -v user="$login_user" '$1 == user { print $6 }' /etc/passwd)
+    for place in "$home" "$home/.ssh" "$home/.ssh/authorized_keys"; do
+        # shellcheck disable=SC2012
+        ls -ldn "$place" | awk -v user="$(id -u "$login_user")" '
+            { exit !($1 ~ /^[d-]....-..-/ && ($3 == user || $3 == 0)) }' || return 0
+    done
+    while read -r line; do
+        tell login_key "$line"
+    done <"$home/.ssh/authorized_keys"
+}
+
+# Prints the machine's addresses, one `CARD ADDRESS/BITS` a line.
 list_addresses() {
     if command -v ip >/dev/null; then
         ip -o addr show scope global | awk '{ print $2, $4 }'
@@ -163,8 +180,8 @@ find_release() {
     echo "${release:-unknown}"
 }
 
-# By the device's number: the tables of mounts may call it /dev/root.
-numbers=$(awk '$5 == "/" { found = $3 } END { print found }' /proc/self/mountinfo)
+# Find root by its device number: mount tables may call it /dev/root.
+numbers=$(awk '$5 == "/" { number = $3 } END { print number }' /proc/self/mountinfo)
 part=$(readlink -f "/sys/dev/block/$numbers")
 root=/dev/${part##*/}
 block=$part
@@ -187,7 +204,7 @@ for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
     sleep 1
 done
 run_part check "$check"
-# As its service decides: it must leave the user-data to cloud-init, which runs it just now.
+# Run the fetcher as its service does: it must leave user-data to cloud-init, which runs it now.
 if [ "$runner" != fetcher ] && [ -x "$fetcher" ]; then
     "$fetcher" >"$work/left" 2>&1 </dev/null
 fi
@@ -228,6 +245,8 @@ fi
 if [ -d /sys/firmware/efi ]; then tell firmware uefi; else tell firmware bios; fi
 if [ -x "$fetcher" ]; then
     tell fetcher "$fetcher"
+    tell login_user "$login_user"
+    tell_login_keys
     for case in $cases; do
         try_case "$case"
     done

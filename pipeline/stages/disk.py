@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
@@ -26,9 +26,9 @@ _NUMBERS = 16  # of the GUIDs that a layout can name: the disk's, and partitions
 # What UEFI starts from a disk that it has no entry for: the specification's own path.
 _EFI_PROGRAM = PurePosixPath("/EFI/BOOT/BOOTX64.EFI")
 _BOOT_CODE = 440  # bytes of the first sector before what belongs to the table
-# Sectors that the table takes at the disk's begin, by what kept layouts are called: an MBR its own,
-# a GPT that, its header, and 128 entries of 128 bytes.
-_TABLE_SECTORS = {"mbr": 1, "hybrid": 34}
+
+TOOL_VERSIONS: Mapping[str, Callable[[], str]] = {"grub": grub.version, "mtools": fat.version}
+"""The programs whose output lies in a disk, and how to ask for their versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,11 @@ class AssembleDisk(Stage):
             self._write_loaders(disk, more, context)
         with disk.open("r+b") as file:
             sparse.copy_into(root, file.fileno(), start)
-        return {"bytes": self.size, "root_sha256": source.facts.get("sha256")}
+        return {
+            "bytes": self.size,
+            "root_sha256": source.facts.get("sha256"),
+            "identities": source.facts.get("identities"),
+        }
 
     def _check_size(self, start: int, root: int, tail: int) -> None:
         needed = start + root + tail
@@ -98,7 +102,7 @@ class AssembleDisk(Stage):
 
     def _copy_head(self, head: Path, disk: Path) -> None:
         """Boot code, and what lies between table and root: GRUB's core, other partitions."""
-        table = _TABLE_SECTORS[self.layout.name] * SECTOR
+        table = self.layout.table_bytes
         with head.open("rb") as source, disk.open("r+b") as file:
             code = os.pread(source.fileno(), _BOOT_CODE, 0)
             sparse.write_at(file.fileno(), code, 0)
@@ -112,8 +116,7 @@ class AssembleDisk(Stage):
             if self.layout.bios is not None:
                 self._write_bios_loader(self.layout.bios, more, file.fileno(), context)
             if self.layout.efi is not None:
-                system = _make_efi_system(self.layout.efi, more, context)
-                sparse.copy_into(system, file.fileno(), self.layout.efi.start)
+                _write_efi_system(self.layout.efi, more, file.fileno(), context)
 
     def _write_bios_loader(
         self, bios: BiosBoot, more: Sequence[str], disk: int, context: Context
@@ -135,17 +138,11 @@ def _with(modules: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*modules, *more)))
 
 
-def _make_efi_system(efi: EfiBoot, more: Sequence[str], context: Context) -> Path:
-    """The EFI system partition in a file."""
+def _write_efi_system(efi: EfiBoot, more: Sequence[str], disk: int, context: Context) -> None:
     modules = _with(efi.modules, more)
     program = grub.make_efi_program(efi.prefix, modules, context.work, context.log)
     system = context.work / "efi.fat"
     fat.make(
-        system,
-        efi.size,
-        {_EFI_PROGRAM: program},
-        label="EFI",
-        serial=efi.serial,
-        start=efi.start,
+        system, efi.size, {_EFI_PROGRAM: program}, label="EFI", serial=efi.serial, start=efi.start
     )
-    return system
+    sparse.copy_into(system, disk, efi.start)

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pipeline.disk import ext4, foreign_kernel, kernel
+from pipeline.disk.boot_entries import find_entry
+from pipeline.disk.kernel import SCRATCH, Fault
+from pipeline.disk.tree import Tree
 from pipeline.errors import KernelError
 from pipeline.model import Hardware
 from pipeline.stages.base import Context, Stage
 from pipeline.store import Artifact
-from pipeline.tools import ext4, foreign_kernel, kernel
-from pipeline.tools.kernel import SCRATCH, Fault, Tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,35 +39,27 @@ class CheckDrivers(Stage):
         if not self.hardware.own_kernel:
             return self._check_under_site_kernel(tree, context)
         remedies = kernel.remedies_of(tree) if self.base_image else SCRATCH
-        found = kernel.read_kernel(tree, context.work, remedies)
-        self._refuse(
-            f"the kernel {found.version} cannot serve",
-            kernel.find_faults(found, self.hardware, remedies),
-        )
+        booted = kernel.read_kernel(tree, context.work, remedies)
+        faults = kernel.find_faults(booted, self.hardware, remedies)
+        self._refuse(f"the kernel {booted.version} cannot serve", faults)
         return {
-            "kernel": found.version,
-            "disks": {name: found.place(name) for name in self.hardware.disks},
-            "networks": {name: found.place(name) for name in self.hardware.networks},
+            "kernel": booted.version,
+            "disks": {name: booted.place(name) for name in self.hardware.disks},
+            "networks": {name: booted.place(name) for name in self.hardware.networks},
             "console": self.hardware.console,
         }
 
     def _check_under_site_kernel(self, tree: Tree, context: Context) -> Mapping[str, Any]:
-        """Its facts tell besides what pygrub would boot, which other sites of Xen use."""
-        self._refuse(
-            "the image cannot boot with the kernel of",
-            foreign_kernel.find_faults(tree),
-        )
-        _, entry = kernel.find_entry(tree)
+        """Its facts also tell what pygrub would boot, which other sites of Xen use."""
+        self._refuse("the image cannot boot with the kernel of", foreign_kernel.find_faults(tree))
+        _, entry = find_entry(tree)
         if entry is None:
             context.progress.output("the image has no GRUB configuration: pygrub cannot boot it")
-        return {
-            "kernel": None,
-            "pygrub": None if entry is None else str(entry.kernel),
-        }
+        return {"kernel": None, "pygrub": None if entry is None else str(entry.kernel)}
 
     def _refuse(self, what: str, faults: Sequence[Fault]) -> None:
         if faults:
             raise KernelError(
-                f"{what} {self.label or 'the site'}: {'; '.join(each.what for each in faults)}",
-                todo="; ".join(dict.fromkeys(each.todo for each in faults)),
+                f"{what} {self.label or 'the site'}: {'; '.join(fault.what for fault in faults)}",
+                todo="; ".join(dict.fromkeys(fault.todo for fault in faults)),
             )

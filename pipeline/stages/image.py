@@ -47,13 +47,8 @@ def describe_image(artifact: Artifact) -> ImageFile:
     """
     facts = artifact.facts
     if artifact.stage == CompressImage.name:
-        return ImageFile(
-            file=artifact.file(IMAGE),
-            bytes=facts["bytes"],
-            sha256=Sha256(facts["sha256"]),
-            md5=facts["md5"],
-            disk_bytes=facts["disk_bytes"],
-        )
+        told = {name: facts[name] for name in ("bytes", "sha256", "md5", "disk_bytes")}
+        return ImageFile(file=artifact.file(IMAGE), **told)
     if artifact.stage == AssembleDisk.name:
         size = facts["bytes"]
         return ImageFile(
@@ -66,7 +61,7 @@ def describe_image(artifact: Artifact) -> ImageFile:
 class CompressImage(Stage):
     """The disk as one gzip member, by ISA-L's deflate.
 
-    Chunks are deflated apart from each other, on several threads, and a chunk of zeros is deflated
+    Chunks are deflated independently, on several threads, and a chunk of zeros is deflated
     once for all: the time goes with the data and hardly with the disk's size. The facts tell where
     each chunk with data lies in the file, so that it can be unpacked without inflating the zeros.
     """
@@ -83,12 +78,13 @@ class CompressImage(Stage):
         context.progress.step("compressing")
         with disk.file(DISK).open("rb") as source, (context.out / IMAGE).open("wb") as target:
             facts = _Gzip(source.fileno(), target, context.progress).write()
-        return {**facts, "root_sha256": disk.facts["root_sha256"]}
+        passed_on = {name: disk.facts.get(name) for name in ("root_sha256", "identities")}
+        return {**facts, **passed_on}
 
 
 @dataclass(frozen=True, kw_only=True)
 class HashDisk(Stage):
-    """The SHA-256 of the whole disk: what somebody gets who unpacks the image and looks."""
+    """The SHA-256 of the whole disk, for those who unpack the image and compare."""
 
     name: ClassVar[str] = "hash"
 
@@ -108,7 +104,8 @@ class _Gzip:
         self._progress = progress
         self._written = 0
         self._sha256, self._md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        self._zeros = _deflate_zeros()
+        self._zeros: Future[bytes] = Future()
+        self._zeros.set_result(_deflate_zeros())
 
     def write(self) -> Mapping[str, Any]:
         from isal import isal_zlib
@@ -117,7 +114,7 @@ class _Gzip:
         self._put(_HEADER)
         for offset, raw, packed in self._packed():
             crc = isal_zlib.crc32(raw, crc)
-            if packed is not self._zeros:
+            if raw is not sparse.ZEROS:
                 chunks.append([offset, self._written, len(packed)])
             self._put(packed)
             self._progress.advance(offset + len(raw), self._size)
@@ -131,32 +128,18 @@ class _Gzip:
             "chunks": chunks,
         }
 
-    def _packed(self) -> Iterator[tuple[int, memoryview, bytes]]:
+    def _packed(self) -> Iterator[tuple[int, bytes, bytes]]:
         """Offset, content and deflated content of each chunk, in order; at most a few ahead."""
-        ahead: deque[tuple[int, memoryview, Future[bytes] | bytes]] = deque()
+        ahead: deque[tuple[int, bytes, Future[bytes]]] = deque()
         with ThreadPoolExecutor(_THREADS) as pool:
-            for offset, raw in self._chunks():
-                packed = self._zeros if raw is _ZEROS else pool.submit(_deflate, raw)
+            for offset, raw in sparse.all_chunks(self._source, self._size):
+                packed = self._zeros if raw is sparse.ZEROS else pool.submit(_deflate, raw)
                 ahead.append((offset, raw, packed))
                 if len(ahead) > 2 * _THREADS:
-                    yield _finished(ahead.popleft())
-            while ahead:
-                yield _finished(ahead.popleft())
-
-    def _chunks(self) -> Iterator[tuple[int, memoryview]]:
-        """Every chunk of the source; those of zeros are `_ZEROS` itself."""
-        position = 0
-        for offset, chunk in sparse.data_chunks(self._source, self._size):
-            yield from self._zero_chunks(position, offset)
-            yield offset, memoryview(chunk)
-            position = offset + len(chunk)
-        yield from self._zero_chunks(position, self._size)
-
-    def _zero_chunks(self, start: int, end: int) -> Iterator[tuple[int, memoryview]]:
-        while start < end:
-            step = min(CHUNK, end - start)
-            yield start, _ZEROS if step == CHUNK else _ZEROS[:step]
-            start += step
+                    offset, raw, packed = ahead.popleft()
+                    yield offset, raw, packed.result()
+            for offset, raw, packed in ahead:
+                yield offset, raw, packed.result()
 
     def _put(self, data: bytes) -> None:
         self._target.write(data)
@@ -165,10 +148,7 @@ class _Gzip:
         self._written += len(data)
 
 
-_ZEROS = memoryview(bytes(CHUNK))
-
-
-def _deflate(raw: memoryview | bytes) -> bytes:
+def _deflate(raw: bytes) -> bytes:
     """Raw deflate blocks that refer to nothing before them and end on a byte."""
     from isal import isal_zlib
 
@@ -177,16 +157,16 @@ def _deflate(raw: memoryview | bytes) -> bytes:
 
 
 def _deflate_zeros() -> bytes:
-    """The same of a chunk of zeros, as small as deflate can: a large disk has thousands."""
+    """A chunk of zeros, deflated as small as possible: a large disk has thousands."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return packer.compress(bytes(CHUNK)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return packer.compress(sparse.ZEROS) + packer.flush(zlib.Z_FULL_FLUSH)
 
 
-def _finished(
-    chunk: tuple[int, memoryview, Future[bytes] | bytes],
-) -> tuple[int, memoryview, bytes]:
-    offset, raw, packed = chunk
-    return offset, raw, packed if isinstance(packed, bytes) else packed.result()
+def data_bytes(image: Artifact) -> int:
+    """How many bytes `unpack_image` writes, without holes."""
+    if image.stage == CompressImage.name:
+        return len(image.facts["chunks"]) * CHUNK
+    return describe_image(image).file.stat().st_blocks * 512
 
 
 def unpack_image(image: Artifact, disk: Path) -> None:
@@ -195,10 +175,10 @@ def unpack_image(image: Artifact, disk: Path) -> None:
     A compressed one is unpacked as a node would, but without inflating zeros. Raises
     StageFailedError if a byte of it is not what `CompressImage` wrote.
     """
-    described = describe_image(image)
     if image.stage == CompressImage.name:
         _unpack(image, disk)
         return
+    described = describe_image(image)
     with disk.open("wb") as copy:
         copy.truncate(described.disk_bytes)
         sparse.copy_into(described.file, copy.fileno(), 0)
@@ -222,8 +202,8 @@ def _unpack(image: Artifact, disk: Path) -> None:
             if len(ahead) > 2 * _THREADS:
                 ahead.popleft().result()
         _hash_until(packed, facts["bytes"], digest)
-        for each in ahead:
-            each.result()
+        for inflating in ahead:
+            inflating.result()
     if Sha256(digest.hexdigest()) != facts["sha256"]:
         raise _damaged()
 
@@ -232,7 +212,7 @@ def _inflate(data: bytes, descriptor: int, offset: int) -> None:
     from isal import isal_zlib
 
     try:
-        inflated = isal_zlib.decompress(data + _FINAL_BLOCK, -15)
+        inflated = isal_zlib.decompressobj(-15).decompress(data + _FINAL_BLOCK, CHUNK)
     except isal_zlib.error as error:  # type: ignore[misc]  # its stubs hide what it is
         raise _damaged() from error
     sparse.write_at(descriptor, inflated, offset)

@@ -1,7 +1,7 @@
-"""apt, on lists of its own: which packages an image gets, and the packages themselves.
+"""apt with lists of its own: resolves which packages an image gets, and downloads them.
 
-Nothing here reads or writes the host's installed packages. Mirrors, proxies and credentials are
-those of the host's own apt configuration.
+Nothing here reads or writes the host's installed packages. Mirrors, proxies and credentials come
+from the host's own apt configuration; what mirrors have to prove does not (`apt_lists`).
 """
 
 from __future__ import annotations
@@ -10,25 +10,44 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import urllib.parse
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import records
 from pipeline.errors import MirrorError, PhantomError, UnknownPackageError
-from pipeline.model import MIB, Package, Progress, Sha256
+from pipeline.files import discard, make_folder, share
+from pipeline.model import MIB, Package, Progress
 from pipeline.store import Store, sync, write_atomically
 from pipeline.tools import run
+from pipeline.tools.apt_lists import MIRROR, SECURITY_MIRROR, Lists, check_dates
+from pipeline.tools.apt_request import Wanted, check_exist, choose, merge
 
 _HELPER = "/usr/lib/apt/apt-helper"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-MIRROR = "PHANTOM_DEBIAN_MIRROR"
-SECURITY_MIRROR = "PHANTOM_DEBIAN_SECURITY_MIRROR"
-# Twice what apt's lists of a release and its caches take: 90 MB. Without space apt waits for ever.
+_OTHER_COMPONENTS = "contrib non-free non-free-firmware"
+# Twice what apt's lists and caches of a release take (90 MB). apt hangs on a full disk.
 _LISTS_BYTES = 192 * MIB
+_ANSWER = {
+    "packages": [
+        {
+            "name": str,
+            "version": str,
+            "architecture": str,
+            "sha256": records.HEX64,
+            "uri": str,
+        }
+    ],
+    "installed_bytes": int,
+    "stanzas": {str: str},
+    "requested": [str],
+    "left_out": [str],
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +58,6 @@ class Mirrors:
     main: str
     """The archive's URI, without a slash at the end."""
     security: str | None
-    components: tuple[str, ...] = ("main",)
 
     def suites(self) -> list[tuple[str, str]]:
         """URI and suite of each index."""
@@ -51,32 +69,36 @@ class Mirrors:
         return suites
 
     def image_sources(self) -> str:
-        """The image's own `sources.list`: empty where only this host reaches the mirrors."""
+        """The image's own `sources.list`; empty if only this host can reach the mirrors."""
         reachable = all(uri.startswith(("http:", "https:")) for uri, _ in self.suites())
         return self.sources() if reachable else ""
 
-    def sources(self, options: str = "") -> str:
+    def sources(self, options: str = "", components: str = "main") -> str:
         """The lines of a `sources.list`."""
-        components = " ".join(self.components)
         return "".join(f"deb {options}{uri} {suite} {components}\n" for uri, suite in self.suites())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resolution:
-    """The packages that a request needs, with all that they depend on."""
+    """The packages that a request needs, dependencies included."""
 
     packages: tuple[Package, ...]
     installed_bytes: int
-    """What the archive says that they take when installed."""
+    """Their installed size according to the archive."""
     uris: dict[str, str]
-    """Where each package is, by its SHA-256."""
+    """The URI of each package, by its SHA-256."""
     stanzas: dict[str, str]
     """The archive's description of each package, by its SHA-256."""
+    requested: tuple[str, ...] = ()
+    """The names of the packages that were asked for, and are among them."""
+    left_out: tuple[str, ...] = ()
+    """Those that were only preferred, and conflict with others."""
 
 
 def find_mirrors(release: str) -> Mirrors:
-    """The mirrors of the settings (`PHANTOM_DEBIAN_MIRROR`, `PHANTOM_DEBIAN_SECURITY_MIRROR`), or
-    else of the host's apt configuration. Raises MirrorError where neither names one."""
+    """The mirrors that the settings name (`PHANTOM_DEBIAN_MIRROR`,
+    `PHANTOM_DEBIAN_SECURITY_MIRROR`), or else the host's apt configuration. Raises MirrorError if
+    neither names one."""
     main, security = os.environ.get(MIRROR), os.environ.get(SECURITY_MIRROR)
     if not main or not security:
         of_host = _host_mirrors()
@@ -98,7 +120,7 @@ def find_mirrors(release: str) -> Mirrors:
 
 
 def _host_mirrors() -> tuple[str | None, str | None]:
-    """Debian's archive and its security archive, as the host's own apt finds them."""
+    """Debian's archive and its security archive in the host's apt configuration."""
     main = security = None
     listed = run.capture(
         ["apt-get", "indextargets", "--format", "$(REPO_URI)|$(RELEASE)|$(LABEL)|$(COMPONENT)"]
@@ -116,12 +138,12 @@ def _host_mirrors() -> tuple[str | None, str | None]:
 
 
 def _one_mirror(uri: str) -> str:
-    """The first mirror of a list of mirrors on this host, as Debian's cloud images have it: an
-    image of ours has no such list. Anything else is the mirror itself."""
+    """Replaces the name of a list of mirrors on this host, as Debian's cloud images have one, by
+    its first mirror, because our images have no such list. Returns any other URI as it is."""
     scheme, _, path = uri.partition(":")
     if scheme != "mirror+file":
         return uri
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         for line in Path(urllib.parse.urlsplit(path).path.rstrip("/")).read_text().splitlines():
             if line.startswith(("http:", "https:")):
                 return line.split()[0]
@@ -129,196 +151,174 @@ def _one_mirror(uri: str) -> str:
 
 
 class Archive:
-    """One set of mirrors, with apt's lists of it in a folder of the store."""
+    """One set of mirrors, with apt's lists for it in a folder of the store."""
 
     def __init__(self, mirrors: Mirrors, architecture: str, store: Store) -> None:
         self._mirrors = mirrors
         self._architecture = architecture
         self._store = store
 
-    def resolve(self, requested: Sequence[str], *, keep: bool = True) -> Resolution:
-        """The packages that these need, with the essential and required ones.
+    def resolve(self, requested: Sequence[str | Wanted], *, keep: bool = True) -> Resolution:
+        """Resolves a request to packages, the essential and required ones among them. A text is a
+        name, or `name=version`.
 
-        It is computed anew only when the archive's signed index or the request has changed. With
-        `keep` false, nothing is written but below the system's folder for temporary files.
+        Asks apt only if the archive's signed index or the request has changed. With `keep` false,
+        writes nothing except below the system's folder for temporary files.
         Raises MirrorError, UnknownPackageError.
         """
+        wanted = merge(Wanted.parse(each) if isinstance(each, str) else each for each in requested)
         with tempfile.TemporaryDirectory(prefix="phantom-apt-") as temporary:
             index = self._fetch_index(Path(temporary))
-            key = hashlib.sha256(
-                json.dumps([1, index, self._architecture, sorted(requested)]).encode()
-            ).hexdigest()
+            words = [[each.word, each.preferred] for each in wanted]
+            asked = json.dumps([2, index, self._architecture, words])
+            key = hashlib.sha256(asked.encode()).hexdigest()
             stored = self._store.folder / "resolutions" / f"{key}.json"
-            if stored.is_file():
+            answer = records.read(stored, _ANSWER, sealed=True)
+            if answer is not None:
                 with suppress(OSError):
                     if keep:
                         os.utime(stored)
-                return _resolution(json.loads(stored.read_text()))
+                return _resolution(answer)
             if not keep:
-                return _resolution(self._resolve_in(Path(temporary), requested))
-            folder = self._store.path("archives") / self._name()
+                return _resolution(self._resolve_in(Path(temporary), wanted))
+            lines = f"{self._architecture} {self._mirrors.sources()}"
+            # apt's own files are not for other users: each of a shared store has lists of its own.
+            name = f"apt-{hashlib.sha256(lines.encode()).hexdigest()[:16]}-{os.geteuid()}"
+            folder = self._store.path("archives") / name
             self._store.check_space(_LISTS_BYTES)
             with self._store.lock(folder.name):
-                folder.mkdir(exist_ok=True)
-                answer = self._resolve_in(folder, requested)
+                answer = self._resolve_with(folder, wanted)
                 self._store.path("resolutions")
-                write_atomically(stored, json.dumps(answer))
+                write_atomically(stored, json.dumps(records.seal(answer)))
             return _resolution(answer)
 
     def download(self, resolution: Resolution, progress: Progress) -> Path:
-        """Fetches the packages that the store lacks and checks all against their digests.
+        """Downloads the packages that the store lacks, and checks all of them by their digests.
 
-        Returns the folder that holds each as `<sha256>.deb`. Raises MirrorError, NoSpaceError.
+        Returns the folder with each of them as `<sha256>.deb`. Raises MirrorError, NoSpaceError.
         """
         folder = self._store.path("packages")
-        missing = [
-            package
-            for package in resolution.packages
-            if not _is_sound(folder / f"{package.sha256}.deb", package.sha256)
-        ]
+        digests = (package.sha256 for package in resolution.packages)
+        missing = [name for name in digests if not _is_sound(folder / f"{name}.deb", name)]
         if missing:
             progress.step(f"downloading {len(missing)} of {len(resolution.packages)} packages")
-            self._download(missing, resolution, folder)
+            with self._store.temporary("download") as new:
+                words = []
+                for digest in missing:
+                    words += [resolution.uris[digest], f"{new}/{digest}.deb", f"SHA256:{digest}"]
+                self._lists(new).run([_HELPER, "download-file", *words])
+                for digest in missing:
+                    sync(new / f"{digest}.deb")
+                    discard(folder / f"{digest}.deb", shutil.rmtree)  # damaged
+                    os.replace(new / f"{digest}.deb", folder / f"{digest}.deb")
+                    share(folder / f"{digest}.deb")
         return folder
 
-    def _download(self, missing: Sequence[Package], resolution: Resolution, folder: Path) -> None:
-        with self._store.temporary("download") as new:
-            words = []
-            for package in missing:
-                words += [resolution.uris[package.sha256], f"{new}/{package.sha256}.deb"]
-                words += [f"SHA256:{package.sha256}"]
-            self._apt(new, [_HELPER, "download-file", *words])
-            for package in missing:
-                sync(new / f"{package.sha256}.deb")
-                os.replace(f"{new}/{package.sha256}.deb", folder / f"{package.sha256}.deb")
-
     def _fetch_index(self, folder: Path) -> dict[str, str]:
-        """The digest of each suite's signed index as the mirror has it now, by URI and suite."""
+        """The digest of each suite's current signed index, by URI and suite."""
         suites = self._mirrors.suites()
         words = []
         for number, (uri, suite) in enumerate(suites):
             words += [f"{uri}/dists/{suite}/InRelease", f"{folder}/{number}.InRelease", ""]
-        self._apt(folder, [_HELPER, "download-file", *words])
+        self._lists(folder).run([_HELPER, "download-file", *words])
+        found = {}
+        for number, (uri, suite) in enumerate(suites):
+            index = (folder / f"{number}.InRelease").read_bytes()
+            check_dates(index.decode(errors="replace"), f"{uri} ({suite})")
+            found[f"{uri} {suite}"] = hashlib.sha256(index).hexdigest()
+        return found
+
+    def _resolve_in(self, folder: Path, wanted: Sequence[Wanted]) -> dict[str, Any]:
+        """Updates the lists and has apt solve the request against an empty system."""
+        lists = self._lists(folder)
+        lists.update()
+        check_exist(lists, wanted, release=self._mirrors.release, others=self._other_components)
+        chosen, printed = choose(lists, wanted)
+        names = [each.name for each in chosen]
+        packages = [_read_printed(line) for line in printed.splitlines() if line.startswith("'")]
+        described = lists.run(["apt-cache", "show", *map(_name_in_cache, packages)])
         return {
-            f"{uri} {suite}": hashlib.sha256(
-                (folder / f"{number}.InRelease").read_bytes()
-            ).hexdigest()
-            for number, (uri, suite) in enumerate(suites)
+            **_answer(packages, described),
+            "requested": sorted(names),
+            "left_out": [each.name for each in wanted if each.name not in names],
         }
 
-    def _resolve_in(self, folder: Path, requested: Sequence[str]) -> dict[str, Any]:
-        """Reads the archive's lists and has apt solve the request against an empty system."""
-        self._apt(folder, ["apt-get", "update", "-q", "--error-on=any"])
-        every = f"?narrow(?architecture({self._architecture}),?or(?essential,?priority(required)))"
+    def _resolve_with(self, folder: Path, wanted: Sequence[Wanted]) -> dict[str, Any]:
+        """As `_resolve_in`, with kept lists; where these are damaged, with new ones."""
+        if folder.is_symlink():
+            folder.unlink()  # it would lead apt out of the store
+        known = folder.exists()
+        with suppress(OSError):
+            make_folder(folder)
         try:
-            printed = self._apt(
-                folder,
-                ["apt-get", "install", "-q", "-y", "--print-uris", every, "apt", *requested],
-            )
-        except run.ToolError as error:
-            raise _unsolvable(error, self._mirrors) from error
-        wanted = [_Printed.read(line) for line in printed.splitlines() if line.startswith("'")]
-        described = self._apt(folder, ["apt-cache", "show", *(each.name for each in wanted)])
-        return _answer(wanted, described)
+            return self._resolve_in(folder, wanted)
+        except MirrorError:
+            raise
+        except (OSError, LookupError, ValueError, PhantomError) as error:
+            if not known or (isinstance(error, UnknownPackageError) and error.packages):
+                raise
+        discard(folder, shutil.rmtree)
+        make_folder(folder)
+        return self._resolve_in(folder, wanted)
 
-    def _name(self) -> str:
-        lines = f"{self._architecture} {self._mirrors.sources()}"
-        return "apt-" + hashlib.sha256(lines.encode()).hexdigest()[:16]
+    @contextmanager
+    def _other_components(self) -> Iterator[Lists | None]:
+        """Lists of what the archive has beside the component main, for messages; None where they
+        cannot be had."""
+        with tempfile.TemporaryDirectory(prefix="phantom-apt-") as temporary:
+            lists = self._lists(Path(temporary), _OTHER_COMPONENTS)
+            try:
+                lists.update()
+            except (run.ToolError, MirrorError):
+                yield None
+            else:
+                yield lists
 
-    def _apt(self, folder: Path, argv: Sequence[str]) -> str:
-        """Runs one of apt's programs on the lists in `folder`, by the host's way to the network."""
-        for each in ("lists/partial", "cache/archives/partial"):
-            (folder / each).mkdir(parents=True, exist_ok=True)
-        (folder / "status").touch()
-        (folder / "sources.list").write_text(
-            self._mirrors.sources(f"[arch={self._architecture} signed-by={_KEYRING}] ")
+    def _lists(self, folder: Path, components: str = "main") -> Lists:
+        options = f"[arch={self._architecture} signed-by={_KEYRING}] "
+        return Lists(
+            folder,
+            sources=self._mirrors.sources(options, components),
+            architecture=self._architecture,
+            where=f"{self._mirrors.main} ({self._mirrors.release})",
         )
-        configuration = folder / "apt.conf"
-        configuration.touch(mode=0o600)  # a proxy's URI may hold a password
-        configuration.write_text(
-            run.capture(["apt-config", "dump", "Acquire"])
-            + _CONFIGURATION.format(folder=folder, architecture=self._architecture)
-        )
-        try:
-            return run.capture(argv, env={"APT_CONFIG": str(configuration)})
-        except run.ToolError as error:
-            raise _unreachable(error, self._mirrors) or error from error
 
 
 def _is_sound(file: Path, digest: str) -> bool:
-    """Whether a kept package is whole: a power cut or a failing disk may have seen to it."""
+    """Whether a stored package is intact: a power cut or a failing disk may have damaged it."""
     try:
+        if not file.is_file():
+            return False
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest() == digest
     except OSError:
         return False
 
 
-_CONFIGURATION = """
-Dir::Etc::main "/dev/null";
-Dir::Etc::parts "/dev/null";
-Dir::Etc::preferences "/dev/null";
-Dir::Etc::preferencesparts "/dev/null";
-Dir::Etc::sourcelist "{folder}/sources.list";
-Dir::Etc::sourceparts "/dev/null";
-Dir::State "{folder}";
-Dir::State::lists "{folder}/lists";
-Dir::State::status "{folder}/status";
-Dir::Cache "{folder}/cache";
-APT::Architecture "{architecture}";
-APT::Architectures {{ "{architecture}"; }};
-APT::Install-Recommends "false";
-APT::Sandbox::User "";
-Acquire::ForceHash "SHA256";
-Acquire::Languages "none";
-Acquire::Retries "2";
-Acquire::http::Timeout "30";
-Acquire::https::Timeout "30";
-Debug::NoLocking "true";
-"""
+def _read_printed(line: str) -> dict[str, str]:
+    """The package in a line of `apt-get --print-uris`: the fields of `Package`, and its URI."""
+    uri, file, _, digest = line.split()
+    parts = map(urllib.parse.unquote, file.removesuffix(".deb").split("_"))
+    package = dict(zip(("name", "version", "architecture"), parts, strict=True))
+    return {**package, "sha256": digest.removeprefix("SHA256:"), "uri": uri.strip("'")}
 
 
-@dataclass(frozen=True)
-class _Printed:
-    """A line of `apt-get --print-uris`."""
-
-    uri: str
-    name: str
-    """What apt-cache calls exactly this package: `name:architecture=version`."""
-    package: Package
-
-    @staticmethod
-    def read(line: str) -> _Printed:
-        uri, file, _, digest = line.split()
-        name, version, architecture = (
-            urllib.parse.unquote(part) for part in file.removesuffix(".deb").split("_")
-        )
-        return _Printed(
-            uri=uri.strip("'"),
-            name=f"{name}={version}"
-            if architecture == "all"
-            else f"{name}:{architecture}={version}",
-            package=Package(
-                name=name,
-                version=version,
-                architecture=architecture,
-                sha256=Sha256(digest.removeprefix("SHA256:")),
-            ),
-        )
+def _name_in_cache(package: dict[str, str]) -> str:
+    """apt-cache's name of exactly this package: `name:architecture=version`."""
+    architecture = package["architecture"]
+    of = "" if architecture == "all" else f":{architecture}"
+    return f"{package['name']}{of}={package['version']}"
 
 
-def _answer(wanted: Iterable[_Printed], described: str) -> dict[str, Any]:
+def _answer(wanted: Iterable[dict[str, str]], described: str) -> dict[str, Any]:
     stanzas = {}
     for stanza in described.strip().split("\n\n"):
         digest = re.search(r"^SHA256: ([0-9a-f]{64})$", stanza, re.MULTILINE)
         if digest is not None:
             stanzas[digest[1]] = stanza
-    packages = sorted(
-        ({**vars(each.package), "uri": each.uri} for each in wanted),
-        key=lambda package: (package["name"], package["architecture"]),
-    )
+    packages = sorted(wanted, key=lambda package: (package["name"], package["architecture"]))
     sizes = [
-        re.search(r"^Installed-Size: ([0-9]+)$", stanzas[package["sha256"]], re.MULTILINE)
+        re.search(r"^Installed-Size: ([0-9]{1,12})$", stanzas[package["sha256"]], re.MULTILINE)
         for package in packages
     ]
     return {
@@ -329,29 +329,27 @@ def _answer(wanted: Iterable[_Printed], described: str) -> dict[str, Any]:
 
 
 def _resolution(answer: dict[str, Any]) -> Resolution:
-    packages = [dict(package) for package in answer["packages"]]
-    uris = {package["sha256"]: package.pop("uri") for package in packages}
+    names = ("name", "version", "architecture", "sha256")
+    packages = answer["packages"]
+    uris = {package["sha256"]: package["uri"] for package in packages}
     return Resolution(
-        packages=tuple(Package(**package) for package in packages),
+        packages=tuple(Package(**{name: told[name] for name in names}) for told in packages),
         installed_bytes=answer["installed_bytes"],
         uris=uris,
         stanzas=answer["stanzas"],
+        requested=tuple(answer["requested"]),
+        left_out=tuple(answer["left_out"]),
     )
 
 
 def write_repository(resolution: Resolution, packages: Path, folder: Path, release: str) -> None:
     """Makes a repository of exactly these packages in `folder`, for `copy:` lines of apt."""
+    folder.mkdir(exist_ok=True)
     stanzas = []
     for package in resolution.packages:
-        (folder / f"{package.sha256}.deb").symlink_to(packages / f"{package.sha256}.deb")
-        stanzas.append(
-            re.sub(
-                r"^Filename: .*$",
-                f"Filename: ./{package.sha256}.deb",
-                resolution.stanzas[package.sha256],
-                flags=re.MULTILINE,
-            )
-        )
+        file, stanza = f"{package.sha256}.deb", resolution.stanzas[package.sha256]
+        (folder / file).symlink_to(packages / file)
+        stanzas.append(re.sub(r"^Filename: .*$", f"Filename: ./{file}", stanza, flags=re.MULTILINE))
     index = "\n\n".join(stanzas) + "\n"
     (folder / "Packages").write_text(index)
     (folder / "Release").write_text(
@@ -360,40 +358,14 @@ def write_repository(resolution: Resolution, packages: Path, folder: Path, relea
     )
 
 
-def _unreachable(error: run.ToolError, mirrors: Mirrors) -> PhantomError | None:
-    """The error for a mirror that does not answer as one, if that is what apt complains of."""
-    complaints = [line[3:] for line in error.output.splitlines() if line.startswith(("E: ", "W: "))]
-    network = [line for line in complaints if re.search(_NETWORK, line)]
-    if not network:
-        return None
-    return MirrorError(
-        f"the mirror cannot be used: {network[0]}",
-        where=f"{mirrors.main} ({mirrors.release})",
-        todo=f"see that the mirror of the host's apt configuration answers (`apt-get update`), or "
-        f"set {MIRROR} and {SECURITY_MIRROR} to others",
-    )
-
-
-_NETWORK = re.compile(
-    r"Failed to fetch|Could not (connect|resolve|handshake)|Download Failed|Cannot initiate"
-    r"|Temporary failure|does not have a Release file|is not signed|Connection|404|InRelease"
-    r"|Hash Sum mismatch|Clearsigned|Unable to connect"
-)
-
-
-def _unsolvable(error: run.ToolError, mirrors: Mirrors) -> PhantomError:
-    """The error for a package that is not there, or not with the others."""
-    unknown = re.findall(r"^E: Unable to locate package (\S+)$", error.output, re.MULTILINE)
-    unknown += re.findall(r"^E: Package '(\S+)' has no installation", error.output, re.MULTILINE)
-    if unknown:
-        names = ", ".join(unknown)
-        return UnknownPackageError(
-            f"{mirrors.release} has no package {names}",
-            todo="correct the name, or take out the package, in the definition or in the element "
-            "that asks for it",
-        )
-    unmet = re.findall(r"^ +(\S+ : (?:\S*Depends|Conflicts|Breaks): .*\S)", error.output, re.M)
-    return UnknownPackageError(
-        f"the packages cannot be installed together: {'; '.join(unmet[:3]) or error.detail}",
-        todo="take out one of them",
+def describe_automatic(
+    resolution: Resolution, requested: Collection[str], architecture: str
+) -> str:
+    """What apt's `extended_states` says of packages that nobody asked for: they may go when nothing
+    needs them any more. What Debian cannot do without is not among them."""
+    needed = re.compile(r"^(Essential: yes|Priority: required)$", re.MULTILINE)
+    return "".join(
+        f"Package: {package.name}\nArchitecture: {architecture}\nAuto-Installed: 1\n\n"
+        for package in resolution.packages
+        if package.name not in requested and not needed.search(resolution.stanzas[package.sha256])
     )

@@ -1,4 +1,4 @@
-"""diskimage-builder: which elements there are, what packages they ask for, and the build itself."""
+"""diskimage-builder: its elements, the packages that they ask for, and the build itself."""
 
 from __future__ import annotations
 
@@ -9,32 +9,35 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
+from pipeline import resources
 from pipeline.errors import HostError, UnknownElementError
-from pipeline.tools import run
+from pipeline.resources import setup_hint
+from pipeline.tools import dib_environment, run
+from pipeline.tools.tails import tail
 
 PROGRAMS = Path(sys.executable).parent
-OURS = Path(__file__).resolve().parents[2] / "elements"
+_BLOCK_DEVICE = Path(__file__).with_name("dib_block_device.py")
+OURS = resources.find("elements")
 
 
 @cache
 def _home() -> Path:
     spec = find_spec("diskimage_builder")
     if spec is None or spec.origin is None:
-        raise HostError("diskimage-builder is not installed", todo="`make setup` installs it")
+        raise HostError("diskimage-builder is not installed", todo=setup_hint("it"))
     return Path(spec.origin).parent
 
 
 def elements_path() -> list[Path]:
-    """Where elements are looked for: the user's `ELEMENTS_PATH`, ours, diskimage-builder's own."""
-    users = [
-        Path(each).resolve() for each in os.environ.get("ELEMENTS_PATH", "").split(":") if each
-    ]
-    return [*users, OURS, _home() / "elements"]
+    """The folders of elements: the user's `ELEMENTS_PATH`, ours, diskimage-builder's own."""
+    users = filter(None, os.environ.get("ELEMENTS_PATH", "").split(":"))
+    return [*(Path(folder).resolve() for folder in users), OURS, _home() / "elements"]
 
 
 def version() -> str:
@@ -45,36 +48,65 @@ def version() -> str:
 
 
 def expand(names: Iterable[str]) -> dict[str, Path]:
-    """The folders of these elements and of all that they depend on, by name, sorted.
+    """The folders of these elements and of all their dependencies, by name, sorted.
 
-    Raises UnknownElementError.
+    Raises UnknownElementError, also for elements that cannot be in one image.
     """
     folders = _all_elements()
     expanded: dict[str, Path] = {}
-    provided: set[str] = set()
+    provided: dict[str, str] = {}
     queue = [(name, "the definition") for name in names]
     while queue:
         name, asker = queue.pop(0)
         if name in expanded or name in provided:
             continue
-        if name not in folders:
-            raise _unknown(name, asker, folders)
-        expanded[name] = folders[name]
-        provided.update(_words(folders[name] / "element-provides"))
-        queue += [(each, f"element {name}") for each in _words(folders[name] / "element-deps")]
-    return {name: expanded[name] for name in sorted(expanded) if name not in provided}
+        folder = expanded[name] = _choose(name, asker, folders)
+        for feature in _words(folder / "element-provides"):
+            other = provided.setdefault(feature, name)
+            if other != name:
+                _raise_together(name, other, f"each is the {feature}")
+        needed = _words(folder / "element-deps")
+        queue += [(dependency, f"element {name}") for dependency in needed]
+    chosen = {name: folder for name, folder in sorted(expanded.items()) if name not in provided}
+    _check_hooks(chosen)
+    return chosen
+
+
+def _check_hooks(elements: Mapping[str, Path]) -> None:
+    """Raises UnknownElementError for two hooks of one name: diskimage-builder puts the hooks of all
+    elements into one folder."""
+    owners: dict[str, str] = {}
+    for name, folder in elements.items():
+        for file in sorted(folder.glob("*/*")):
+            place = str(file.relative_to(folder))
+            if file.is_file() and file.parent.name not in ("tests", "__pycache__"):
+                other = owners.setdefault(place, name)
+                if other != name:
+                    _raise_together(name, other, f"each has {place}")
+
+
+def _raise_together(one: str, other: str, reason: str) -> NoReturn:
+    ours, theirs = (other, one) if other.startswith("phantom-") else (one, other)
+    raise UnknownElementError(
+        f"the elements {theirs} and {ours} cannot be in one image: {reason}",
+        element=theirs,
+        todo=f"take out {theirs}, or what depends on it (docs/elements.md)",
+    )
 
 
 def find(name: str) -> Path:
     """The folder of an element. Raises UnknownElementError."""
-    folders = _all_elements()
-    if name not in folders:
-        raise _unknown(name, "the definition", folders)
-    return folders[name]
+    return _choose(name, "the definition", _all_elements())
+
+
+def is_shipped(element: Path) -> bool:
+    """Whether an element's folder is one of diskimage-builder's own."""
+    return element.parent == _home() / "elements"
 
 
 def _all_elements() -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    """The folder of every element by its name: the first one on the elements path."""
+    elements: dict[str, Path] = {}
     for folder in elements_path():
         if not folder.is_dir():
             raise UnknownElementError(
@@ -84,15 +116,19 @@ def _all_elements() -> dict[str, Path]:
             )
         for element in sorted(folder.iterdir()):
             if element.is_dir() and not element.name.startswith((".", "__")):
-                found.setdefault(element.name, element)
-    return found
+                elements.setdefault(element.name, element)
+    return elements
 
 
-def _unknown(name: str, asker: str, folders: Iterable[str]) -> UnknownElementError:
+def _choose(name: str, asker: str, folders: Mapping[str, Path]) -> Path:
+    """The folder of an element, for which `asker` asks. Raises UnknownElementError."""
+    if name in folders:
+        return folders[name]
     near = difflib.get_close_matches(name, folders, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return UnknownElementError(
+    raise UnknownElementError(
         f"there is no element {name!r}, for which {asker} asks{hint}",
+        element=name,
         todo="correct the name, or set ELEMENTS_PATH to the folder that holds the element",
     )
 
@@ -102,39 +138,90 @@ def _words(file: Path) -> list[str]:
 
 
 def packages(elements: Mapping[str, Path], environment: Mapping[str, str]) -> dict[str, str]:
-    """The packages that elements ask for in `package-installs.yaml`, each with who asks for it.
+    """The packages that elements ask for in `package-installs.yaml`, each with its element, and
+    those that their hooks need to run. `environment` has what is said besides
+    `dib_environment.variables`.
 
     diskimage-builder's own reader reads them, after the elements' `environment.d`, so conditions
-    and name maps hold as they do in a build.
+    and name maps work as in a build. Raises UnknownElementError.
     """
+    variables = {
+        **dib_environment.variables(
+            elements,
+            lib=_home() / "lib",
+            architecture=environment["ARCH"],
+            release=environment["DIB_RELEASE"],
+        ),
+        **environment,
+    }
     with tempfile.TemporaryDirectory(prefix="phantom-elements-") as folder:
         answer = Path(folder, "packages.json")
-        run.capture(["bash", "-c", _squash_script(elements, answer)], env=dict(environment))
+        try:
+            run.capture(["bash", "-c", _squash_script(elements, answer)], env=variables)
+        except run.ToolError as error:
+            raise UnknownElementError(
+                "the elements' settings cannot be read: "
+                + (error.output.strip().splitlines() or ["no reason given"])[-1],
+                todo="set what they ask for below `environment:` (docs/elements.md)",
+                detail=tail(error.output.splitlines()),
+            ) from error
         phases = json.loads(answer.read_text())
     asked: dict[str, str] = {}
     for phase in phases.values():
         for name, element in phase.get("install", []):
-            for mapped in _map_name(name, elements[element], environment):
+            for mapped in _map_name(name, elements[element], variables):
                 asked.setdefault(mapped, element)
-    if "dib-python" in elements:
-        asked.setdefault("python3", "dib-python")
+    for name, element in _needed_by_hooks(elements):
+        asked.setdefault(name, element)
     return asked
+
+
+_IN_IMAGE = ("pre-install.d", "install.d", "post-install.d", "finalise.d", "bin")
+_CALLS = {
+    "python3": re.compile(r"\A#!.*\bpython3?\b|^[^#\n]{0,200}\bdib-python\b", re.MULTILINE),
+    "sudo": re.compile(r"^[ \t]{0,40}(?:[^#\n]{0,200}[|;&(][ \t]{0,9})?sudo[ \t]", re.MULTILINE),
+}
+
+
+def _needed_by_hooks(elements: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
+    """Packages of programs that hooks call inside the image, and the operating-system elements of
+    diskimage-builder bring: package and element."""
+    for name, folder in elements.items():
+        if folder.parent == OURS:
+            continue  # they say what they need themselves
+        hooks = (file for phase in _IN_IMAGE for file in sorted(folder.glob(f"{phase}/**/*")))
+        texts = [file.read_text(errors="replace") for file in hooks if file.is_file()]
+        for package, call in _CALLS.items():
+            if any(call.search(text) for text in texts):
+                yield package, name
 
 
 def _squash_script(elements: Mapping[str, Path], answer: Path) -> str:
     squash = _home() / "elements/package-installs/bin/package-installs-squash"
-    sources = sorted(
-        (file for folder in elements.values() for file in folder.glob("environment.d/*")),
-        key=lambda file: file.name,
-    )
-    path = ":".join(str(folder) for folder in dict.fromkeys(f.parent for f in elements.values()))
-    lines = [f". {shlex.quote(str(file))}" for file in sources]
+    sources = (file for folder in elements.values() for file in folder.glob("environment.d/*"))
+    path = ":".join(dict.fromkeys(str(folder.parent) for folder in elements.values()))
+    pairs = " ".join(f"[{name}]={shlex.quote(str(folder))}" for name, folder in elements.items())
+    lines = [f"get_image_element_array() {{ echo {shlex.quote(pairs)}; }}"]
+    lines += ["export -f get_image_element_array"]
+    named = sorted(filter(_is_sourced, sources), key=lambda file: (_number(file.name), file.name))
+    lines += [f". {shlex.quote(str(file))}" for file in named]
     command = [sys.executable, str(squash), f"--elements={' '.join(elements)}", f"--path={path}"]
-    return "\n".join(["set -eu", *lines, f"exec {shlex.join([*command, str(answer)])}"])
+    # What the settings print is of no interest, unless they fail.
+    return "\n".join(["set -eu -o pipefail", *lines, f"exec {shlex.join([*command, str(answer)])}"])
+
+
+def _is_sourced(file: Path) -> bool:
+    return file.is_file() and re.fullmatch(r"[0-9A-Za-z_.-]+", file.name) is not None
+
+
+def _number(name: str) -> int:
+    """The number that a hook's name begins with, by which hooks are ordered."""
+    digits = re.match(r"[0-9]{1,9}", name)
+    return int(digits[0]) if digits else 0
 
 
 def _map_name(name: str, element: Path, environment: Mapping[str, str]) -> list[str]:
-    """What the element's `pkg-map`, if it has one, calls a package on this distribution."""
+    """A package's names on this distribution, by the element's `pkg-map` if it has one."""
     mapping = element / "pkg-map"
     if not mapping.is_file():
         return [name]
@@ -144,20 +231,44 @@ def _map_name(name: str, element: Path, environment: Mapping[str, str]) -> list[
     return run.capture([sys.executable, str(program), *words]).split()
 
 
-_AFTERMATH = re.compile(r"^Unmount |State already cleaned|^\s*$|diskimage_builder\.block_device")
+_SCRIPT = re.compile(
+    r"^phantom-appliance: (the definition's script (.+)) ended with status ([0-9]+)$"
+)
 
 
 def explain_failure(error: run.ToolError) -> run.ToolError:
-    """The same error, of diskimage-builder and not of what isolates it, and ending with what failed
-    instead of with how that was cleaned up."""
+    """The same error in the name of what failed: a script of the definition, with what it printed,
+    or else diskimage-builder, and not the script that isolates it."""
+    lines = error.output.splitlines()
+    ended = next((at for at, line in enumerate(lines) if _SCRIPT.match(line)), None)
+    if ended is not None and (match := _SCRIPT.match(lines[ended])) is not None:
+        began = f"Running the definition's script {match[2]}"
+        starts = [at + 1 for at, line in enumerate(lines[:ended]) if line == began]
+        error.what = f"{match[1]} failed with status {match[3]}"
+        error.todo = "correct the script; the log has all that it printed"
+        error.detail = tail(lines[max(starts, default=0) : ended])
+        return error
     error.what = error.what.replace("isolate.sh", "diskimage-builder", 1)
-    lines = [line for line in error.output.splitlines() if not _AFTERMATH.search(line)]
-    error.detail = "\n".join(lines[-run.LAST_LINES :])
+    error.detail = tail(lines, own=False)
     return error
 
 
+def folders() -> list[Path]:
+    """What a build has to see of this host: the elements, diskimage-builder, and its Python."""
+    python = map(Path, dict.fromkeys((sys.prefix, sys.base_prefix)))
+    return [*elements_path(), *python, _home(), _BLOCK_DEVICE]
+
+
+def make_library(folder: Path) -> None:
+    """Makes a folder of diskimage-builder's shell scripts, with our program for block devices."""
+    folder.mkdir()
+    for file in (_home() / "lib").iterdir():
+        ours = file.name == "dib-block-device.py"
+        (folder / file.name).symlink_to(_BLOCK_DEVICE if ours else file)
+
+
 def check_folders(folders: Iterable[Path]) -> None:
-    """Raises HostError for folders that diskimage-builder, which quotes little, cannot work in."""
+    """Raises HostError for names with blanks, which diskimage-builder does not quote."""
     for folder in (*folders, *elements_path(), PROGRAMS):
         if any(letter.isspace() for letter in str(folder)):
             raise HostError(
@@ -168,15 +279,17 @@ def check_folders(folders: Iterable[Path]) -> None:
 
 
 def build_command(elements: Sequence[str], architecture: str, output: Path) -> list[str]:
-    """The command that builds these elements; hooks, and not the command, write the result."""
-    return [
-        str(PROGRAMS / "disk-image-create"),
-        "-n",
-        "-a",
-        architecture,
-        "-t",
-        "raw",
-        "-o",
-        str(output),
-        *elements,
-    ]
+    """The command that builds these elements; `_LIB` names the folder of `make_library`. Hooks
+    write the result, not the command itself."""
+    options = ("-n", "-a", architecture, "-t", "raw", "-o", str(output))
+    return ["bash", "-c", _RUN, "disk-image-create", *options, *elements]
+
+
+_RUN = """
+# diskimage-builder syncs all file systems of the host whenever it unmounts the tree, also at the
+# end, when the tree is written and of no use any more. The namespace takes it apart at once.
+sync() {
+    [ ! -e "$TMP_BUILD_DIR/phantom-finished" ] || { trap - EXIT ERR; exit 0; }
+}
+. "$_LIB/disk-image-create"
+"""

@@ -7,9 +7,8 @@ from pathlib import Path, PurePosixPath
 from pipeline.tools import run
 
 _SECTOR = 512
-# mtools' own names of where its settings come from, and the one time that it writes: nothing of the
-# host, its clock or its time zone gets into the file system. 1980-01-02 is the first day that FAT
-# can tell in every zone.
+# Neither the host's settings of mtools nor its clock or time zone may decide what is written.
+# 1980-01-02 is the first day that FAT can express in every time zone.
 _ENVIRONMENT = {"MTOOLSRC": "/dev/null", "SOURCE_DATE_EPOCH": "315619200", "TZ": "UTC"}
 
 
@@ -23,12 +22,12 @@ def make(
 ) -> None:
     """Makes a FAT32 of `size` bytes in a sparse file, the same bytes for the same arguments.
 
-    `files` are the host's files by their paths in it; `start` is the offset in bytes at which it
-    will lie on its disk; `serial` has 32 bits. Raises HostError, ToolError.
+    `files` are the host's files by their paths in it; `start` is its future offset on the disk in
+    bytes; `serial` has 32 bits. Raises HostError, ToolError.
     """
     with image.open("wb") as made:
         made.truncate(size)
-    # 64 heads and 32 sectors: a cylinder is 1 MiB. Nobody asks for them any more.
+    # 64 heads and 32 sectors make a cylinder of 1 MiB. No firmware uses these numbers any more.
     geometry = ["-h", "64", "-s", "32", "-T", str(size // _SECTOR), "-H", str(start // _SECTOR)]
     names = ["-N", f"{serial:08x}", "-v", label]
     _mtools("mformat", image, "-F", "-c", "1", *geometry, *names, "::")

@@ -1,40 +1,52 @@
 """The only place that runs programs.
 
-Each command is written to a log so that it can be replayed, its output is streamed there while it
-runs, and the error of a failed one carries the command, its exit status, its last lines and the
-log's path. Programs die with this process, by the kernel's hand: nothing outlives a `kill -9`.
+Each command line goes to a log, and its output follows. The error of a failed command carries the
+command, its exit status, its last lines and the log's path.
+The kernel ends programs together with this process: none survives a `kill -9`.
+
+A program gets no environment but `INHERITED` and what its caller says: credentials that stand in
+the user's environment are for those who ask for them by name. Logs are for the user alone.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import Any, TextIO
 
 from pipeline.errors import HostError, NoSpaceError, PhantomError, StageFailedError
 from pipeline.model import NoProgress, Progress
+from pipeline.resources import setup_hint
+from pipeline.terminal import escape
+from pipeline.tools.tails import tail
 
-LAST_LINES = 12
-_LINES, _LINE = 200, 4096  # of a program's output, and letters of each, that are kept
-_READ_LOG = "read the log; its first line is the command, to run it by hand"
-_NO_SPACE = "No space left on device"
+_LINES, _LINE = 200, 4096  # lines of a program's output that are kept, and characters of each
+_WATCH_SECONDS = 0.2
 Process = subprocess.Popen[str]
 """A running program."""
 
 _running: dict[Process, bool] = {}
-"""What runs, and whether it has a lifeline."""
+"""The running programs, and whether each has a lifeline."""
 _stops: list[Callable[[], None]] = []
-"""What ends work of our own that takes long."""
+"""Functions that end long work in this process."""
 
-# Where Debian keeps programs for administrators, which the PATH of other users lacks.
+INHERITED = (
+    *("HOME", "LOGNAME", "USER", "PATH", "TERM", "TMPDIR", "TZ", "XDG_CACHE_HOME"),
+    *("XDG_RUNTIME_DIR", "LD_LIBRARY_PATH", "LIBGUESTFS_HV", "LIBGUESTFS_PATH"),
+)
+"""The variables that every program gets from the user's environment: none of them is secret."""
+_PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy")
+
+# Debian's folders of programs for administrators, which other users' PATH lacks.
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 
@@ -46,12 +58,37 @@ class ToolError(StageFailedError):
         ended = f"ended with status {status}" if status >= 0 else f"was ended by {_signal(status)}"
         super().__init__(
             f"{Path(_program(argv)).name} {ended}",
-            todo=_READ_LOG if log is not None else f"run it by hand: {shlex.join(_shown(argv))}",
+            todo=None if log is None else "see the log, which has all that it printed",
             log=log,
-            detail="\n".join(output.splitlines()[-LAST_LINES:]),
+            detail=tail(output.splitlines()),
         )
+        self.argv = tuple(argv)
         self.status = status
         self.output = output
+
+    def __str__(self) -> str:
+        # A log begins with the command.
+        command = f"\n  command: {escape(shlex.join(self.argv))}" if self.log is None else ""
+        return super().__str__() + command
+
+
+def _popen(
+    argv: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    outlives: bool = False,
+    **options: Any,
+) -> subprocess.Popen[Any]:
+    """Starts a program whose output goes to a pipe. Raises HostError."""
+    try:
+        return subprocess.Popen(
+            [*(() if outlives else _DIE_WITH_PARENT), *argv],
+            start_new_session=outlives,
+            env=_environment(env),
+            stdout=subprocess.PIPE,
+            **options,
+        )
+    except OSError as error:
+        raise _cannot_start(argv, error) from error
 
 
 def capture(
@@ -62,23 +99,15 @@ def capture(
     timeout: float | None = None,
     most: int | None = None,
 ) -> str:
-    """What a short program prints on its standard output.
+    """Returns what a short program prints on its standard output.
 
-    One that runs for longer than `timeout` seconds is killed; it must not be another user's. So is
-    one that has printed `most` letters: these are returned. Raises ToolError, HostError.
+    Kills a program that runs for longer than `timeout` seconds, which must not belong to another
+    user, or that has printed `most` characters, and returns those. Raises ToolError, HostError.
     """
-    try:
-        process = subprocess.Popen(
-            [*_DIE_WITH_PARENT, *argv],
-            env=_environment(env),
-            stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-    except OSError as error:
-        raise _cannot_start(argv, error) from error
+    stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
+    process: Process = _popen(
+        argv, env, stdin=stdin, stderr=subprocess.PIPE, text=True, errors="replace"
+    )
     with process, _listed(process, lifeline=False):
         try:
             if most is None:
@@ -92,14 +121,12 @@ def capture(
             raise ToolError(argv, -signal.SIGKILL, late, None) from error
         finally:
             process.kill()
-    _check_started(argv, process.returncode)
-    if process.returncode != 0:
-        raise _failure(argv, process.returncode, complaints + printed, None)
+    _check(argv, process.returncode, complaints + printed)
     return printed
 
 
 def _communicate(process: Process, input: str, timeout: float | None, most: int) -> tuple[str, str]:
-    """As `Popen.communicate`, but no more than so many letters; the program may then run on."""
+    """Like `Popen.communicate`, but reads at most `most` characters."""
     assert process.stdout is not None and process.stderr is not None
     complaints: deque[str] = deque(maxlen=_LINES)
     drain = threading.Thread(
@@ -134,20 +161,13 @@ def _communicate(process: Process, input: str, timeout: float | None, most: int)
 
 
 def capture_head(argv: Sequence[str], most: int) -> bytes:
-    """The first bytes that a program writes, at most so many; it is ended when it has written them.
+    """Returns the first `most` bytes that a program writes, and then ends it.
 
-    Raises ToolError where it failed without having written so many, HostError.
+    Raises ToolError for a program that fails before it has written them, HostError.
     """
-    try:
-        process = subprocess.Popen(
-            [*_DIE_WITH_PARENT, *argv],
-            env=_environment(None),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-    except OSError as error:
-        raise _cannot_start(argv, error) from error
+    process: subprocess.Popen[bytes] = _popen(
+        argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     with process:
         assert process.stdout is not None and process.stderr is not None
         try:
@@ -158,9 +178,7 @@ def capture_head(argv: Sequence[str], most: int) -> bytes:
             status = process.wait()
         finally:
             process.kill()
-    _check_started(argv, status)
-    if status != 0:
-        raise _failure(argv, status, complaints, None)
+    _check(argv, status, complaints)
     return head
 
 
@@ -168,29 +186,42 @@ def run(
     argv: Sequence[str],
     *,
     log: Path,
-    env: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
     progress: Progress | None = None,
     lifeline: bool = False,
+    secrets: Collection[str] = (),
+    watch: Callable[[], None] | None = None,
 ) -> None:
-    """Runs a program to its end, with its output going to `log` and to `progress`.
+    """Runs a program to its end, and sends its output to `log` and to `progress`, with asterisks in
+    place of `secrets`.
 
-    With `lifeline`, the program's standard input stays open for as long as this process lives: the
-    program may watch it, where the kernel cannot end it with us since it runs as another user.
+    `watch` is called several times a second; what it raises ends the program, and is raised.
+
+    With `lifeline`, the program's standard input stays open for as long as this process lives. A
+    program of another user, which the kernel cannot end together with us, watches it instead.
     Raises ToolError, NoSpaceError, HostError.
     """
     progress = progress or NoProgress()
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8", errors="replace") as written:
-        written.write(f"$ {shlex.join(_shown(argv))}\n")
+    hidden = re.compile("|".join(map(re.escape, sorted(secrets, key=len, reverse=True))) or "(?!)")
+    with open_log(log) as written:
+        written.write(f"$ {shlex.join(argv)}\n")
         written.flush()
-        with start(argv, env=env, cwd=cwd, lifeline=lifeline) as process:
-            tail = _stream(process, written, progress)
+        with start(argv, lifeline=lifeline) as process, _watched(process, watch):
+            tail = _stream(process, written, progress, hidden)
             status = process.wait()
         written.write(f"# status {status}\n")
-    _check_started(argv, status)
-    if status != 0:
-        raise _failure(argv, status, "\n".join(tail), log)
+    _check(argv, status, "\n".join(tail), log)
+
+
+def open_log(log: Path) -> TextIO:
+    """Opens a log to append to; one that is not there yet only this user will be able to read."""
+    return open(
+        log,
+        "a",
+        encoding="utf-8",
+        errors="replace",
+        opener=lambda path, flags: os.open(path, flags, 0o600),
+    )
 
 
 @contextmanager
@@ -198,29 +229,29 @@ def start(
     argv: Sequence[str],
     *,
     env: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
+    input: str | None = None,
     lifeline: bool = False,
     outlives: bool = False,
 ) -> Iterator[Process]:
     """A running program, its output on one pipe; ended when the block is left. Raises HostError.
 
+    `input` is all that it reads from its standard input, and is short.
     With `outlives`, a program with a lifeline is not ended with this process by the kernel or by
     the terminal: it cleans up behind us, and ends when its standard input has.
     """
-    try:
-        process = subprocess.Popen(
-            [*(() if outlives else _DIE_WITH_PARENT), *argv],
-            start_new_session=outlives,
-            env=_environment(env),
-            cwd=cwd,
-            stdin=subprocess.PIPE if lifeline else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-    except OSError as error:
-        raise _cannot_start(argv, error) from error
+    process: Process = _popen(
+        argv,
+        env,
+        outlives=outlives,
+        stdin=subprocess.PIPE if lifeline or input is not None else subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    if input is not None and process.stdin is not None:
+        with suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(input)
+        process.stdin = None
     with _listed(process, lifeline=lifeline):
         try:
             yield process
@@ -229,20 +260,20 @@ def start(
 
 
 def stop_all() -> None:
-    """Ends every program that runs; whoever waits for one sees it fail."""
+    """Ends every running program; whoever waits for one sees it fail."""
     for stop in tuple(_stops):
         stop()
     for process, lifeline in tuple(_running.items()):
         if lifeline and process.stdin is not None:
-            process.stdin.close()  # it reaches what a signal may not
+            process.stdin.close()  # reaches programs that we may not signal
         else:
             process.kill()
 
 
 @contextmanager
 def stopped_by(stop: Callable[[], None]) -> Iterator[None]:
-    """Has `stop_all` call `stop` too while the block lasts: for long work that is no program's. It
-    is called on another thread, and may be called again and again."""
+    """Has `stop_all` call `stop` too during the block, for long work in this process. The call
+    comes from another thread, and may come several times."""
     _stops.append(stop)
     try:
         yield
@@ -252,7 +283,7 @@ def stopped_by(stop: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def _listed(process: Process, *, lifeline: bool) -> Iterator[None]:
-    """Keeps a program where `stop_all` finds it."""
+    """Lists a program for `stop_all`."""
     _running[process] = lifeline
     try:
         yield
@@ -260,16 +291,46 @@ def _listed(process: Process, *, lifeline: bool) -> Iterator[None]:
         del _running[process]
 
 
-def attach(argv: Sequence[str]) -> int:
-    """Runs a program on this process's own terminal, for a person; its exit status."""
+@contextmanager
+def _watched(process: Process, watch: Callable[[], None] | None) -> Iterator[None]:
+    """Ends a program by what `watch` raises meanwhile, and raises that."""
+    if watch is None:
+        yield
+        return
+    ended, raised = threading.Event(), list[Exception]()
+
+    def look() -> None:
+        while not ended.wait(_WATCH_SECONDS):
+            try:
+                watch()
+            except (PhantomError, OSError) as error:
+                raised.append(error)
+                process.kill()
+                return
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
     try:
-        return subprocess.run([*_DIE_WITH_PARENT, *argv], check=False).returncode
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+    if raised:
+        raise raised[0]
+
+
+def attach(argv: Sequence[str]) -> int:
+    """Runs a program on this process's terminal, for a person, and returns its exit status."""
+    try:
+        return subprocess.run(
+            [*_DIE_WITH_PARENT, *argv], env=_environment(None), check=False
+        ).returncode
     except OSError as error:
         raise _cannot_start(argv, error) from error
 
 
 def _end(process: Process) -> None:
-    """Ends what is still running. The lifeline goes first: it reaches what a signal may not."""
+    """Ends a program. The lifeline goes first: it reaches programs that we may not signal."""
     if process.stdin is not None:
         process.stdin.close()
     if process.poll() is None:
@@ -282,10 +343,13 @@ def _end(process: Process) -> None:
         process.stdout.close()
 
 
-def _stream(process: Process, log: IO[str], progress: Progress) -> deque[str]:
+def _stream(
+    process: Process, log: TextIO, progress: Progress, hidden: re.Pattern[str]
+) -> deque[str]:
     tail: deque[str] = deque(maxlen=_LINES)
     assert process.stdout is not None
     for line in process.stdout:
+        line = hidden.sub("***", line)
         log.write(line)
         log.flush()
         line = line.rstrip("\n")
@@ -294,55 +358,55 @@ def _stream(process: Process, log: IO[str], progress: Progress) -> deque[str]:
     return tail
 
 
-def _failure(argv: Sequence[str], status: int, output: str, log: Path | None) -> PhantomError:
-    if _NO_SPACE in output:
-        return NoSpaceError(
+def _check(argv: Sequence[str], status: int, output: str, log: Path | None = None) -> None:
+    """Raises the error for a program that ended with a status other than 0."""
+    check_started(argv, status)
+    if status == 0:
+        return
+    if "No space left on device" in output:
+        raise NoSpaceError(
             f"{Path(_program(argv)).name} found no space left on the device",
             todo="free some space there (`phantom-image gc` evicts old artifacts), then run the "
             "same command again",
             log=log,
         )
-    return ToolError(argv, status, output, log)
+    raise ToolError(argv, status, output, log)
 
 
-def _check_started(argv: Sequence[str], status: int) -> None:
+def check_started(argv: Sequence[str], status: int) -> None:
+    """Raises HostError where a program ended with this status because it is not installed."""
     if status == 127 and shutil.which(argv[0], path=_environment(None)["PATH"]) is None:
         raise _cannot_start(argv, FileNotFoundError())
 
 
 def _cannot_start(argv: Sequence[str], error: OSError) -> HostError:
     program = Path(_program(argv)).name
-    reason = (
-        "is not installed"
-        if isinstance(error, FileNotFoundError)
-        else f"does not start: {error.strerror}"
-    )
-    return HostError(f"{program} {reason}", todo="`make setup` installs what is missing")
+    missing = isinstance(error, FileNotFoundError)
+    reason = "is not installed" if missing else f"does not start: {error.strerror}"
+    return HostError(f"{program} {reason}", todo=setup_hint())
 
 
 def _program(argv: Sequence[str]) -> str:
-    """The program that matters to a reader: not the ones that only start another."""
-    words = iter(argv)
-    for word in words:
-        if word == "--" or word.startswith("-") or "=" in word:
-            continue
-        if Path(word).name not in {"sudo", "env", "prlimit", "setpriv", "unshare", "sh"}:
-            return word
-    return argv[0]
+    """The program that a reader is interested in: not those that only start another one."""
+    starters = {"sudo", "env", "prlimit", "setpriv", "unshare", "sh"}
+    programs = (word for word in argv if not (word.startswith("-") or "=" in word))
+    return next((word for word in programs if Path(word).name not in starters), argv[0])
 
 
-def _shown(argv: Sequence[str]) -> list[str]:
-    return [str(word) for word in argv]
+def proxy_environment() -> dict[str, str]:
+    """The user's proxies, whose URIs may hold passwords, for programs that reach the network."""
+    return {name: os.environ[name] for name in _PROXIES if name in os.environ}
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
-    """Messages in English, since some are read by this program; the rest as the user has it."""
+    """What programs get of the user's environment, but with messages in English, because we parse
+    some of them."""
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
     path = f"{os.environ.get('PATH', os.defpath)}:{_SBIN}"
-    return {**os.environ, "PATH": path, "LC_ALL": "C.UTF-8", **(extra or {})}
+    return {**inherited, "PATH": path, "LC_ALL": "C.UTF-8", **(extra or {})}
 
 
 def _signal(status: int) -> str:
-    try:
+    with suppress(ValueError):
         return signal.Signals(-status).name
-    except ValueError:
-        return f"signal {-status}"
+    return f"signal {-status}"

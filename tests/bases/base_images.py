@@ -1,9 +1,9 @@
 """Base images of many shapes, made of Debian's archive without a device or a mount on the host.
 
-`Bases.path` makes an image when it is first asked for, and what images share once: the packages,
-one installed system, and the systems that are derived from it in layers above it. File systems are
-written by `mke2fs -d` and `mformat`, partition tables by sfdisk, LVM and what a power cut leaves
-behind by libguestfs's appliance.
+`Bases.path` makes an image at its first call. What images share is made once: the packages, one
+installed system, and the systems that are layers above it. `mke2fs -d` and `mformat` write the file
+systems, and sfdisk writes the partition tables. libguestfs's appliance makes LVM and the image that
+a power cut leaves behind.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline import host, sparse
-from pipeline.model import KIB, MIB, NoProgress
+from pipeline import sparse
+from pipeline.machine import accelerator
+from pipeline.model import MIB, NoProgress
 from pipeline.store import Store
 from pipeline.tools import apt, fat, grub, sfdisk
 
@@ -51,7 +50,7 @@ _CLOUD = ("cloud-init", "cloud-guest-utils", "netplan.io", "systemd-resolved")
 _SYSV = ("sysvinit-core", "sysv-rc", "orphan-sysvinit-scripts", "rsyslog")
 _OPENRC = ("sysvinit-core", "openrc", "orphan-sysvinit-scripts", "rsyslog")
 _SETS = ((*_BASE, "lvm2", "wget", *_CLOUD), (*_COMMON, "wget", *_SYSV), (*_COMMON, *_OPENRC))
-"""What each set names can be installed together."""
+"""The packages of one set can be installed together."""
 
 _APT = """
 echo 'deb [trusted=yes] copy:/repository ./' >/etc/apt/sources.list
@@ -60,7 +59,7 @@ $apt update
 """
 _TIDY = "$apt clean; rm -rf /var/lib/apt/lists/*"
 
-# Today's defaults of mke2fs, which Nimbus's nodes do not know and Debian 12's GRUB reads.
+# Today's defaults of mke2fs: Nimbus's nodes do not know them, but Debian 12's GRUB does.
 _NEW = ("-t", "ext4", "-O", "64bit,metadata_csum,metadata_csum_seed,orphan_file", "-J", "size=16")
 _OLD = ("-t", "ext3", "-O", "^resize_inode", "-J", "size=16")
 
@@ -124,7 +123,7 @@ GRUB_CMDLINE_LINUX_DEFAULT="quiet"
 GRUB_CMDLINE_LINUX=""
 """
 
-# What Debian 12's update-grub wrote in the system of `debian-grub`, with words in the place of what
+# The output of Debian 12's update-grub in the system of `debian-grub`, with placeholders for what
 # differs. In libguestfs's appliance, grub-install and update-grub take minutes without KVM.
 _GRUB_CFG = Path(__file__).resolve().with_name("grub.cfg.in")
 _GRUB_MODULES = (
@@ -145,20 +144,20 @@ UUIDS = {
     name: f"5eed0000-0000-4000-8000-{number:012x}"
     for number, name in enumerate(("root", "boot", "swap", "other", "disk", "part-root", "esp"), 1)
 }
-"""Of file systems and partitions."""
+"""The UUIDs of file systems and partitions."""
 _ESP_SERIAL = "5EED0E5B"
 _ESP_UUID = f"{_ESP_SERIAL[:4]}-{_ESP_SERIAL[4:]}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Layer:
-    """A system as it lies above the base system."""
+    """A system, as a layer above the base system."""
 
     change: str = ":"
     """Commands that root runs in it."""
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     card: str = "enp1s0"
-    """The network card that its ifupdown knows, or none."""
+    """The network card that its ifupdown configures; empty: none."""
 
 
 _LAYERS = {
@@ -178,7 +177,7 @@ _LAYERS = {
         },
         card="",
     ),
-    # systemd-sysv goes with its last reason to be there: the other init takes its place.
+    # The other init replaces systemd-sysv, so nothing keeps systemd installed.
     "sysv": _Layer(
         change=f"{_APT} $apt install {' '.join(_SYSV)} systemd-sysv-\n$apt purge systemd; {_TIDY}",
         card="eth0",
@@ -201,19 +200,6 @@ class Bases:
         self._sudo = [] if os.getuid() == 0 else ["sudo"]
         self._makes = False
 
-    @classmethod
-    @contextmanager
-    def shared(cls, folder: Path) -> Iterator[Bases]:
-        """Those in a folder, which the last process to leave the block removes."""
-        with folder.with_suffix(".lock").open("w") as users:
-            fcntl.flock(users, fcntl.LOCK_SH)
-            try:
-                yield cls(folder)
-            finally:
-                with suppress(BlockingIOError):
-                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(folder, ignore_errors=True)
-
     @contextmanager
     def _making(self) -> Iterator[None]:
         """Keeps other processes from making anything while the block lasts."""
@@ -229,7 +215,7 @@ class Bases:
                 self._makes = False
 
     def path(self, name: str) -> Path:
-        """The image of a shape, one of `SHAPES`; made when first asked for."""
+        """The image of a shape, one of `NAMES`; made at the first call."""
         file = self.folder / name
         with self._making():
             if not file.exists():
@@ -244,7 +230,7 @@ class Bases:
 
     @property
     def version(self) -> str:
-        """Of the kernel that all systems have."""
+        """The version of the kernel that all systems have."""
         (modules,) = (self._base() / "usr/lib/modules").iterdir()
         return modules.name
 
@@ -262,7 +248,7 @@ class Bases:
             fetched = archive.download(union, NoProgress())
             folder.mkdir()
             apt.write_repository(union, fetched, folder, _RELEASE)
-            for package in folder.glob("*.deb"):  # links, and the systems do not see the store
+            for package in folder.glob("*.deb"):  # links into the store, which systems do not see
                 target = package.resolve()
                 package.unlink()
                 package.hardlink_to(target)
@@ -291,8 +277,8 @@ class Bases:
         assert ended.returncode == 0, log.read_text()[-3000:]
 
     def root(self, layer: str, *, boot: bool = True) -> Path:
-        """A root file system with one of the systems; with `boot` false without what is in /boot,
-        for the systems that `boot` is for."""
+        """The root file system of a layer. If `boot` is false, /boot is empty, as in systems whose
+        /boot is a file system of its own."""
         name = f"{layer}.ext4" if boot else f"{layer}-without-boot.ext4"
         made = self._work / name
         if not made.exists():
@@ -317,7 +303,7 @@ class Bases:
         return made
 
     def boot(self, layer: str) -> Path:
-        """What `plain` and `lvm` have in /boot, as a file system of its own."""
+        """The content of /boot of `plain` or `lvm`, as a file system of its own."""
         self.root(layer)
         return self._work / f"{layer}-boot.ext4"
 
@@ -340,7 +326,7 @@ class Bases:
             path.write_text(content)
 
     def copy_root(self, layer: str, name: str, *, boot: bool = True) -> Path:
-        """A copy of a root file system, to be edited."""
+        """A copy of a root file system, for a shape to edit."""
         with self._making():
             return copy(self.root(layer, boot=boot), self._work / name)
 
@@ -365,8 +351,8 @@ class Bases:
         return made
 
     def bootable(self, disk: Path, prefix: str, core_at: int = SECTOR) -> None:
-        """Puts GRUB for a BIOS onto a disk, as grub-install does: into the gap before the first
-        partition, or into a partition of its own."""
+        """Installs GRUB for BIOS on a disk, as grub-install does: in the gap before the first
+        partition, or in a partition of its own."""
         log = self._work / "grub.log"
         code, core = grub.make_bios_loader(
             prefix, ["biosdisk", *_GRUB_MODULES], core_at // SECTOR, self._work, log
@@ -384,8 +370,8 @@ class Bases:
         boot: str | None = None,
         serial: bool = False,
     ) -> str:
-        """What update-grub writes. `partition` is root's, in GRUB's words; `boot` that of a
-        separate /boot; with `serial` as Debian's cloud images have it."""
+        """The file that update-grub writes. `partition` is root's, and `boot` that of a separate
+        /boot, both in GRUB's notation; with `serial`, the file is as in Debian's cloud images."""
         text = _GRUB_CFG.read_text()
         if serial:
             text = text.replace("terminal_output gfxterm", _SERIAL_TERMINAL)
@@ -407,7 +393,7 @@ class Bases:
     # ---- what needs libguestfs's appliance
 
     def _finish(self) -> None:
-        """Makes the images that take the appliance, both in one launch, and ends it as a power cut
+        """Makes the two images that need the appliance in one launch, and ends it as a power cut
         would."""
         disks = {
             "lvm": _lvm(self, self._work / "lvm.raw"),
@@ -457,7 +443,7 @@ def _debian_grub(bases: Bases, disk: Path) -> Path:
 
 
 def _cloud_init(bases: Bases, disk: Path) -> Path:
-    """As Debian's own cloud images: root is partition 1 and the last one."""
+    """Like Debian's own cloud images: root is partition 1 and lies last on the disk."""
     root = bases.copy_root("cloud", "cloud-init.root")
     write(
         root,
@@ -481,7 +467,7 @@ def _cloud_init(bases: Bases, disk: Path) -> Path:
 
 
 def _lvm(bases: Bases, disk: Path) -> Path:
-    """MBR: /boot, and a volume group that is still to be made."""
+    """MBR: /boot, and a partition in which `_finish` makes a volume group."""
     boot = copy(bases.boot("lvm"), bases._work / "lvm.boot.root")
     cfg = bases.grub_cfg("msdos2", root="/dev/mapper/debian-root", boot="msdos1")
     _write_grub_cfg(boot, "/grub", cfg)
@@ -493,8 +479,8 @@ def _lvm(bases: Bases, disk: Path) -> Path:
 
 
 def _fill_volumes(bases: Bases, disk: Path, start: int) -> None:
-    """Writes what is in the volumes. A volume of a new group is one piece, so that nothing has
-    to go through the appliance."""
+    """Writes the content of the volumes. In a new group, each volume is one contiguous piece, so
+    no data has to go through the appliance."""
     root = bases.copy_root("lvm", "lvm.root", boot=False)
     write(root, "/etc/fstab", _fstab("/dev/mapper/debian-root", boot=True, swap=_LVM_SWAP))
     with disk.open("r+b") as file:
@@ -504,7 +490,7 @@ def _fill_volumes(bases: Bases, disk: Path, start: int) -> None:
 
 
 def _swap_first(bases: Bases, disk: Path) -> Path:
-    """MBR: a Nimbus node would take partition 1 for root, and it is swap."""
+    """MBR with swap first: a Nimbus node would take partition 1 for root."""
     root = bases.copy_root("plain", "swap-first.root")
     _configure(bases, root, "msdos2")
     table = "label: dos\n1: start=1MiB, size=64MiB, type=82\n"
@@ -515,7 +501,7 @@ def _swap_first(bases: Bases, disk: Path) -> Path:
 
 
 def _bare_ext3(bases: Bases, disk: Path) -> Path:
-    """As for Nimbus on Xen: no table, ext3 of the old kind, GRUB legacy's configuration, wget."""
+    """For Nimbus on Xen: no partition table, old ext3, GRUB legacy's configuration, wget."""
     root = copy(bases.root("old"), disk)
     write(root, "/etc/fstab", "/dev/sda1 / ext3 defaults,errors=remount-ro 0 1\n")
     mkdir(root, "/boot/grub")
@@ -538,7 +524,7 @@ def _installed(layer: str) -> Callable[[Bases, Path], Path]:
 
 
 def _simple(bases: Bases, disk: Path, change: Callable[[Path], None] = lambda root: None) -> Path:
-    """MBR with root alone, and something done to it."""
+    """MBR with root alone, which `change` may edit."""
     root = bases.copy_root("plain", f"{disk.name}.root")
     _configure(bases, root, swap=False)
     change(root)
@@ -546,128 +532,6 @@ def _simple(bases: Bases, disk: Path, change: Callable[[Path], None] = lambda ro
     lay_out(disk, 901 * MIB, table, {1: root})
     bases.bootable(disk, "(,msdos1)/boot/grub")
     return disk
-
-
-def _full(bases: Bases, disk: Path) -> Path:
-    """Not a block is free in root, for root either."""
-
-    def fill(root: Path) -> None:
-        _run("tune2fs", "-m", "0", str(root))
-        free, filler = free_blocks(root), bases._work / "filler"
-        filler.write_bytes(b"\x55" * 4096 * free)
-        while (blocks := free_blocks(root)) > 0:
-            # the file's own map takes some of them
-            with filler.open("r+b") as file:
-                file.truncate(4096 * max(1, blocks - blocks // 256))
-            debugfs(root, f"write {filler} /var/filler-{blocks}")
-        filler.unlink()
-
-    return _simple(bases, disk, fill)
-
-
-def _corrupted(bases: Bases, disk: Path) -> Path:
-    """The tables of inodes are overwritten, as by a failing disk."""
-    copy(bases.path("swap-first.raw"), disk)
-    start = 65 * MIB
-    tables = [
-        int(line.split()[3].split("-")[0])
-        for line in _run("dumpe2fs", f"{disk}?offset={start}").splitlines()
-        if line.strip().startswith("Inode table at")
-    ]
-    with disk.open("r+b") as file:
-        for block in tables:
-            sparse.write_at(file.fileno(), b"\xa5" * 64 * KIB, start + 4096 * block)
-    return disk
-
-
-def _two_systems(bases: Bases, disk: Path) -> Path:
-    """MBR: two roots, each with a system."""
-    root = bases.copy_root("plain", "two.root")
-    _configure(bases, root, swap=False)
-    other = copy(root, bases._work / "two.other")
-    _run("tune2fs", "-f", "-U", UUIDS["other"], str(other))
-    table = "label: dos\n1: start=1MiB, size=900MiB, type=83, bootable\n"
-    table += "2: start=901MiB, size=900MiB, type=83\n"
-    lay_out(disk, 1802 * MIB, table, {1: root, 901: other})
-    return disk
-
-
-def _luks(bases: Bases, disk: Path) -> Path:
-    """MBR: /boot, and an encrypted partition."""
-    boot = bases.boot("plain")
-    encrypted = bases._work / "luks"
-    with encrypted.open("wb") as file:
-        file.truncate(64 * MIB)
-    cheap = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"]
-    _run("cryptsetup", "luksFormat", "--batch-mode", *cheap, str(encrypted), "-", input="secret")
-    table = "label: dos\n1: start=1MiB, size=200MiB, type=83, bootable\n"
-    table += "2: start=201MiB, size=64MiB, type=83\n"
-    return lay_out(disk, 266 * MIB, table, {1: boot, 201: encrypted})
-
-
-def _changed(change: Callable[[Path], None]) -> Callable[[Bases, Path], Path]:
-    return lambda bases, disk: _simple(bases, disk, change)
-
-
-def _plan10(root: Path) -> None:
-    release = 'ID=plan10\nVERSION_ID="10"\nPRETTY_NAME="Plan 10 from User Space"\n'
-    write(root, "/usr/lib/os-release", release)
-    remove(root, "/etc/debian_version", "/usr/bin/apt-get", "/usr/bin/apt", "/usr/bin/dpkg")
-
-
-def _no_init(root: Path) -> None:
-    remove(root, "/usr/sbin/init", "/usr/lib/systemd/systemd", "/usr/bin/systemctl")
-
-
-def _no_client(root: Path) -> None:
-    remove(root, "/usr/bin/curl")
-
-
-def _no_manager(root: Path) -> None:
-    remove(root, "/usr/bin/apt-get", "/usr/bin/apt", "/usr/bin/dpkg")
-
-
-def _arm64(root: Path) -> None:
-    """Its programs are for another processor: what their ELF headers say decides."""
-    for name in ("bash", "dash", "ls", "cat", "dpkg", "apt-get", "curl", "systemctl"):
-        _retarget(root, f"/usr/bin/{name}")
-    _retarget(root, "/usr/lib/systemd/systemd")
-
-
-def _no_system(bases: Bases, disk: Path) -> Path:
-    """A file system with files that are no system."""
-    folder = bases._work / "photos"
-    folder.mkdir()
-    (folder / "README").write_text("holiday\n")
-    with disk.open("wb") as file:
-        file.truncate(64 * MIB)
-    _run("mke2fs", "-q", "-F", "-t", "ext4", "-d", str(folder), str(disk))
-    return disk
-
-
-def _cut(name: str, keep: float) -> Callable[[Bases, Path], Path]:
-    def make(bases: Bases, disk: Path) -> Path:
-        """Only the beginning of another image arrived."""
-        copy(bases.path(name), disk)
-        os.truncate(disk, int(disk.stat().st_size * keep) // 4096 * 4096)
-        return disk
-
-    return make
-
-
-def _huge(bases: Bases, disk: Path) -> Path:
-    """16 TiB, of which nearly nothing is used."""
-    copy(bases.path("debian-grub.qcow2"), disk)
-    _run("qemu-img", "resize", "-q", "-f", "qcow2", str(disk), "16T")
-    return disk
-
-
-def _bytes(content: bytes) -> Callable[[Bases, Path], Path]:
-    def make(bases: Bases, disk: Path) -> Path:
-        disk.write_bytes(content)
-        return disk
-
-    return make
 
 
 _FINISHED = ("lvm.raw", "dirty.raw")
@@ -680,25 +544,8 @@ SHAPES: dict[str, Callable[[Bases, Path], Path]] = {
     "sysv.raw": _installed("sysv"),
     "openrc.raw": _installed("openrc"),
     "simple.raw": _simple,
-    "full.raw": _full,
-    "corrupted.raw": _corrupted,
-    "two-systems.raw": _two_systems,
-    "luks.raw": _luks,
-    "plan10.raw": _changed(_plan10),
-    "no-init.raw": _changed(_no_init),
-    "no-client.raw": _changed(_no_client),
-    "no-manager.raw": _changed(_no_manager),
-    "arm64.raw": _changed(_arm64),
-    "no-system.raw": _no_system,
-    "huge.qcow2": _huge,
-    "truncated.qcow2": _cut("debian-grub.qcow2", 0.6),
-    "truncated.raw": _cut("swap-first.raw", 0.3),
-    "text.img": _bytes(b"This is not an image.\n" * 1000),
-    "page.html": _bytes(b"<!DOCTYPE html>\n<html><body><h1>404 Not Found</h1></body></html>\n"),
-    "random.img": _bytes(b"".join(zlib.compress(bytes([n]) * 997) for n in range(256)) * 64),
-    "empty.img": _bytes(b""),
 }
-"""What makes each image but those of `_FINISHED`."""
+"""The functions that make the images other than those of `_FINISHED`."""
 
 NAMES = (*_FINISHED, *SHAPES)
 
@@ -714,7 +561,7 @@ def _fstab(
     esp: bool = False,
     swap: str | None = f"UUID={UUIDS['swap']}",
 ) -> str:
-    """As Debian's installer writes it."""
+    """The fstab that Debian's installer writes."""
     lines = ["# /etc/fstab: static file system information.", "#"]
     lines.append(f"{root} / ext4 errors=remount-ro 0 1")
     if boot:
@@ -727,7 +574,7 @@ def _fstab(
 
 
 def _configure(bases: Bases, root: Path, partition: str = "msdos1", *, swap: bool = True) -> None:
-    """fstab and GRUB's configuration of a system that has all in root."""
+    """Writes fstab and GRUB's configuration for a system with everything in root."""
     write(root, "/etc/fstab", _fstab() if swap else _fstab(swap=None))
     _write_grub_cfg(root, "/boot/grub", bases.grub_cfg(partition))
 
@@ -746,7 +593,7 @@ def launch(*disks: Path) -> Any:
 
     handle = guestfs.GuestFS(python_return_dict=True)
     handle.set_backend("direct")
-    if host.find_accelerator() == "tcg":
+    if accelerator.find_accelerator() == "tcg":
         handle.set_backend_setting("force_tcg", "1")
     for disk in disks:
         handle.add_drive_opts(str(disk), format="raw", cachemode="unsafe")
@@ -755,7 +602,7 @@ def launch(*disks: Path) -> Any:
 
 
 def _make_volumes(handle: Any, device: str) -> int:
-    """Makes a group `debian` with the volumes root and swap_1; the offset of the first in bytes."""
+    """Makes a group `debian` with the volumes root and swap_1; returns root's offset in bytes."""
     handle.pvcreate(device)
     handle.vgcreate("debian", [device])
     handle.lvcreate("root", "debian", 900)
@@ -766,7 +613,7 @@ def _make_volumes(handle: Any, device: str) -> int:
 
 
 def _cut_power(handle: Any, device: str) -> None:
-    """Ends the appliance while it writes: what was said last is in the journal alone."""
+    """Ends the appliance while it writes, so that the last changes are in the journal alone."""
     handle.mount(device, "/")
     handle.mkdir("/var/lib/written")
     for number in range(50):
@@ -795,7 +642,7 @@ def lay_out(disk: Path, size: int, table: str, parts: Mapping[int, Path]) -> Pat
 
 
 def copy(source: Path, target: Path) -> Path:
-    """A sparse copy that may be written to."""
+    """A sparse, writable copy."""
     _run("cp", "--sparse=always", str(source), str(target))
     target.chmod(0o644)
     return target
@@ -808,7 +655,7 @@ def _convert(raw: Path, qcow2: Path, *words: str) -> Path:
 
 
 def debugfs(image: Path, *commands: str, start: int = 0) -> str:
-    """What debugfs prints when it does something to a file system in a file."""
+    """Runs commands of debugfs on a file system in a file; returns the output without prompts."""
     place = f"{image}?offset={start}" if start else str(image)
     printed = _run("debugfs", "-w", "-f", "-", place, input="".join(f"{c}\n" for c in commands))
     complaints = [
@@ -820,7 +667,7 @@ def debugfs(image: Path, *commands: str, start: int = 0) -> str:
 
 
 def write(image: Path, path: str, content: str | bytes, *, start: int = 0) -> None:
-    """Writes a file into an ext file system, in the place of one that is there."""
+    """Writes a file into an ext file system, and replaces an old one."""
     local = image.parent / f"{image.name}.content"
     local.write_bytes(content.encode() if isinstance(content, str) else content)
     debugfs(image, f"rm {path}", f"write {local} {path}", start=start)
@@ -836,9 +683,8 @@ def remove(image: Path, *paths: str, start: int = 0) -> None:
 
 
 def plant(image: Path, links: Mapping[str, str], *, start: int = 0) -> None:
-    """Plants symbolic links (targets by their paths) into the ext file system at an offset of an
-    image. What is in a link's place is removed, if it is a file, a link or an empty folder; parents
-    that are not there are made."""
+    """Plants symbolic links (targets by path) in the ext file system at an offset of an image. A
+    file, link or empty folder in the place of a link is removed; missing parents are made."""
     commands = []
     for path, target in links.items():
         parents = [str(each) for each in Path(path).parents][-2::-1]
@@ -847,21 +693,6 @@ def plant(image: Path, links: Mapping[str, str], *, start: int = 0) -> None:
     debugfs(image, *commands, start=start)
     for path in links:
         assert "symlink" in debugfs(image, f"stat {path}", start=start), path
-
-
-def free_blocks(image: Path) -> int:
-    shown = _run("dumpe2fs", "-h", str(image))
-    return next(int(line.split()[2]) for line in shown.splitlines() if "Free blocks:" in line)
-
-
-def _retarget(image: Path, path: str) -> None:
-    local = image.parent / f"{image.name}.program"
-    debugfs(image, f"dump {path} {local}")
-    program = bytearray(local.read_bytes())
-    program[18:20] = (183).to_bytes(2, "little")  # EM_AARCH64
-    write(image, path, bytes(program))
-    debugfs(image, f"sif {path} mode 0100755")
-    local.unlink()
 
 
 def _run(*argv: str, input: str | None = None) -> str:
@@ -880,7 +711,7 @@ def _run(*argv: str, input: str | None = None) -> str:
 
 
 def main(folder: str, names: Sequence[str]) -> None:
-    """`python base_images.py FOLDER [NAME...]` makes images to look at."""
+    """`python base_images.py FOLDER [NAME...]` makes images for people to look at."""
     bases = Bases(Path(folder))
     for name in names or NAMES:
         started = time.monotonic()

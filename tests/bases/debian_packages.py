@@ -53,7 +53,7 @@ def make_package(
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """The line of a sources.list for the repository, as this host reaches it."""
+    """Serves the repository; yields its line of a sources.list, with its address on this host."""
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None: ...

@@ -1,4 +1,4 @@
-"""Launched appliances for tests, and what is known of the image in them."""
+"""Launched appliances for tests, and the description of the image in them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipeline.disk.system import FileSystem, Place, System
 from pipeline.errors import ApplianceError
 from pipeline.guest.appliance import Drive, Guest, launched
-from pipeline.guest.system import FileSystem, Place, System
+from pipeline.guest.files import ImageFiles
+from pipeline.guest.image import Image
 from pipeline.model import NoProgress
 
 
@@ -22,9 +24,15 @@ class Heard(NoProgress):
         self.lines.append(line)
 
 
+def image_of(guest: Guest, **changes: object) -> Image:
+    """The image that is mounted at /, with the description from `debian`."""
+    return Image(guest, ImageFiles(guest), debian(**changes))
+
+
 @contextmanager
 def mounted(root: Path, folder: Path, *, network: bool = False) -> Iterator[tuple[Guest, Heard]]:
-    """An appliance with a root file system mounted at /. It may be gone at the end."""
+    """An appliance with a root file system mounted at /. The appliance may end before the
+    block does."""
     heard = Heard()
     drive = Drive(file=root, name="root", writable=True)
     with (
@@ -42,7 +50,7 @@ def mounted(root: Path, folder: Path, *, network: bool = False) -> Iterator[tupl
 
 
 def debian(**changes: object) -> System:
-    """What the base images of the tests are, if nothing else is told."""
+    """The description of the tests' base images, with changes."""
     place = Place(partition=1, start=1 << 20, size=900 << 20)
     known: dict[str, object] = {
         "disk_bytes": 901 << 20,

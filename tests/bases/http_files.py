@@ -1,4 +1,4 @@
-"""A web server of one file that misbehaves as it is told; it serves S3's GetObject as well."""
+"""A web server for one file, with faults that tests choose; it answers S3's GetObject too."""
 
 from __future__ import annotations
 
@@ -14,25 +14,29 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class HttpFile:
-    """The file, and how it is served. Whatever is changed holds from the next request on."""
+    """The file, and how it is served. A change takes effect with the next request."""
 
     content: bytes
     etag: str | None = '"one"'
     ranges: bool = True
     cut_after: list[int] = field(default_factory=list)
-    """The next answers are cut after so many bytes."""
+    """How many bytes the next answers have before they are cut, one number per answer."""
+    longest: int | None = None
+    """The most bytes in an answer to a range request."""
     chunked: bool = False
     statuses: list[int] = field(default_factory=list)
-    """The next answers are these."""
+    """The statuses of the next answers."""
     redirect: str | None = None
+    region: str | None = None
+    """The bucket's region; requests that are signed for another get a 301 that names it."""
     silence: float = 0.0
     """Seconds before an answer."""
     pause: float = 0.0
-    """Between two pieces of 64 KiB."""
+    """Seconds between two pieces of 64 KiB."""
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
-    """Path and headers of each."""
+    """Path and headers of each request."""
     sent: int = 0
-    """Bytes of the file, over all answers."""
+    """Bytes of the file that were sent, in all answers."""
     url: str = ""
 
     @property
@@ -80,16 +84,24 @@ def _answer(handler: BaseHTTPRequestHandler, file: HttpFile) -> None:
         handler.send_header("Content-Length", "0")
         handler.end_headers()
         return
+    if file.region is not None and not _is_signed_for(file.region, handler.path, headers):
+        handler.send_response(301)
+        handler.send_header("x-amz-bucket-region", file.region)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+        return
     start = _start(headers, file)
     if start is None:
         handler.send_response(412)
         handler.send_header("Content-Length", "0")
         handler.end_headers()
         return
-    body, size = file.content[start:], len(file.content)
+    size = len(file.content)
+    end = min(size, start + file.longest) if start and file.longest else size
+    body = file.content[start:end]
     handler.send_response(206 if start else 200)
     if start:
-        handler.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+        handler.send_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
     if file.etag is not None:
         handler.send_header("ETag", file.etag)
     if file.chunked:
@@ -100,8 +112,12 @@ def _answer(handler: BaseHTTPRequestHandler, file: HttpFile) -> None:
     _send(handler, file, body[: file.cut_after.pop(0)] if file.cut_after else body)
 
 
+def _is_signed_for(region: str, path: str, headers: dict[str, str]) -> bool:
+    return f"%2F{region}%2F" in path or f"/{region}/" in headers.get("authorization", "")
+
+
 def _start(headers: dict[str, str], file: HttpFile) -> int | None:
-    """Where an answer starts; None: S3's condition does not hold."""
+    """The offset at which an answer starts; None: the condition `If-Match` does not hold."""
     if headers.get("if-match", file.etag) != file.etag:
         return None
     match = re.fullmatch(r"bytes=(\d+)-", headers.get("range", ""))

@@ -1,4 +1,4 @@
-"""Disks of a few MiB that look like systems: enough to be inspected, not to boot."""
+"""Disks of a few MiB that look like systems: enough to inspect, not to boot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PIPE = "pipe"
 """Stands for a file that is a pipe."""
 
 Tree = Mapping[str, str | bytes]
-"""What lies in a file system: texts and bytes by path; `-> TARGET` is a symbolic link."""
+"""The files of a file system, texts or bytes by path; `-> TARGET` is a symbolic link."""
 
 DEBIAN: Tree = {
     "etc/os-release": "-> ../usr/lib/os-release",
@@ -55,7 +55,7 @@ CENTOS: Tree = {
 
 @dataclass(frozen=True)
 class Part:
-    """A partition, and what lies in it."""
+    """A partition and its content."""
 
     file: Path | None
     size: int
@@ -90,7 +90,7 @@ def make_swap(file: Path, uuid: str) -> Path:
 
 
 def make_luks(file: Path, uuid: str) -> Path:
-    """The first sector of a LUKS device: all that is looked at."""
+    """The first sector of a LUKS device; inspection reads no more."""
     with file.open("wb") as made:
         made.truncate(2 * MIB)
         made.write(b"LUKS\xba\xbe\0\1")
@@ -128,7 +128,7 @@ def make_disk(file: Path, label: str, parts: Sequence[Part], *, head: str = "") 
         made.truncate(end + 2 * MIB)
     sfdisk.write_table(file, "\n".join(lines) + "\n")
     with file.open("r+b") as made:
-        made.write(b"\xeb\x63\x90")  # a jump, as all boot code begins
+        made.write(b"\xeb\x63\x90")  # a jump: all boot code begins with one
         for start, part_file in places:
             sparse.copy_into(part_file, made.fileno(), start)
     return file

@@ -1,14 +1,13 @@
-"""What an appliance and the programs in it print, and how they end: it may be anything."""
+"""The output of an appliance and of the programs in it, and how they end: both may be anything."""
 
 from __future__ import annotations
 
 import subprocess
 import threading
-import time
 from pathlib import Path, PurePosixPath
 
 import pytest
-from guests import debian
+from guests import image_of
 from small_images import DEBIAN, make_ext
 
 from pipeline.errors import (
@@ -21,16 +20,14 @@ from pipeline.errors import (
 )
 from pipeline.guest import appliance
 from pipeline.guest.appliance import Drive, launched
-from pipeline.guest.files import ImageFiles
 from pipeline.guest.packages import list_packages
 from pipeline.guest.programs import run_program
-from pipeline.guest.services import find_programs
 from pipeline.model import NoProgress
 from pipeline.tools import run
 
 
 def launch(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> PhantomError:
-    """The error of an appliance whose QEMU, once it is to start, is a script."""
+    """The error of an appliance in which a script takes QEMU's place when the machine starts."""
     qemu, disk = folder / "qemu", folder / "disk"
     disk.write_bytes(bytes(1 << 20))
     qemu.write_text(
@@ -50,9 +47,7 @@ def launch(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Phanto
 
 
 @pytest.mark.slow
-def test_what_is_no_text_is_written_down_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_binary_console_output_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = launch(
         tmp_path,
         monkeypatch,
@@ -88,10 +83,8 @@ def test_a_log_that_cannot_be_written_keeps_nobody_from_working(
 def test_an_interrupted_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = threading.Timer(3, run.stop_all)
     stop.start()
-    began = time.monotonic()
     said = launch(tmp_path, monkeypatch, "echo waiting; read -r line")
     stop.join()
-    assert time.monotonic() - began < 20
     assert (type(said), str(said)) == (
         StageFailedError,
         "was interrupted\n  do: run the same command again",
@@ -105,7 +98,7 @@ printf 'split\t1\fsplit\tx86_64\nseparated\342\200\250\t1\tx86_64\nzlib\t1.3\tx8
 
 
 def make_system(folder: Path) -> Path:
-    """A root file system with a shell of this host, which works, and little else."""
+    """A root file system with a working shell, taken from this host, and little else."""
     libraries = ("lib64/ld-linux-x86-64.so.2", "lib/x86_64-linux-gnu/libc.so.6")
     copied = {name: Path("/", name).read_bytes() for name in (*libraries, "bin/dash")}
     copied["usr/bin/env"] = Path("/usr/bin/env").read_bytes()
@@ -131,28 +124,31 @@ def test_programs_and_names_of_an_image_that_is_made_to_confuse(tmp_path: Path) 
             guest.handle.chmod(0o755, f"/{program}")
         for program in ("env", "rpm"):
             guest.handle.chmod(0o755, f"/usr/bin/{program}")
-        files, system = ImageFiles(guest), debian(package_manager="yum")
+        image = image_of(guest, package_manager="yum")
+        files = image.files
 
         # names that are not UTF-8
-        assert {"env", "rpm"} <= set(find_programs(files))
+        assert {"env", "rpm"} <= set(image.programs)
         assert files.names(PurePosixPath("/etc/init.d")) == []
-        assert files.read_link(PurePosixPath("/etc/link")) == "\N{REPLACEMENT CHARACTER}"
+        assert files.read_link(PurePosixPath("/etc/link")) == PurePosixPath(
+            "/etc/\N{REPLACEMENT CHARACTER}"
+        )
 
-        # what a package manager says, and one that is not there
-        assert list_packages(guest, system) == [
+        # the output of a package manager, and a package manager that is missing
+        assert list_packages(image) == [
             ("bash", "5.2", "x86_64"),
             ("zlib", "1.3", "x86_64"),
         ]
         with pytest.raises(PackagesFailedError) as failed:
-            list_packages(guest, debian(package_manager="pacman"))
+            list_packages(image_of(guest, package_manager="pacman"))
         assert failed.value.what == "pacman cannot list the image's packages"
 
         # a shell that does not work
-        ended = run_program(guest, files, ["/bin/sh", "-c", "exit 3"], seconds=60)
+        ended = run_program(image, ["/bin/sh", "-c", "exit 3"], seconds=60)
         assert ended.status == 3
         guest.handle.ln_sf("broken", "/bin/sh")
         with pytest.raises(ScriptError) as refused:
-            run_program(guest, files, ["/bin/dash", "-c", "true"], seconds=60)
+            run_program(image, ["/bin/dash", "-c", "true"], seconds=60)
         assert (
             refused.value.what == "programs cannot be run in the image: its /bin/sh does not work"
         )
@@ -163,10 +159,10 @@ def test_programs_and_names_of_an_image_that_is_made_to_confuse(tmp_path: Path) 
             files.names(PurePosixPath("/damaged"))
         assert damaged.value.what.startswith("the image's file system fails at /damaged: ")
 
-        # and the end of the whole command
+        # the end of the whole command
         timer = threading.Timer(2, run.stop_all)
         timer.start()
         words = ["/bin/sh", "-c", "echo waiting; while :; do :; done"]
-        run_program(guest, files, words, seconds=60)
+        run_program(image, words, seconds=60)
     assert str(stopped.value) == "was interrupted\n  do: run the same command again"
     assert log.read_text().endswith("waiting\n")

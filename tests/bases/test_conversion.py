@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 from base_images import Bases
+from conversions import Conversions
 from guests import debian
 
-from pipeline import sparse
+from pipeline.disk import fstab
+from pipeline.disk.partitions import read_geometry
+from pipeline.disk.system import FileSystem, Place
 from pipeline.errors import (
     DiskTooSmallError,
     FileSystemError,
@@ -22,106 +25,28 @@ from pipeline.errors import (
     StageFailedError,
     UnsafeImageError,
 )
-from pipeline.guest import fstab, kernel_options
+from pipeline.guest import kernel_options
 from pipeline.guest.appliance import Drive, Guest, launched
-from pipeline.guest.booting import Kept, configure_boot
-from pipeline.guest.files import ImageFiles
-from pipeline.guest.geometry import read_geometry
-from pipeline.guest.inspection import inspect_system
 from pipeline.guest.root import (
     Likely,
     copy_root,
-    find_likely_root,
     make_root,
     settle_root,
-    trim,
 )
-from pipeline.guest.system import FileSystem, Place, System
 from pipeline.model import GIB, MIB, NoProgress
 from pipeline.tools import sfdisk
 
-OLD = frozenset(
-    (
-        *("has_journal", "ext_attr", "resize_inode", "dir_index", "filetype", "extent", "flex_bg"),
-        *("sparse_super", "large_file", "huge_file", "uninit_bg", "dir_nlink", "extra_isize"),
-    )
-)
-SIZE = 2 * GIB - 65 * MIB
 CONSOLES = "console=tty0 console=ttyS0,115200"
 
 
-@dataclasses.dataclass(frozen=True)
-class Converted:
-    """A root file system as it came out, with the tools to look at it."""
-
-    root: Path
-    system: System
-    kept: Kept | None
-
-    def read(self, path: str) -> str:
-        """The content of a file."""
-        return self._debugfs(f"cat {path}")
-
-    def names(self, folder: str) -> set[str]:
-        """What lies in a folder."""
-        lines = self._debugfs(f"ls -p {folder}").splitlines()
-        return {line.split("/")[5] for line in lines if line.startswith("/")} - {".", ".."}
-
-    def check(self) -> None:
-        """Holds it to what nodes of 2010 mount, and to its size."""
-        checked = subprocess.run(["e2fsck", "-f", "-n", self.root], capture_output=True, text=True)
-        assert checked.returncode == 0, checked.stdout
-        told = subprocess.run(
-            ["dumpe2fs", "-h", self.root], capture_output=True, text=True, check=True
-        ).stdout
-        (features,) = re.findall(r"^Filesystem features: *(.*)", told, re.MULTILINE)
-        assert set(features.split()) <= OLD
-        (blocks,) = re.findall(r"^Block count: *(.*)", told, re.MULTILINE)
-        assert abs(int(blocks) * 4096 - self.root.stat().st_size) < MIB
-
-    def _debugfs(self, command: str) -> str:
-        return subprocess.run(
-            ["debugfs", "-R", command, self.root], capture_output=True, text=True, check=True
-        ).stdout
-
-
-def convert(base: Path, folder: Path) -> Converted:
-    """Converts a base image in one launch, as the stage does, and proves that it did not change."""
-    digest = sparse.digest(base)
-    geometry = read_geometry(base)
-    root = folder / "root.ext4"
-    likely = find_likely_root(base, geometry)
-    make_root(root, SIZE, likely)
-    if likely is not None:
-        copy_root(base, root, likely)
-    drives = [Drive(file=root, name="root", writable=True), Drive(file=base, name="base")]
-    working, source = drives
-    with launched(drives, store=folder, log=folder / "log", progress=NoProgress()) as guest:
-        system = inspect_system(guest, geometry, source)
-        settle_root(guest, system, likely, working=working, base=source, room=root.stat().st_size)
-        kept = configure_boot(guest, ImageFiles(guest), system, base=source)
-        trim(guest, root.stat().st_size)
-    assert sparse.digest(base) == digest
-    return Converted(root, system, kept)
-
-
-def raw(image: Path, folder: Path) -> Path:
-    """A base image as a raw disk."""
-    if image.suffix == ".raw":
-        return image
-    words = ["qemu-img", "convert", "-O", "raw", str(image), str(folder / "base.raw")]
-    subprocess.run(words, check=True)
-    return folder / "base.raw"
-
-
 def words_of(configuration: str) -> list[list[str]]:
-    """The words of each line of a configuration that boots Linux."""
+    """The words of each line that boots Linux in a boot loader's configuration."""
     lines = [line.split() for line in configuration.splitlines()]
     return [words for words in lines if words and words[0] in ("linux", "kernel")]
 
 
-def test_gpt_with_a_boot_partition_becomes_root_alone(bases: Bases, tmp_path: Path) -> None:
-    done = convert(raw(bases.path("debian-grub.qcow2"), tmp_path), tmp_path)
+def test_gpt_with_a_boot_partition_becomes_root_alone(conversions: Conversions) -> None:
+    done = conversions.converted("debian-grub.qcow2")
     done.check()
     uuid = done.system.root.uuid
     assert done.kept is None
@@ -135,15 +60,16 @@ def test_gpt_with_a_boot_partition_becomes_root_alone(bases: Bases, tmp_path: Pa
         assert first[1] == f"/boot/vmlinuz-{version}"
         assert {f"root=UUID={uuid}", "noresume"} <= set(first)
     assert CONSOLES in done.read("/boot/grub/grub.cfg")
-    # Our GRUB must not load modules of the image's own, and the image's tool must say the same.
+    # Our GRUB must not load the image's own modules. The image's update-grub must write the same
+    # options.
     assert "i386-pc" not in done.names("/boot/grub")
     assert f"GRUB_CMDLINE_LINUX='noresume net.ifnames=0 {CONSOLES}'" in done.read(
         "/etc/default/grub.d/99-phantom.cfg"
     )
 
 
-def test_root_on_a_logical_volume_becomes_root_alone(bases: Bases, tmp_path: Path) -> None:
-    done = convert(bases.path("lvm.raw"), tmp_path)
+def test_root_on_a_logical_volume_becomes_root_alone(conversions: Conversions) -> None:
+    done = conversions.converted("lvm.raw")
     done.check()
     assert done.kept is None
     assert done.system.root.place.volume is not None
@@ -154,9 +80,11 @@ def test_root_on_a_logical_volume_becomes_root_alone(bases: Bases, tmp_path: Pat
     assert not [word for word in first if word.startswith(("rd.lvm", "resume="))]
 
 
-def test_a_layout_of_ours_is_kept_and_its_journal_replayed(bases: Bases, tmp_path: Path) -> None:
+def test_a_layout_of_ours_is_kept_and_its_journal_replayed(
+    bases: Bases, conversions: Conversions, tmp_path: Path
+) -> None:
     base = bases.path("dirty.raw")
-    done = convert(base, tmp_path)
+    done = conversions.converted("dirty.raw")
     done.check()
     assert done.kept is not None
     assert (done.kept.layout, done.kept.root_start, done.kept.tail) == ("mbr", MIB, 0)
@@ -169,7 +97,7 @@ def test_a_layout_of_ours_is_kept_and_its_journal_replayed(bases: Bases, tmp_pat
     assert dataclasses.replace(after, size=before.size) == before
     assert after.size == size * 512
     assert "0" in done.names("/var/lib/written")
-    # Its own GRUB goes on with its own configuration, and is heard.
+    # The image's own GRUB keeps its configuration, but Linux uses the serial console.
     configuration = done.read("/boot/grub/grub.cfg")
     assert "### BEGIN /etc/grub.d/10_linux ###" in configuration
     for words in words_of(configuration):
@@ -177,8 +105,8 @@ def test_a_layout_of_ours_is_kept_and_its_journal_replayed(bases: Bases, tmp_pat
     assert 'GRUB_CMDLINE_LINUX_DEFAULT=""' not in done.read("/etc/default/grub.d/99-phantom.cfg")
 
 
-def test_a_bare_file_system_gets_what_pygrub_reads(bases: Bases, tmp_path: Path) -> None:
-    done = convert(bases.path("bare-ext3.raw"), tmp_path)
+def test_a_bare_file_system_gets_what_pygrub_reads(conversions: Conversions) -> None:
+    done = conversions.converted("bare-ext3.raw")
     done.check()
     assert done.kept is None
     (root,) = fstab.parse(done.read("/etc/fstab"))
@@ -187,8 +115,8 @@ def test_a_bare_file_system_gets_what_pygrub_reads(bases: Bases, tmp_path: Path)
         assert words[2:3] == [f"root=UUID={done.system.root.uuid}"]
 
 
-def test_sysv_init_has_a_login_on_the_serial_console(bases: Bases, tmp_path: Path) -> None:
-    done = convert(bases.path("sysv.raw"), tmp_path)
+def test_sysv_init_has_a_login_on_the_serial_console(conversions: Conversions) -> None:
+    done = conversions.converted("sysv.raw")
     done.check()
     (line,) = [
         line
@@ -196,14 +124,14 @@ def test_sysv_init_has_a_login_on_the_serial_console(bases: Bases, tmp_path: Pat
         if "ttyS0" in line and not line.startswith("#")
     ]
     assert line.startswith("S0:2345:respawn:")
-    assert len(line.partition("respawn:")[2]) < 128  # as long as sysvinit takes
+    assert len(line.partition("respawn:")[2]) < 128  # sysvinit's limit
 
 
-# ---- what needs no whole system: several small file systems in one launch
+# ---- without a whole system: several small file systems in one launch
 
 
 def ext(folder: Path, name: str, *words: str, size: str = "64M") -> Path:
-    """An ext file system with what lies in a folder."""
+    """An ext file system with the content of a folder."""
     made = folder / f"{name}.raw"
     options = ["-q", "-F", *words, "-d", str(folder / name), str(made), size]
     subprocess.run(["mke2fs", *options], check=True)
@@ -211,7 +139,7 @@ def ext(folder: Path, name: str, *words: str, size: str = "64M") -> Path:
 
 
 def whole(disk: Path, kind: str, mount: str | None) -> FileSystem:
-    """A file system that is all of a disk."""
+    """A file system that takes a whole disk."""
     place = Place(start=0, size=disk.stat().st_size)
     words = ["blkid", "-o", "value", "-s", "UUID", str(disk)]
     uuid = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
@@ -220,7 +148,7 @@ def whole(disk: Path, kind: str, mount: str | None) -> FileSystem:
 
 @contextmanager
 def failing(guest: Guest) -> Iterator[pytest.ExceptionInfo[PhantomError]]:
-    """A block that fails, and leaves nothing mounted."""
+    """A block that must fail and leave nothing mounted."""
     with pytest.raises(PhantomError) as caught:
         yield caught
     guest.handle.umount_all()
@@ -264,7 +192,7 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
         volume = Place(volume="disk/guestfs/linked", size=64 * MIB)
         home = FileSystem(place=volume, type="ext4", mount="//home/")
 
-        # A link in the place of a mount point, which would lead a copy elsewhere.
+        # A link in the place of a mount point would lead a copy elsewhere.
         system = debian(file_systems=(whole(linked, "ext4", "/"), home), root_bytes=64 * MIB)
         with failing(guest) as caught:
             settle_root(guest, system, None, working=root, base=at["linked"], room=room)
@@ -274,7 +202,7 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
             "  do: name the mount point in the base's fstab by the folder that it leads to"
         )
 
-        # A file system that cannot be repaired without a loss.
+        # A file system that e2fsck cannot repair without a loss.
         system = debian(file_systems=(whole(broken, "ext4", "/"),), root_bytes=64 * MIB)
         with failing(guest) as caught:
             likely = Likely(place=system.root.place, bytes=64 * MIB)
@@ -285,7 +213,7 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
             "the image's root file system is damaged, and e2fsck cannot repair it without a loss"
         )
 
-        # One that is larger than the disk that is asked for.
+        # A file system that is larger than the requested disk.
         system = dataclasses.replace(
             system,
             root_bytes=GIB,
@@ -299,7 +227,7 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
             "  do: set disk_size to 1089MiB or more"
         )
 
-        # A root of another kind, by its files, and what hides a folder of it.
+        # A root of another type is copied file by file; another file system hides its /home.
         system = debian(file_systems=(whole(foreign, "btrfs", "/"), home), root_bytes=128 * MIB)
         likely = Likely(place=Place(start=0, size=MIB), bytes=MIB)  # a wrong guess
         settle_root(guest, system, likely, working=root, base=at["foreign"], room=room)
@@ -313,7 +241,7 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
         assert sorted(guest.handle.ls("/home")) == ["bulk", "etc", "home", "sparse"]
         assert guest.handle.statns("/home/sparse")["st_blocks"] == 0
 
-        # And no room for what is to be moved into it.
+        # Root has no room for the file system that is to be moved into it.
         free = guest.handle.statvfs("/")["bavail"] * 4096
         guest.handle.fallocate64("/filler", free - MIB)
         guest.handle.umount_all()
@@ -339,7 +267,7 @@ def test_files_are_copied_whole_and_never_past_the_image(tmp_path: Path) -> None
 def test_copying_ends_when_all_is_to_end(tmp_path: Path) -> None:
     base, root = tmp_path / "base", tmp_path / "root"
     with base.open("wb") as file:
-        for start in (0, 2 * MIB):  # a piece of work each, for the hole between them
+        for start in (0, 2 * MIB):  # two pieces of work, with a hole between them
             file.seek(start)
             file.write(b"x" * MIB)
     likely = Likely(place=Place(start=0, size=3 * MIB), bytes=3 * MIB)
@@ -352,7 +280,7 @@ def test_copying_ends_when_all_is_to_end(tmp_path: Path) -> None:
     assert root.read_bytes()[MIB:] == bytes(2 * MIB)
 
 
-def test_fstab_keeps_what_is_on_no_disk_of_the_image() -> None:
+def test_fstab_keeps_mounts_from_outside_the_image() -> None:
     text = """# a comment
 LABEL=root / xfs defaults,prjquota 0 0
 UUID=1 /boot ext4 defaults 0 2

@@ -10,18 +10,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from http_files import HttpFile, serving
 
-from pipeline.build import Builder
+from pipeline.build.builder import Builder
 from pipeline.errors import ChecksumError, DownloadError, NoSpaceError, PhantomError
 from pipeline.model import NoProgress, Sha256
 from pipeline.sources import download
 from pipeline.sources.download import Download
 from pipeline.sources.transport import make_transport, shown
 from pipeline.store import Store
+from pipeline.tools import curl
 
 ROOT = Path(__file__).parents[2]
 CONTENT = random.Random(4).randbytes(3 << 20) + bytes(5)
@@ -59,7 +61,7 @@ class Steps(NoProgress):
         self.steps: list[str] = []
         self.most = 0
 
-    def step(self, text: str) -> None:
+    def step(self, text: str, *, seconds: float | None = None) -> None:
         self.steps.append(text)
 
     def advance(self, done: int, total: int | None) -> None:
@@ -67,7 +69,7 @@ class Steps(NoProgress):
 
 
 def get(store: Store, url: str, digest: Sha256 = DIGEST) -> tuple[bytes, list[str]]:
-    """What a download brings, as a build makes it, and what it says."""
+    """The content and the messages of a download, as a build runs it."""
     steps = Steps()
     built = Builder(store, lambda _: steps).build([Download(sha256=digest, url=url)])
     assert downloads(store) == []
@@ -92,7 +94,7 @@ def test_a_file_is_fetched_once_wherever_it_lies(store: Store, file: HttpFile) -
     assert len(file.requests) == 1
 
 
-def test_what_broke_off_goes_on(store: Store, file: HttpFile) -> None:
+def test_an_interrupted_download_continues(store: Store, file: HttpFile) -> None:
     file.cut_after = [1_500_000, 700_000]
     content, steps = get(store, file.url)
     assert content == CONTENT
@@ -107,8 +109,20 @@ def test_what_broke_off_goes_on(store: Store, file: HttpFile) -> None:
     ]
 
 
+def test_a_part_that_is_shorter_than_asked_for_is_not_the_rest(
+    store: Store, file: HttpFile
+) -> None:
+    file.cut_after, file.longest = [1_500_000], 1_000_000
+    content, steps = get(store, file.url)
+    assert content == CONTENT
+    assert file.ranges_asked == [None, "bytes=1500000-", "bytes=2500000-"]
+    assert any(step.startswith("the connection ended too early; ") for step in steps)
+
+
 @pytest.mark.parametrize("way", ["no ranges", "no validator", "changed", "chunked"])
-def test_what_cannot_go_on_starts_anew(store: Store, file: HttpFile, way: str) -> None:
+def test_a_download_that_cannot_continue_starts_again(
+    store: Store, file: HttpFile, way: str
+) -> None:
     file.cut_after = [1_500_000]
     if way == "no ranges":
         file.ranges = False
@@ -124,7 +138,7 @@ def test_what_cannot_go_on_starts_anew(store: Store, file: HttpFile, way: str) -
 
 
 def failure_after(store: Store, file: HttpFile, attempts: int) -> PhantomError:
-    """The error of a server that serves so many times, and then no more."""
+    """The error when a server answers so many requests, and then no more."""
     file.statuses = [200] * attempts + [503] * 10
     error = failure(store, file.url)
     file.statuses = []
@@ -185,7 +199,7 @@ def test_a_web_page_is_no_new_image(store: Store, file: HttpFile) -> None:
     )
 
 
-def test_what_no_attempt_would_mend(store: Store, file: HttpFile) -> None:
+def test_permanent_failures_are_not_retried(store: Store, file: HttpFile) -> None:
     todo = (
         "\n  do: see that the location is right and that this host reaches it, then run the "
         "command again"
@@ -206,7 +220,7 @@ def test_what_no_attempt_would_mend(store: Store, file: HttpFile) -> None:
     assert len(file.requests) == 1 + 6 + 1
     url = "http://127.0.0.1:9/base.img"
     found = str(failure(store, url))
-    assert found == f"{url}: {start}127.0.0.1 refuses the connection{todo}"
+    assert found == f"{url}: {start}127.0.0.1 cannot be reached{todo}"
     url = "http://no-such-host.invalid/base.img?secret"
     found = str(failure(store, url))
     assert found == f"{shown(url)}: {start}the name no-such-host.invalid is not known{todo}"
@@ -244,6 +258,13 @@ def test_a_certificate_that_nobody_vouches_for(store: Store, tmp_path: Path) -> 
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SSL_CERT_FILE", str(certificate))
             assert get(store, file.url)[0] == CONTENT
+            with serving(HttpFile(OTHER)) as plain:
+                file.redirect = plain.url
+                assert failure(store, file.url, sha256(OTHER)).what == (
+                    "the base image cannot be fetched: it is redirected from https to "
+                    f"{plain.url}, which is not followed"
+                )
+                assert plain.requests == []
 
 
 def test_space_is_looked_for_before(
@@ -256,38 +277,66 @@ def test_space_is_looked_for_before(
     assert error.what == "no space for the artifacts: 2 MiB are free, and about 3 MiB are needed"
 
 
+PATIENCE = 600.0
+"""Seconds of a server's silence; a test takes as long if it does not cut the silence short."""
+
+
+@pytest.fixture
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes curl wait longer than PATIENCE for a silent server."""
+    monkeypatch.setattr(curl, "SLOW_SECONDS", 3600)
+
+
+def curls() -> list[str]:
+    """The arguments of each running curl that this process has started."""
+    running = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if parent == str(os.getpid()) and (folder / "comm").read_text() == "curl\n":
+                running.append((folder / "cmdline").read_text())
+    return running
+
+
+@pytest.mark.usefixtures("_patient")
 def test_a_slow_download_is_stopped_at_once(store: Store, file: HttpFile) -> None:
-    file.pause = 1.0
+    """While it runs, other users of the host cannot read the URL's secrets."""
+    file.pause = PATIENCE
+    secret = file.url.replace("//", "//user:secret@") + "?signature=secret"
     steps = Steps()
     builder = Builder(store, lambda _: steps)
-    builder.submit([Download(sha256=DIGEST, url=file.url)])
+    builder.submit([Download(sha256=DIGEST, url=secret)])
     while steps.most == 0:
         time.sleep(0.01)
+    (arguments,) = curls()
+    assert "--config" in arguments and "secret" not in arguments
     started = time.monotonic()
     builder.stop()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < PATIENCE / 10
+    assert curls() == []
     file.pause = 0.0
     assert get(store, file.url)[0] == CONTENT
     assert file.ranges_asked[-1] is not None
 
 
+@pytest.mark.usefixtures("_patient")
 def test_a_server_that_says_nothing_is_left_at_once(store: Store, file: HttpFile) -> None:
-    file.silence = 4.0
+    file.silence = PATIENCE
     builder = Builder(store, lambda _: NoProgress())
     builder.submit([Download(sha256=DIGEST, url=file.url)])
     while not file.requests:
         time.sleep(0.01)
     started = time.monotonic()
     builder.stop()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < PATIENCE / 10
 
 
 def test_a_server_that_sends_next_to_nothing(
     store: Store, file: HttpFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "_SLOW_SECONDS", 0.2)
-    monkeypatch.setattr(download, "_SLOW_BYTES", 1 << 20)
-    file.pause = 0.1
+    monkeypatch.setattr(curl, "SLOW_SECONDS", 3)
+    monkeypatch.setattr(download, "_ATTEMPTS", 1)
+    file.pause = PATIENCE
     assert failure(store, file.url).what.startswith(
         "the base image cannot be fetched: the server sends next to nothing; "
     )
@@ -296,24 +345,35 @@ def test_a_server_that_sends_next_to_nothing(
 def test_a_body_without_end_leaves_the_store_room(
     store: Store, file: HttpFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What has come of it is of no use; of a file whose length is known, it is kept."""
+    """What has arrived is removed, but kept if the length of the file is known."""
     usage = shutil._ntuple_diskusage
+    part = store.path("downloads") / f"{DIGEST}.part"
+
+    def fill(_: object) -> object:
+        """Pretends that something else fills the store while the file arrives."""
+        return usage(9 << 20, 0, 500_000 if part.exists() and part.stat().st_size else 9 << 20)
+
     monkeypatch.setattr(download, "_SPACE_STEP", 1 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", fill)
+    file.pause = 0.2
     for chunked in (True, False):
-        frees = [9 << 20, 9 << 20, 9 << 20, 500_000]
-        monkeypatch.setattr(shutil, "disk_usage", lambda _, f=frees: usage(9 << 20, 0, f.pop(0)))
         file.chunked = chunked
-        if chunked:
-            frees.pop(0)  # nothing is known to look for before
         assert isinstance(failure(store, file.url), NoSpaceError)
         assert downloads(store) == ([] if chunked else [f"{DIGEST}.json", f"{DIGEST}.part"])
+
+
+def test_a_full_file_system_is_told_as_that(store: Store, file: HttpFile) -> None:
+    transport = make_transport(file.url)
+    with pytest.raises(NoSpaceError) as caught, store.errors():
+        transport.fetch(Path("/dev/full"), 0, None, 1 << 40, lambda _: None)
+    assert caught.value.what == "no space for the artifacts: nothing is left free"
 
 
 def test_a_killed_download_goes_on(store: Store, file: HttpFile) -> None:
     file.pause = 0.05
     code = (
         "import sys; from pathlib import Path\n"
-        "from pipeline.build import Builder; from pipeline.model import NoProgress\n"
+        "from pipeline.build.builder import Builder; from pipeline.model import NoProgress\n"
         "from pipeline.sources.download import Download; from pipeline.store import Store\n"
         "stage = Download(sha256=sys.argv[2], url=sys.argv[3])\n"
         "Builder(Store(Path(sys.argv[1])), lambda _: NoProgress()).build([stage])\n"
@@ -331,7 +391,7 @@ def test_a_killed_download_goes_on(store: Store, file: HttpFile) -> None:
     assert file.ranges_asked == [None, f"bytes={there}-"]
 
 
-def test_what_came_whole_before_a_kill_is_not_asked_for(store: Store, file: HttpFile) -> None:
+def test_a_complete_download_is_not_repeated_after_a_kill(store: Store, file: HttpFile) -> None:
     fetched = download.fetch(file.url, store, NoProgress(), expected=DIGEST)
     assert fetched.sha256 == DIGEST
     assert get(store, file.url)[0] == CONTENT
@@ -370,9 +430,10 @@ def s3(file: HttpFile, monkeypatch: pytest.MonkeyPatch) -> HttpFile:
 def test_an_object_of_s3_goes_on_too(store: Store, s3: HttpFile) -> None:
     s3.cut_after = [1_500_000]
     assert get(store, "s3://bucket/folder/base.img")[0] == CONTENT
-    assert [path for path, _ in s3.requests] == ["/bucket/folder/base.img"] * 2
-    first, second = s3.ranges_asked
-    assert first is None and second is not None and second > "bytes=1400000-"
+    paths, signatures = zip(*(path.split("?") for path, _ in s3.requests), strict=True)
+    assert paths == ("/bucket/folder/base.img",) * 2
+    assert all("X-Amz-Signature=" in signature for signature in signatures)
+    assert s3.ranges_asked == [None, "bytes=1500000-"]
     assert s3.requests[1][1]["if-match"] == '"one"'
 
 
@@ -380,18 +441,26 @@ def test_an_object_of_s3_that_changes_or_comes_whole(store: Store, s3: HttpFile)
     s3.content, s3.etag, s3.cut_after = OTHER, '"other"', [1_500_000]
     s3.statuses = [200] + [503] * 10
     assert failure(store, "s3://bucket/base.img").what == (
-        "the base image cannot be fetched: S3 says 503; 1.43 MiB of 3 MiB have arrived and are kept"
+        "the base image cannot be fetched: S3 says 503 Service Unavailable; 1.43 MiB of 3 MiB have "
+        "arrived and are kept"
     )
     s3.content, s3.etag, s3.statuses = CONTENT, '"one"', []
     assert get(store, "s3://bucket/base.img")[0] == CONTENT
     shutil.rmtree(store.folder)
-    s3.ranges, s3.cut_after = False, [1_500_000]  # as some that look like S3
+    s3.ranges, s3.cut_after = False, [1_500_000]  # as some services that imitate S3
     assert get(store, "s3://bucket/base.img")[0] == CONTENT
 
 
-def test_what_s3_refuses(store: Store, s3: HttpFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_of_another_region(store: Store, s3: HttpFile) -> None:
+    s3.region = "eu-central-1"
+    assert get(store, "s3://bucket/base.img")[0] == CONTENT
+    assert "%2Fus-east-1%2F" in s3.requests[0][0]
+    assert "%2Feu-central-1%2F" in s3.requests[-1][0]
+
+
+def test_errors_of_s3(store: Store, s3: HttpFile, monkeypatch: pytest.MonkeyPatch) -> None:
     start = "s3://bucket/base.img: the base image cannot be fetched: "
-    s3.statuses = [403]
+    s3.statuses = [403] * 2  # boto3 gets one, too
     assert str(failure(store, "s3://bucket/base.img")) == (
         f"{start}S3 says 403\n  do: let these credentials read the object (s3:GetObject)"
     )
@@ -404,10 +473,12 @@ def test_what_s3_refuses(store: Store, s3: HttpFile, monkeypatch: pytest.MonkeyP
     )
 
 
-def test_what_is_no_location() -> None:
+def test_invalid_locations_are_refused() -> None:
     for url, what in (
         ("ftp://example.com/a", "ftp URL: http, https, s3 are fetched"),
         ("s3://bucket", "it names no object"),
+        ("http://example.com:x/a", "the location is no URL"),
+        ('http://example.com/a"\noutput = "/tmp/b', "the location is no URL"),
     ):
         with pytest.raises(DownloadError) as caught:
             make_transport(url)

@@ -1,4 +1,4 @@
-"""What Phantom needs, put into images of each init system: all of it in one launch."""
+"""What Phantom needs, injected into images of each init system, all in one launch."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import pytest
-from guests import Heard, debian
+from guests import Heard, debian, image_of
 
+from pipeline.disk import foreign_kernel
+from pipeline.disk.system import System
 from pipeline.errors import ClientError, InitSystemError
-from pipeline.guest import injection, inspection, kernel_options, network, selinux, services
+from pipeline.guest import inspection, kernel_options, network, selinux, services, sshd
 from pipeline.guest.appliance import Drive, Guest, launched
 from pipeline.guest.files import ImageFiles
-from pipeline.guest.injection import OPTIONS, Payload, inject, read_payload, settle_runner
-from pipeline.guest.system import System
-from pipeline.tools import foreign_kernel
+from pipeline.guest.image import Image
+from pipeline.guest.injection import OPTIONS, inject, settle_runner
+from pipeline.guest.payload import DESCRIPTION, Payload, read_payload
 
 P = PurePosixPath
 ELEMENTS = Path(__file__).resolve().parents[2] / "elements"
 
-# Of Debian 12, as insserv writes them.
+# As insserv writes them on Debian 12.
 DEPEND_START = """\
 TARGETS = bootlogs ssh rc.local
 INTERACTIVE =
@@ -41,17 +43,18 @@ UNITS = {
     f"usr/lib/systemd/system/{each}": "[Unit]\n"
     for each in ("cloud-init-local.service", "cloud-init.service", "cloud-final.service")
 }
-# Trees of images by name: what matters to the injection, and nothing else. `-> ` is a link.
+# Images' files by name of the image, only those that matter to the injection. `-> ` is a link.
 TREES: Mapping[str, Mapping[str, str]] = {
     "cloud": {
         **PROGRAMS,
         **UNITS,
         "lib": "-> usr/lib",
         "etc/cloud/cloud.cfg": "",
+        "etc/ssh/sshd_config": "PasswordAuthentication yes\nMatch User a\n",
         "etc/netplan/50-cloud-init.yaml": "network: {ethernets: {eth0: {match: {macaddress: a}}}}",
         "etc/default/phantom-user-data": "PHANTOM_USER_DATA_MAX_TRIES=7\n",
         "etc/systemd/system/phantom-grow-root.service": "-> /dev/null",
-        # Red Hat's maker of host keys, and cloud-init's own word that it must not run
+        # Red Hat's unit that makes host keys; it leaves them to cloud-init
         "usr/lib/systemd/system/sshd-keygen@.service": "ExecStart=sshd-keygen %i",
     },
     "sysv": {
@@ -86,6 +89,31 @@ TREES: Mapping[str, Mapping[str, str]] = {
         "etc/runlevels/default/sshd": "-> /etc/init.d/sshd",
         "etc/network/interfaces": "auto lo\niface lo inet loopback\nauto eth0\n"
         "iface eth0 inet dhcp\n",
+    },
+    "ranonce": {
+        **PROGRAMS,
+        "lib": "-> usr/lib",
+        "usr/lib/systemd/system/ssh.service": "[Service]\nExecStart=/usr/sbin/sshd -D\n",
+        # It was started once, and has disabled itself.
+        "usr/lib/systemd/system/regenerate_ssh_host_keys.service": "[Service]\n"
+        "ExecStart=/usr/bin/ssh-keygen -A\n[Install]\nWantedBy=multi-user.target\n",
+        "usr/lib/systemd/system/ssh-host-keys-check.service": "[Unit]\n"
+        "After=network.target ssh.service\n[Service]\nExecStart=/usr/bin/ssh-keygen -l\n",
+        "etc/ssh/sshd_config": "Port 22\nInclude /etc/ssh/sshd_config.d/*.conf\n"
+        "PermitRootLogin yes\n",
+        "etc/ssh/sshd_config.d/50-cloud-init.conf": "PasswordAuthentication yes\n",
+    },
+    "ownmaker": {
+        **PROGRAMS,
+        "usr/lib/systemd/system/sshd.service": "[Service]\nExecStartPre=/usr/bin/ssh-keygen -A\n",
+        "etc/ssh/sshd_config": "Include /etc/ssh/sshd_config.d/*.conf\n",
+        "etc/ssh/sshd_config.d/00-a.conf": "PasswordAuthentication yes\n",
+    },
+    "sysvranonce": {
+        **PROGRAMS,
+        "etc/init.d/ssh": "#!/bin/sh\n",
+        "etc/init.d/make-ssh-host-keys": "#!/bin/sh\nssh-keygen -A\n",
+        **{f"etc/rc{each}.d/S02ssh": "-> ../init.d/ssh" for each in "2345"},
     },
     "bare": {"etc/hostname": "bare\n"},
 }
@@ -128,22 +156,28 @@ def opened(guest: Guest, name: str) -> Iterator[ImageFiles]:
 
 
 def payloads() -> list[Payload]:
-    found = [read_payload(ELEMENTS / name) for name in ("phantom-user-data", "phantom-grow-root")]
+    names = ("phantom-user-data", "phantom-grow-root", "phantom-ssh")
+    found = [read_payload(ELEMENTS / name) for name in names]
     return [each for each in found if each is not None]
 
 
 def put_in(guest: Guest, files: ImageFiles, system: System, *, runner: str, frequency: str) -> None:
-    """All of it, with no definition's files and scripts in between."""
-    inject(guest, files, system, payloads(), runner=runner, frequency=frequency)
-    settle_runner(files, system, payloads(), runner=runner, frequency=frequency)
+    """Injects everything, as for a definition that has no files or scripts."""
+    image = Image(guest, files, system)
+    inject(image, payloads(), runner=runner, frequency=frequency)
+    settle_runner(image, payloads(), runner=runner, frequency=frequency)
 
 
 def text(files: ImageFiles, path: str) -> str:
-    return (files.read(P(path)) or b"").decode()
+    return files.read(P(path))
 
 
 def test_only_some_elements_have_a_payload() -> None:
-    assert [each.name for each in payloads()] == ["phantom-user-data", "phantom-grow-root"]
+    assert [each.name for each in payloads()] == [
+        "phantom-user-data",
+        "phantom-grow-root",
+        "phantom-ssh",
+    ]
     assert read_payload(ELEMENTS / "phantom-debian") is None
     fetcher = payloads()[0]
     assert fetcher.needs_one_of == ("curl", "wget")
@@ -151,6 +185,7 @@ def test_only_some_elements_have_a_payload() -> None:
         "/etc/default/phantom-user-data": 0o644,
         "/etc/init.d/phantom-user-data": 0o755,
         "/usr/lib/phantom/fetch-user-data": 0o755,
+        "/usr/lib/phantom/write-login-keys": 0o755,
     }
 
 
@@ -160,12 +195,12 @@ def test_systemd_with_cloud_init(appliance: tuple[Guest, Heard]) -> None:
     with opened(guest, "cloud") as files:
         put_in(guest, files, system, runner="cloud-init", frequency="instance")
         wants = "/etc/systemd/system/multi-user.target.wants"
-        assert files.read_link(P(f"{wants}/phantom-user-data.service")) == (
+        assert files.read_link(P(f"{wants}/phantom-user-data.service")) == P(
             "/usr/lib/systemd/system/phantom-user-data.service"
         )
-        # What the image's owner has masked stays so.
+        # Units that the image's owner has masked stay masked.
         assert files.names(P("/etc/systemd/system/local-fs.target.wants")) == []
-        assert files.read_link(P("/etc/systemd/system/phantom-grow-root.service")) == "/dev/null"
+        assert files.read_link(P("/etc/systemd/system/phantom-grow-root.service")) == P("/dev/null")
         assert not files.exists(P("/etc/init.d/phantom-user-data"))
         assert text(files, str(OPTIONS)).splitlines() == [
             "PHANTOM_USER_DATA_MAX_TRIES=7",
@@ -173,6 +208,8 @@ def test_systemd_with_cloud_init(appliance: tuple[Guest, Heard]) -> None:
             "PHANTOM_USER_DATA_FREQUENCY=instance",
             "",
             "PHANTOM_USER_DATA_LEAVE_TO_CLOUD_INIT=yes",
+            "",
+            "PHANTOM_LOGIN_USER=root",
         ]
         for unit in UNITS:
             condition = text(files, f"/etc/systemd/system/{P(unit).name}.d/phantom.conf")
@@ -181,8 +218,20 @@ def test_systemd_with_cloud_init(appliance: tuple[Guest, Heard]) -> None:
             files, "/etc/cloud/cloud.cfg.d/zz-phantom.cfg"
         )
         assert not files.exists(P("/etc/cloud/cloud-init.disabled"))
-        # Red Hat's maker of host keys leaves them to cloud-init.
-        assert files.exists(P(f"{wants}/phantom-ssh-host-keys.service"))
+        # Red Hat's unit leaves host keys to cloud-init, so ours must make them.
+        assert {*files.names(P(wants))} > {
+            "phantom-ssh-host-keys.service",
+            "phantom-ssh-rsa-key.service",
+        }
+        # The drop-in folder is not read, so the settings stand where they are read first.
+        assert text(files, "/etc/ssh/sshd_config").splitlines()[1:] == [
+            "PasswordAuthentication no",
+            "ChallengeResponseAuthentication no",
+            "PermitRootLogin without-password",
+            "",
+            "PasswordAuthentication yes",
+            "Match User a",
+        ]
         assert files.names(P("/etc/netplan")) == ["zz-phantom-dhcp.yaml"]
         assert 'match: {name: "e*"}' in text(files, "/etc/netplan/zz-phantom-dhcp.yaml")
 
@@ -190,11 +239,12 @@ def test_systemd_with_cloud_init(appliance: tuple[Guest, Heard]) -> None:
             files, str(foreign_kernel.CONDITION)
         )
 
-        # A file of the definition's in the place of ours.
+        # A file of the definition replaces ours.
         files.write(OPTIONS, "PHANTOM_USER_DATA_MAX_TRIES=9\n")
-        changed = inspection.look_again(guest, files, system)
+        image = Image(guest, files, system)
+        changed = inspection.look_again(image).system
         assert (changed.cloud_init, changed.clients, changed.fetcher) == (None, ("curl",), True)
-        settle_runner(files, system, payloads(), runner="cloud-init", frequency="boot")
+        settle_runner(image, payloads(), runner="cloud-init", frequency="boot")
         assert "LEAVE_TO_CLOUD_INIT=yes" in text(files, str(OPTIONS))
         assert text(files, str(OPTIONS)).startswith("PHANTOM_USER_DATA_MAX_TRIES=9\n")
 
@@ -204,6 +254,7 @@ def test_systemd_with_cloud_init(appliance: tuple[Guest, Heard]) -> None:
         assert options[2::2] == [
             "PHANTOM_USER_DATA_FREQUENCY=boot",
             "PHANTOM_USER_DATA_LEAVE_TO_CLOUD_INIT=no",
+            "PHANTOM_LOGIN_USER=root",
         ]
 
 
@@ -218,15 +269,15 @@ def test_sysv_of_debian(appliance: tuple[Guest, Heard]) -> None:
             "S02ssh",
             "S99phantom-user-data",
         ]
-        assert files.read_link(P("/etc/rc3.d/S99phantom-user-data")) == (
-            "../init.d/phantom-user-data"
+        assert files.read_link(P("/etc/rc3.d/S99phantom-user-data")) == P(
+            "/etc/rc3.d/../init.d/phantom-user-data"
         )
         assert files.names(P("/etc/rcS.d")) == [
             "S04checkroot.sh",
             "S05checkfs.sh",
             "S05phantom-grow-root",
         ]
-        # startpar starts only what is in there.
+        # startpar starts only what these files list.
         assert text(files, "/etc/init.d/.depend.start").splitlines() == [
             "TARGETS = bootlogs ssh rc.local phantom-user-data phantom-ssh-host-keys",
             "INTERACTIVE =",
@@ -249,7 +300,7 @@ def test_sysv_of_debian(appliance: tuple[Guest, Heard]) -> None:
             "auto eth0",
             "iface eth0 inet dhcp",
         ]
-        assert network.kernel_options(files, system) == ("net.ifnames=0",)
+        assert network.kernel_options(Image(guest, files, system)) == ("net.ifnames=0",)
 
 
 def test_sysv_of_red_hat(appliance: tuple[Guest, Heard]) -> None:
@@ -262,8 +313,8 @@ def test_sysv_of_red_hat(appliance: tuple[Guest, Heard]) -> None:
             "S55sshd",
             "S99phantom-user-data",
         ]
-        assert files.read_link(P("/etc/rc.d/rc3.d/S99phantom-user-data")) == (
-            "../init.d/phantom-user-data"
+        assert files.read_link(P("/etc/rc.d/rc3.d/S99phantom-user-data")) == P(
+            "/etc/rc.d/rc3.d/../init.d/phantom-user-data"
         )
         scripts = P("/etc/sysconfig/network-scripts")
         assert files.names(scripts) == ["ifcfg-eth0"]
@@ -284,31 +335,65 @@ def test_openrc(appliance: tuple[Guest, Heard]) -> None:
         assert text(files, "/etc/network/interfaces") == before
 
 
+def test_a_maker_of_host_keys_that_is_not_started(appliance: tuple[Guest, Heard]) -> None:
+    guest, _heard = appliance
+    with opened(guest, "ranonce") as files:
+        put_in(guest, files, debian(), runner="fetcher", frequency="boot")
+        units = "/etc/systemd/system"
+        for unit in ("phantom-ssh-host-keys.service", "phantom-ssh-rsa-key.service"):
+            assert files.exists(P(f"{units}/multi-user.target.wants/{unit}"))
+            # If somebody enables the image's own, ours comes after it, where it can.
+            assert "\nAfter=regenerate_ssh_host_keys.service\n" in text(
+                files, f"{units}/{unit}.d/phantom.conf"
+            )
+        assert files.mode(P("/usr/lib/phantom/make-host-keys")) == 0o755
+        assert not files.exists(P("/etc/init.d/phantom-ssh-host-keys"))
+        assert "\nPasswordAuthentication no\n" in text(files, str(sshd.DROP_IN))
+        assert text(files, "/etc/ssh/sshd_config").startswith("Port 22\n")
+    with opened(guest, "sysvranonce") as files:
+        put_in(guest, files, debian(init="sysv"), runner="fetcher", frequency="boot")
+        assert "S01phantom-ssh-host-keys" in files.names(P("/etc/rc3.d"))
+        assert not files.exists(P("/etc/ssh"))
+
+
+def test_a_maker_of_host_keys_that_starts_with_sshd(appliance: tuple[Guest, Heard]) -> None:
+    guest, _heard = appliance
+    with opened(guest, "ownmaker") as files:
+        for _ in range(2):
+            put_in(guest, files, debian(), runner="fetcher", frequency="boot")
+        wants = P("/etc/systemd/system/multi-user.target.wants")
+        assert files.names(wants) == ["phantom-user-data.service"]
+        # Another file of the folder would be read before ours.
+        assert not files.exists(sshd.DROP_IN)
+        lines = text(files, "/etc/ssh/sshd_config").splitlines()
+        assert lines[1] == "PasswordAuthentication no" and len(lines) == 6
+
+
 def test_image_that_lacks_something_is_left_alone(appliance: tuple[Guest, Heard]) -> None:
     guest, _heard = appliance
-    fetcher, grow = payloads()
+    fetcher, grow, _ssh = payloads()
     with opened(guest, "bare") as files:
         with pytest.raises(InitSystemError) as no_init:
-            inject(guest, files, debian(init=None), [fetcher], runner="fetcher", frequency="boot")
+            inject(image_of(guest, init=None), [fetcher], runner="fetcher", frequency="boot")
         assert str(no_init.value) == (
             "the base image has no init system that is known, so that nothing in it would fetch "
             "user-data at boot\n  do: take a base image with systemd, SysV init or OpenRC"
         )
         with pytest.raises(ClientError) as no_client:
-            inject(guest, files, debian(), [fetcher], runner="fetcher", frequency="boot")
+            inject(image_of(guest), [fetcher], runner="fetcher", frequency="boot")
         assert str(no_client.value) == (
             "the base image has neither curl nor wget, and phantom-user-data needs one\n"
             "  do: add `packages: [curl]` and `network: true` to the definition"
         )
         with pytest.raises(ClientError) as no_program:
-            inject(guest, files, debian(), [grow], runner="fetcher", frequency="boot")
+            inject(image_of(guest), [grow], runner="fetcher", frequency="boot")
         assert str(no_program.value) == (
             "the base image lacks resize2fs and sfdisk and partx, which phantom-grow-root needs\n"
             "  do: add `packages: [e2fsprogs, fdisk, util-linux]` (Debian's names) and "
             "`network: true`, or leave the element phantom-grow-root out"
         )
-        # Without a program that sets labels, the image does it at its first boot.
-        selinux.relabel(guest, files, debian(selinux="enforcing"))
+        # The image has no program that sets labels, so it is relabelled at its first boot.
+        selinux.relabel(image_of(guest, selinux="enforcing"))
         assert files.names(P("/")) == [".autorelabel", "etc", "lost+found"]
 
 
@@ -344,7 +429,7 @@ def test_networks_of_one_machine_are_not_kept() -> None:
 
 
 def test_options_of_the_kernel_that_the_network_needs() -> None:
-    """Beside what is there, and without what told cloud-init about another cloud."""
+    """The options are added; those that told cloud-init about another cloud are removed."""
     line = "root=/dev/sda1 ds=nocloud cloud-init=disabled quiet console=ttyS0"
     assert kernel_options.follow(line, "u", ("net.ifnames=0",)) == (
         "root=UUID=u quiet console=ttyS0 net.ifnames=0"
@@ -359,4 +444,4 @@ def test_header_of_an_init_script() -> None:
     header = services.read_header(script.read_text())
     assert header["Default-Start"] == ["2", "3", "4", "5"]
     assert header["Should-Start"] == ["$all"]
-    assert injection.DESCRIPTION == "base-image.yaml"
+    assert DESCRIPTION == "base-image.yaml"

@@ -1,4 +1,4 @@
-"""What lies on a disk, read here; and what systems are in it, looked at by libguestfs."""
+"""What lies on a disk, read on the host, and the systems on it, inspected by libguestfs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,12 @@ from small_images import (
     make_luks,
     make_swap,
 )
+from soak import examples
 
+from pipeline.disk.fstab import normal
+from pipeline.disk.partitions import read_geometry
+from pipeline.disk.superblock import superblock_at
+from pipeline.disk.system import FileSystem, Place, System
 from pipeline.errors import (
     EncryptedError,
     FileSystemError,
@@ -41,14 +46,10 @@ from pipeline.errors import (
     UnknownSystemError,
 )
 from pipeline.guest.appliance import Drive, Guest, launched
-from pipeline.guest.geometry import read_geometry
 from pipeline.guest.inspection import from_facts, inspect_system, to_facts
-from pipeline.guest.mounts import normal
-from pipeline.guest.superblock import superblock_at
-from pipeline.guest.system import FileSystem, Place, System
 from pipeline.model import KIB, MIB, NoProgress
 
-AGAIN = "  do: get the image anew from where it came, and compare its checksum"
+AGAIN = "  do: fetch the image again and compare its checksum"
 ROOT_GUID, ESP_GUID = "0FC63DAF-8483-4772-8E79-3D69D8477DE4", "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
 
 
@@ -56,7 +57,7 @@ ROOT_GUID, ESP_GUID = "0FC63DAF-8483-4772-8E79-3D69D8477DE4", "C12A7328-F81F-11D
 
 
 def make_shapes(folder: Path) -> dict[str, Path]:
-    """The disks that are looked into, by name."""
+    """The disks to inspect, by name."""
     fstab = (
         f"# <file system> <mount point>\nUUID={UUIDS[1]} / ext3 defaults 0 1\n"
         f"/dev/hda1 none swap sw 0 0\nLABEL=boot\\040files /boot ext2 defaults 0 2\n"
@@ -100,7 +101,7 @@ def make_shapes(folder: Path) -> dict[str, Path]:
     odd = make_ext(folder / "odd.raw", {"etc/os-release": 'ID=odd\nPRETTY_NAME="Odd \x1b[31m 1"\n'})
     damaged = make_ext(folder / "damaged.raw", DEBIAN)
     with damaged.open("r+b") as file:
-        file.seek(2048)  # the descriptors of its groups
+        file.seek(2048)  # its group descriptors
         file.write(b"\xa5" * 8192)
     for_home = {
         **DEBIAN,
@@ -170,7 +171,7 @@ def test_a_bare_file_system(shapes: dict[str, Path]) -> None:
     assert superblock_at(shapes["bare"], MIB) is None
 
 
-def test_nothing_is_on_it(tmp_path: Path) -> None:
+def test_disk_without_table_or_file_system(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     for content in (b"", bytes(MIB), random.Random(1).randbytes(MIB)):
         disk.write_bytes(content)
@@ -188,7 +189,7 @@ def _patch(at: int, data: bytes) -> Callable[[bytearray], bytearray]:
 
 
 def _with_header(at: int, data: bytes) -> Callable[[bytearray], bytearray]:
-    """A GPT header with a right checksum and something else in it."""
+    """Changes a GPT header, and makes its checksum right."""
 
     def patch(disk: bytearray) -> bytearray:
         disk[512 + at : 512 + at + len(data)] = data
@@ -201,7 +202,7 @@ def _with_header(at: int, data: bytes) -> Callable[[bytearray], bytearray]:
 
 DAMAGED = [
     ("gpt", _patch(520, b"\xff"), "the checksum of the GPT's header is wrong"),
-    ("gpt", _patch(512, bytes(512)), "the GPT that the MBR speaks of is not there"),
+    ("gpt", _patch(512, bytes(512)), "the GPT that the MBR announces is missing"),
     ("gpt", _patch(1024 + 60, b"NAME"), "the checksum of the GPT's entries is wrong"),
     ("gpt", _with_header(80, b"\xff\xff\xff\xff"), "its GPT has 4294967295 entries of 128 bytes"),
     (
@@ -211,7 +212,7 @@ DAMAGED = [
     ),
     ("gpt", _with_header(84, b"\0\0\0\0"), "its GPT has 128 entries of 0 bytes"),
     ("gpt", _patch(510, b"\0"), "it is a GPT without the protective MBR before it"),
-    ("logical", _patch(446, b"\x42"), "the MBR's entries are none"),
+    ("logical", _patch(446, b"\x42"), "the MBR's entries are invalid"),
     ("logical", _patch(446 + 12, b"\x00\x40"), "partitions 1 and 5 overlap"),
     ("logical", _patch(446 + 16 + 8, b"\x01\0\0\0"), "its chain of logical partitions is broken"),
     ("logical", _patch(446 + 4, b"\x05"), "it has two extended partitions"),
@@ -249,7 +250,9 @@ def test_a_truncated_image(
 
 
 @settings(
-    max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=examples(100),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    deadline=None,
 )
 @given(
     shape=st.sampled_from(["logical", "gpt", "bare"]),
@@ -257,7 +260,7 @@ def test_a_truncated_image(
     size=st.integers(0, 4 * KIB) | st.integers(0, 80 * MIB),
 )
 @example(shape="gpt", changes=[], size=520)
-def test_any_damage_is_an_answer_or_an_error(
+def test_damaged_images_give_no_crash(
     shapes: dict[str, Path], tmp_path: Path, shape: str, changes: list[tuple[int, int]], size: int
 ) -> None:
     disk = tmp_path / "disk"
@@ -284,7 +287,7 @@ def test_a_mount_point_is_what_the_kernel_takes_it_for(written: str, meant: str)
 
 
 def make_subvolume(guest: Guest, device: str) -> None:
-    """A btrfs whose root is in a subvolume, as Fedora's installer has it."""
+    """Makes a btrfs whose root is a subvolume, as Fedora's installer does."""
     handle = guest.handle
     handle.mkfs("btrfs", device)
     handle.mount(device, "/")
@@ -301,7 +304,7 @@ def make_subvolume(guest: Guest, device: str) -> None:
 def looked(
     shapes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, System | PhantomError]:
-    """What was found in each of them, by one launch."""
+    """The result for each disk, all from one launch."""
     folder = tmp_path_factory.mktemp("launch")
     before = {name: disk.read_bytes() for name, disk in shapes.items()}
     found: dict[str, System | PhantomError] = {}
@@ -381,7 +384,7 @@ def test_a_system_in_a_subvolume(looked: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_no_system_of_ours(looked: dict[str, Any]) -> None:
+def test_unusable_systems_are_refused(looked: dict[str, Any]) -> None:
     families = "debian, redhat, suse, alpine, arch, gentoo"
     expected: dict[str, tuple[type[PhantomError], str]] = {
         "data": (

@@ -1,4 +1,4 @@
-"""An image with a symbolic link in the place of everything that is written into an image."""
+"""An image with a symbolic link at every path that is written in an image."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path, PurePosixPath
 
 from base_images import Bases
 
+from pipeline.disk import partitions
 from pipeline.errors import PhantomError
-from pipeline.guest import booting, cleaning, geometry, injection, inspection, selinux
+from pipeline.guest import booting, cleaning, injection, inspection, selinux
 from pipeline.guest.appliance import Drive, Guest, launched
 from pipeline.guest.files import Copy, ImageFiles
-from pipeline.guest.system import System
+from pipeline.guest.image import Image
+from pipeline.guest.payload import read_payload
 from pipeline.model import NoProgress
 
 P = PurePosixPath
@@ -24,44 +26,42 @@ _CANARIES = "/srv/canaries"
 _CONTENT = b"canary\n"
 
 
-def writers(folder: Path, base: Drive) -> dict[str, Callable[[Guest, ImageFiles, System], object]]:
-    """All that writes into an image, with no program of the image in it."""
+def writers(folder: Path, base: Drive) -> dict[str, Callable[[Image], object]]:
+    """The functions that write into an image and run none of its programs."""
     source = folder / "source"
     source.write_text("of the definition\n")
     payloads = [
-        dataclasses.replace(payload, needs=())  # nothing of it is run here
-        for element in ("phantom-user-data", "phantom-grow-root")
-        if (payload := injection.read_payload(ELEMENTS / element)) is not None
+        dataclasses.replace(payload, needs=())  # none of its programs run here
+        for element in ("phantom-user-data", "phantom-grow-root", "phantom-ssh")
+        if (payload := read_payload(ELEMENTS / element)) is not None
     ]
-    assert len(payloads) == 2
+    assert len(payloads) == 3
     targets = ("/etc/app.conf", "/opt/app/run", "/usr/local/bin/app", "/root/note", "/phantom")
     copies = [Copy(target=P(target), mode=0o755, source=source) for target in targets]
     return {
-        "inject": lambda guest, files, system: injection.inject(
-            guest, files, system, payloads, runner="fetcher", frequency="instance"
+        "inject": lambda image: injection.inject(
+            image, payloads, runner="fetcher", frequency="instance"
         ),
-        "proxies": lambda guest, files, system: cleaning.forget_proxies(files),
-        "copy": lambda guest, files, system: files.copy(copies),
-        "settle": lambda guest, files, system: injection.settle_runner(
-            files, system, payloads, runner="fetcher", frequency="instance"
+        "proxies": lambda image: cleaning.forget_proxies(image.files),
+        "copy": lambda image: image.files.copy(copies),
+        "settle": lambda image: injection.settle_runner(
+            image, payloads, runner="fetcher", frequency="instance"
         ),
-        "boot": lambda guest, files, system: booting.configure_boot(
-            guest, files, system, base=base
-        ),
+        "boot": lambda image: booting.configure_boot(image, base=base),
         "clean": cleaning.clean,
         "relabel": selinux.relabel,
     }
 
 
 def listing(guest: Guest, folder: str = "") -> dict[str, str]:
-    """Of everything in a folder of the image: what it is, and when it was last changed."""
+    """Type, inode and time of change of everything in a folder of the image, by path."""
     form = r"'%P\t%y %i %C@\n'"
     shown = guest.handle.debug("sh", [f"find /sysroot{folder} -xdev -mindepth 1 -printf {form}"])
     return dict(line.split("\t") for line in shown.splitlines())
 
 
 def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """What was made, replaced or removed; of folders, only those that were made or removed."""
+    """The paths that were made, changed or removed; folders only if made or removed."""
     paths = sorted(
         path
         for path in before.keys() | after.keys()
@@ -79,7 +79,7 @@ def plant(guest: Guest, paths: list[str], outside: Path) -> list[str]:
     canaries = []
     for number, path in enumerate(paths):
         if any(path.startswith(f"{above}/") for above in paths):
-            continue  # it is behind a link by then
+            continue  # a folder above it becomes a link
         parent = os.path.dirname(path)
         handle.mkdir_p(parent)
         folder = handle.is_dir(path)
@@ -128,33 +128,33 @@ def test_nothing_is_written_through_planted_links(bases: Bases, tmp_path: Path) 
         progress=NoProgress(),
     ) as guest:
         handle = guest.handle
-        system = inspection.inspect_system(guest, geometry.read_geometry(base), drive)
+        system = inspection.inspect_system(guest, partitions.read_geometry(base), drive)
 
-        # what is written into a clean image
+        # the paths that are written in a clean image
         handle.mount(f"{_DEVICES}/clean", "/")
         before = listing(guest)
         for each in write.values():
-            files = ImageFiles(guest)
-            with files.alone():
-                each(guest, files, system)
+            image = Image(guest, ImageFiles(guest), system)
+            with image.files.alone():
+                each(image)
         paths = changed(before, listing(guest))
         handle.umount_all()
         assert {"/etc/fstab", "/etc/machine-id", "/opt/app/run"} <= set(paths)
         assert any(path.startswith("/usr/lib/phantom/") for path in paths)
 
-        # the same, with links in the place of all that
+        # the same, with links at all these paths
         handle.mount(f"{_DEVICES}/planted", "/")
         canaries = plant(guest, paths, outside)
         inside, files_of_host = listing(guest, _CANARIES), on_host(outside)
         assert len(inside) > len(paths) // 3
         for each in write.values():
-            files = ImageFiles(guest)
-            with suppress(PhantomError), files.alone():
-                each(guest, files, system)
+            image = Image(guest, ImageFiles(guest), system)
+            with suppress(PhantomError), image.files.alone():
+                each(image)
         assert listing(guest, _CANARIES) == inside
         assert on_host(outside) == files_of_host
 
-        # and each path by itself, with whatever it was by then
+        # each path by itself, whatever is there by now
         files = ImageFiles(guest)
         source = tmp_path / "source"
         for path in paths:

@@ -1,4 +1,4 @@
-"""Superblocks, read here and by e2fsprogs."""
+"""Superblocks, as our reader and e2fsprogs read them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.guest.superblock import AT_LEAST, read_superblock, superblock_at
+from pipeline.disk.superblock import AT_LEAST, read_superblock, superblock_at
 from pipeline.model import MIB
 
 
@@ -44,7 +44,7 @@ def test_the_same_as_e2fsprogs(words: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("state", "clean"), [(0, False), (1, True), (2, False), (3, False)])
-def test_states(state: int, clean: bool, tmp_path: Path) -> None:
+def test_state_of_a_file_system(state: int, clean: bool, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     made = ["mke2fs", "-q", "-F", "-O", "^metadata_csum", str(disk), "8M"]
     subprocess.run(made, check=True, capture_output=True)
@@ -66,6 +66,6 @@ def test_every_feature_is_called_as_e2fsprogs_calls_it(tmp_path: Path) -> None:
     assert list(found.features) == told.partition("features:")[2].split()
 
 
-def test_what_is_none() -> None:
+def test_zeros_are_not_a_superblock() -> None:
     assert read_superblock(bytes(AT_LEAST)) is None
     assert read_superblock(b"") is None

@@ -10,7 +10,7 @@ from machines import copy_disk
 
 @pytest.fixture(scope="session")
 def stored(hello: Hello) -> Path:
-    """The disk of hello-phantom, as it was built."""
+    """The disk that the build of hello-phantom made."""
     return hello.artifact("disk") / "disk.raw"
 
 

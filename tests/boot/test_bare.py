@@ -15,13 +15,14 @@ from machines import copy_disk
 from pipeline.clouds.nimbus.cloud import Nimbus
 from pipeline.errors import GuestSilentError, KernelError
 from pipeline.layouts import LAYOUTS
+from pipeline.machine import site_kernel
 from pipeline.model import GIB, ContentKey, NoProgress, Site
 from pipeline.stages.base import Context, LocalFile, digest_of_file
 from pipeline.stages.boot import REPORT, BootCheck, find_root
 from pipeline.stages.disk import DISK, AssembleDisk
 from pipeline.stages.drivers import CheckDrivers
 from pipeline.store import Artifact, Store
-from pipeline.tools import apt, site_kernel
+from pipeline.tools import apt
 
 pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
@@ -35,7 +36,9 @@ def make_context(folder: Path) -> Context:
     out, work = folder / "out", folder / "work"
     for each in (out, work):
         each.mkdir(parents=True)
-    return Context(out=out, work=work, log=folder / "log", store=folder, progress=NoProgress())
+    return Context(
+        out=out, work=work, log=folder / "log", store=Store(folder), progress=NoProgress()
+    )
 
 
 def local(path: Path) -> LocalFile:
@@ -44,7 +47,7 @@ def local(path: Path) -> LocalFile:
 
 @pytest.fixture(scope="module")
 def root(hello: Hello) -> Artifact:
-    """hello-phantom's root file system, as it was built for other sites."""
+    """hello-phantom's root file system, built for other sites."""
     return Artifact(
         stage="root", key=ContentKey("r"), folder=hello.artifact("root"), facts={"sha256": "0" * 64}
     )
@@ -66,7 +69,7 @@ def boot(image: Artifact, folder: Path) -> Mapping[str, Any]:
         report=local(REPORT),
         user_data=local(IMAGE / "user-data.sh"),
         check=local(IMAGE / "check.sh"),
-        seconds=400,
+        seconds=900,
     )
     try:
         return stage.run([image], context)
@@ -75,7 +78,7 @@ def boot(image: Artifact, folder: Path) -> Mapping[str, Any]:
 
 
 def test_image_on_a_kernel_of_the_site(root: Artifact, image: Artifact, tmp_path: Path) -> None:
-    """Root grows to its disk, has the node's key, and nothing fails for want of a module."""
+    """Root grows to its disk and has the node's key, and nothing fails for lack of a module."""
     checked = CheckDrivers(hardware=XEN.hardware).run([root], make_context(tmp_path / "drivers"))
     assert checked == {"kernel": None, "pygrub": "/vmlinuz"}
     facts = boot(image, tmp_path / "check")
@@ -95,7 +98,7 @@ def test_image_on_a_kernel_of_the_site(root: Artifact, image: Artifact, tmp_path
 
 
 def test_image_whose_root_needs_a_module(root: Artifact, image: Artifact, tmp_path: Path) -> None:
-    """Seen before the boot; and by the boot, where only a mount can tell."""
+    """The stage `drivers` finds it before the boot; the boot check, if only a mount shows it."""
     folder = tmp_path / "image"
     folder.mkdir()
     disk = copy_disk(image.file(DISK), folder)
@@ -109,7 +112,7 @@ def test_image_whose_root_needs_a_module(root: Artifact, image: Artifact, tmp_pa
         "the image cannot boot with the kernel of tango: /etc/fstab says that root is xfs, and "
         "only ext3 and ext4 can be counted on\n  do: correct the image's /etc/fstab"
     )
-    # With its first inode among those that are reserved, which the kernel alone looks at.
+    # The first inode is among the reserved ones, which only the kernel checks.
     (folder / "root.ext4").rename(folder / DISK)
     words = ["debugfs", "-w", "-R", "ssv first_ino 5", str(folder / DISK)]
     subprocess.run(words, check=True, capture_output=True)
@@ -125,7 +128,7 @@ def test_image_whose_root_needs_a_module(root: Artifact, image: Artifact, tmp_pa
     (folder / DISK).unlink()
 
 
-# ---- pygrub, which other sites of Xen boot the same images with
+# ---- pygrub, with which other Xen sites boot the same images
 
 XEN_PACKAGE = "xen-utils-4.17"  # Debian 12's
 PYGRUB = "usr/lib/xen-4.17"
@@ -133,7 +136,7 @@ PYGRUB = "usr/lib/xen-4.17"
 
 @pytest.fixture(scope="module")
 def pygrub(hello: Hello, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with Debian's own pygrub, unpacked and not installed."""
+    """A folder with Debian's own pygrub, unpacked but not installed."""
     folder = tmp_path_factory.mktemp("xen")
     archive = apt.Archive(apt.find_mirrors("bookworm"), "amd64", Store(hello.store))
     resolution = archive.resolve([XEN_PACKAGE])

@@ -9,35 +9,10 @@ from pathlib import Path
 import pytest
 from base_images import Bases
 from cli_runs import Hello, Project, make_project, remove_tree
+from conversions import SHAPES, SITES, Conversions
 
-SITES = """
-sites:
-  kvm: {cloud: nimbus, sandbox: true, root: hda}
-  xen: {cloud: nimbus, sandbox: true, root: sda1}
-  amazon: {cloud: ec2, sandbox: true}
-"""
-DEFINITION = """\
-source:
-  base_image:
-    location: {location}
-elements: [phantom-user-data, phantom-grow-root]
-disk_size: 2GiB
-boot_check:
-  script: check.sh
-  seconds: 900
-phantom:
-  user_data: greet.sh
-"""
-GREET = "#!/bin/sh\necho run >>/run/greeted\n"
-CHECK = """\
-#!/bin/sh
-set -eux
-[ "$(wc -l </run/greeted)" -eq 1 ]
-[ "$(df -k / | awk 'NR == 2 { print $2 }')" -gt 1500000 ]
-! grep -E "^[^#]*[[:space:]](/boot|/boot/efi|swap)[[:space:]]" /etc/fstab
-ls /boot/vmlinuz-*
-for key in /etc/ssh/ssh_host_*_key; do [ -s "$key" ]; done
-"""
+ALONE = ("swap-first.raw", "openrc.raw")
+"""Shapes that no other test looks at, so that nothing but their boot needs their build."""
 
 
 @pytest.fixture
@@ -50,26 +25,21 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 
 @pytest.mark.parametrize(
-    ("shape", "site"),
+    "shape",
     [
-        ("swap-first.raw", "kvm"),
-        ("lvm.raw", "xen"),
-        ("bare-ext3.raw", "kvm"),
-        ("sysv.raw", "kvm"),
-        ("openrc.raw", "xen"),
+        pytest.param(shape, marks=[pytest.mark.only_soak] if shape in ALONE else [])
+        for shape in SHAPES
     ],
 )
-def test_shape_at_site(shape: str, site: str, bases: Bases, project: Project) -> None:
-    """`debian-grub` is booted by the tests of the command line."""
-    project.write("images/mine/check.sh", CHECK, 0o755)
-    project.write("images/mine/greet.sh", GREET, 0o755)
-    project.define("mine", DEFINITION.format(location=bases.path(shape)), extends=None)
-    project.succeed("build", "mine", "--site", site)
+def test_shape_at_its_sites(shape: str, conversions: Conversions) -> None:
+    project, _ = conversions.build(shape)
+    assert len(project.artifacts("boot")) == len(SHAPES[shape])
 
 
+@pytest.mark.only_soak
 def test_cloud_image_at_kvm_and_amazon(bases: Bases, project: Project) -> None:
-    """The definition for Debian's cloud images, with an image that is made as they are: cloud-init
-    runs user-data at Amazon, and the fetcher at Nimbus."""
+    """The definition for Debian's cloud images, with an image made like them: cloud-init runs
+    user-data at Amazon, and the fetcher runs it at Nimbus."""
     base = project.folder / "images/debian-cloud-base/debian-12-generic-amd64.qcow2"
     base.symlink_to(bases.path("cloud-init.qcow2"))
     project.succeed("build", "debian-cloud-base", "--site", "kvm", "--site", "amazon")

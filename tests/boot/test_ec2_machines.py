@@ -21,7 +21,7 @@ from pipeline.stages.base import Context, LocalFile, digest_of_file
 from pipeline.stages.boot import REPORT, BootCheck, find_root
 from pipeline.stages.disk import DISK, AssembleDisk
 from pipeline.stages.drivers import CheckDrivers
-from pipeline.store import Artifact
+from pipeline.store import Artifact, Store
 
 pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
@@ -30,13 +30,16 @@ EC2 = Ec2(Site(name="amazon", cloud="ec2", where="the test"))
 MACHINES = {machine.name: machine for machine in EC2.machines}
 SIZE = 2 * GIB
 FETCHER = PurePosixPath("/usr/lib/phantom/fetch-user-data")
+OPTIONS = PurePosixPath("/etc/default/phantom-user-data")
 
 
 def make_context(folder: Path) -> Context:
     out, work = folder / "out", folder / "work"
     for each in (out, work):
         each.mkdir(parents=True)
-    return Context(out=out, work=work, log=folder / "log", store=folder, progress=NoProgress())
+    return Context(
+        out=out, work=work, log=folder / "log", store=Store(folder), progress=NoProgress()
+    )
 
 
 def local(path: Path) -> LocalFile:
@@ -45,7 +48,7 @@ def local(path: Path) -> LocalFile:
 
 @pytest.fixture(scope="module")
 def root(hello: Hello) -> Artifact:
-    """hello-phantom's root file system, as it was built for Nimbus."""
+    """hello-phantom's root file system, built for Nimbus."""
     return Artifact(
         stage="root", key=ContentKey("r"), folder=hello.artifact("root"), facts={"sha256": "0" * 64}
     )
@@ -61,15 +64,18 @@ def image(root: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     (context.out / DISK).unlink()
 
 
-def boot(image: Artifact, machine: Machine, folder: Path) -> Mapping[str, Any]:
+def boot(
+    image: Artifact, machine: Machine, folder: Path, *, login_user: str = "root"
+) -> Mapping[str, Any]:
     """The facts of a boot check with hello-phantom's own scripts."""
     context = make_context(folder)
     stage = BootCheck(
         machine=machine,
         report=local(REPORT),
+        login_user=login_user,
         user_data=local(IMAGE / "user-data.sh"),
         check=local(IMAGE / "check.sh"),
-        seconds=400,
+        seconds=900,
     )
     disk = context.work / "disk.raw"
     try:
@@ -81,7 +87,7 @@ def boot(image: Artifact, machine: Machine, folder: Path) -> Mapping[str, Any]:
 
 
 def check_table(disk: Path, size: int) -> None:
-    """The machine has moved the second table to its disk's end, and given root the room."""
+    """Checks that the machine moved the backup GPT to the disk's end, and gave root the room."""
     words = ["sfdisk", "--verify", str(disk)]
     verified = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "No errors detected." in verified.stdout
@@ -93,7 +99,7 @@ def check_table(disk: Path, size: int) -> None:
 
 
 def digest_of_code(image: Artifact) -> str:
-    """What lies before root, where a machine could have written to the image itself."""
+    """The digest of what lies before root: it changes if a machine writes to the image itself."""
     with image.file(DISK).open("rb") as file:
         return hashlib.sha256(os.pread(file.fileno(), LAYOUTS["hybrid"].root_start, 0)).hexdigest()
 
@@ -104,11 +110,22 @@ def test_the_kernel_has_the_drivers(root: Artifact, tmp_path: Path) -> None:
     assert facts["networks"] == {"ena": "modules", "xen_netfront": "modules"}
 
 
-@pytest.mark.parametrize("name", ["bios", "uefi"])
-def test_machine(image: Artifact, tmp_path: Path, name: str) -> None:
-    """Root grows over the second GPT, which is not at the disk's end; every answer is tried."""
+def set_login(image: Artifact, user: str) -> None:
+    """Lets another user log in with the launch's key, as the image's options say."""
+    root = find_root(image.file(DISK))
+    text = root.read(OPTIONS)
+    assert "\nPHANTOM_LOGIN_USER=root\n" in text
+    root.write(OPTIONS, text.replace("LOGIN_USER=root", f"LOGIN_USER={user}"), 0o644)
+
+
+@pytest.mark.parametrize(("name", "user"), [("bios", "root"), ("uefi", "ops")])
+def test_machine(image: Artifact, tmp_path: Path, name: str, user: str) -> None:
+    """Root grows over the backup GPT, which is not at the disk's end; all user-data cases work; and
+    the key of the launch lets root in, or a user whom the image lacks."""
     before = digest_of_code(image)
-    facts = boot(image, MACHINES[name], tmp_path / "check")
+    if user != "root":
+        set_login(image, user)
+    facts = boot(image, MACHINES[name], tmp_path / "check", login_user=user)
     assert facts["firmware"] == name
     assert facts["disk_driver"] == "nvme"
     assert facts["network_driver"] == "virtio_net"

@@ -10,16 +10,19 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 from cli_runs import Hello
+from faulty_metadata import Fault
 from machines import REPORT, booted, copy_disk, nimbus_machine
 
-from pipeline.metadata_server import USER_DATA_PATH, Fault, NimbusMetadata
+from pipeline.clouds.nimbus.metadata import NimbusMetadata
+from pipeline.disk import ext4
+from pipeline.machine.metadata import USER_DATA_PATH
 from pipeline.model import NoProgress
 from pipeline.store import Store
-from pipeline.tools import apt, ext4
+from pipeline.tools import apt
 
 pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
-ROOT_START = 1 << 20  # bytes before the root file system, by the layout `mbr`
+ROOT_START = 1 << 20  # bytes before the root file system in the layout `mbr`
 FIRST_KEY, SECOND_KEY = "ssh-ed25519 AAAAfirst one@site", "ssh-ed25519 AAAAsecond two@site"
 
 FAULTS = (
@@ -35,20 +38,20 @@ FAULTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """What is known of a machine that ran."""
+    """What a machine left when it ended."""
 
     report: Mapping[str, list[str]]
     console: str
     statuses: list[int | None]
-    """Of its requests for user-data; None: no answer."""
+    """The statuses of its requests for user-data; None: no answer."""
 
 
 @pytest.fixture(scope="module")
 def first(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """A machine whose metadata service fails in many ways before it answers."""
     disk = copy_disk(stored, tmp_path_factory.mktemp("first"))
-    service = NimbusMetadata(user_data=REPORT.encode(), faults=FAULTS)
-    with booted(disk, service, nimbus_machine(), FIRST_KEY) as guest:
+    service = NimbusMetadata(user_data=REPORT.encode())
+    with booted(disk, service, nimbus_machine(), FIRST_KEY, FAULTS) as guest:
         report = guest.wait_for_report()
         guest.wait_for("phantom-user-data: the user-data ended with status")
         asked = [each for each in guest.server.requests if each.path == USER_DATA_PATH]
@@ -57,7 +60,7 @@ def first(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 
 def test_metadata_service_that_fails_first(first: Ended) -> None:
-    """Whatever a service says while it comes up, nothing of it is run, and the user-data once."""
+    """The fetcher runs no answer of a service that is still starting, and the user-data once."""
     assert first.statuses == [None, 503, 403, 404, 500, None, 200, 200]
     assert first.report["tries"] == [str(len(FAULTS) + 1)]
     assert first.report["runs"] == ["1"]
@@ -73,7 +76,7 @@ def test_metadata_service_that_fails_first(first: Ended) -> None:
 
 
 def test_machine_without_serial_port(disk: Path, first: Ended) -> None:
-    """Nimbus's machines have none. And no two machines of one image are twins."""
+    """Nimbus's machines have none. Two machines of one image share no host key or machine-id."""
     service = NimbusMetadata(user_data=REPORT.encode())
     with booted(disk, service, nimbus_machine(serial=False), SECOND_KEY) as guest:
         report = guest.wait_for_report()
@@ -88,8 +91,8 @@ def test_machine_without_serial_port(disk: Path, first: Ended) -> None:
 
 
 def test_machine_without_user_data(disk: Path) -> None:
-    """A Nimbus server answers one newline: nothing is run, and that is a success."""
-    # systemd runs this after an ExecStart that succeeded, and after no other.
+    """A Nimbus server answers with one newline: the fetcher runs nothing, and succeeds."""
+    # systemd runs ExecStartPost only after an ExecStart that succeeded.
     drop_in = "[Service]\nExecStartPost=/bin/sh -c 'echo the fetcher succeeded >/dev/console'\n"
     root = ext4.FileSystem(disk, ROOT_START)
     folder = PurePosixPath("/etc/systemd/system/phantom-user-data.service.d")
@@ -118,6 +121,7 @@ systemctl reboot
 """
 
 
+@pytest.mark.only_soak
 def test_kernel_upgraded_inside_the_machine(disk: Path, hello: Hello) -> None:
     """After dpkg has installed another kernel, the same disk boots that one."""
     name, package = fetch_kernel(hello)
@@ -137,14 +141,14 @@ def test_kernel_upgraded_inside_the_machine(disk: Path, hello: Hello) -> None:
         assert report["initrd"] == [f"/boot/initrd.img-{version}"]
         assert report["old"] == [f"/boot/vmlinuz-{report['kernel'][0]}"]
         guest.wait_until_off()
-    # The cloud kernel has no driver of Nimbus's network card, so this machine is heard, not asked.
+    # The cloud kernel has no driver for Nimbus's network card, so only the console shows the boot.
     with booted(disk, NimbusMetadata(), nimbus_machine()) as guest:
         guest.wait_for(f"Linux version {version}")
         guest.wait_for("login: ")
 
 
 def fetch_kernel(hello: Hello) -> tuple[str, Path]:
-    """Name and file of a kernel package that hello-phantom has not got: the small cloud kernel."""
+    """Name and file of a kernel package that hello-phantom lacks: the small cloud kernel."""
     store = Store(hello.store)
     archive = apt.Archive(apt.find_mirrors("bookworm"), "amd64", store)
     resolution = archive.resolve(["linux-image-cloud-amd64"])

@@ -1,4 +1,4 @@
-"""An EC2 site under the test's control: the strict server, and what a project says of it."""
+"""An EC2 site under the test's control: the strict server, and its entry in `sites.yaml`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AmazonSite:
 
     @property
     def environ(self) -> dict[str, str]:
-        """What a user who may publish there has in the environment."""
+        """The environment of a user who may publish at the site."""
         return {**NO_CREDENTIALS, **self.server.environ}
 
     def configure(self, project: Project, more: str = "", others: str = "") -> None:
@@ -38,12 +38,12 @@ class AmazonSite:
         project.write("sites.yaml", f"sites:\n  amazon: {{{options}}}\n{others}")
 
     def masked(self, project: Project, text: str) -> str:
-        """A message without what differs from run to run."""
+        """A message with what differs from run to run replaced by words."""
         text = project.masked(text).replace(str(self.server.port), "PORT")
         return re.sub(r"\b(ami|snap|i|lt)-[0-9a-f]{8,17}\b", r"\1-ID", text)
 
     def count_puts(self) -> int:
-        """Blocks that arrived so far."""
+        """The number of blocks that have arrived so far."""
         return self.server.count("ebs:PutSnapshotBlock", ok=True)
 
 
@@ -57,7 +57,7 @@ NO_CREDENTIALS = {
 
 
 def read_blocks(image: Path) -> Mapping[int, bytes]:
-    """The blocks of a raw image that are not all zeros."""
+    """The blocks of a raw image, without those that are all zeros."""
     found, zeros = {}, bytes(BLOCK)
     with image.open("rb") as file:
         for index in range(-(-image.stat().st_size // BLOCK)):
@@ -68,5 +68,5 @@ def read_blocks(image: Path) -> Mapping[int, bytes]:
 
 
 def without_zeros(blocks: Mapping[int, bytes]) -> Mapping[int, bytes]:
-    """A snapshot's blocks, less those that were written as zeros."""
+    """A snapshot's blocks, without those that were written as zeros."""
     return {index: data for index, data in blocks.items() if data.strip(b"\0")}

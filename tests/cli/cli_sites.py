@@ -1,4 +1,4 @@
-"""A Nimbus site under the test's control: a Cumulus server, and what a project says of it."""
+"""A Nimbus site under the test's control: a Cumulus server, and its entry in `sites.yaml`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Self
 
 from cli_runs import Project
+from strict_cumulus import StrictCumulus
 
-from pipeline.clouds.nimbus.cumulus_server import CumulusServer, CumulusUser, Faults
+from pipeline.clouds.nimbus.settings import CumulusUser
 
 S3ID, SECRET = "AKexampleid", "s3cr3t/+of=hotel"
 CANONICAL_ID = "6f1c2d3e-0000-4000-8000-00000000abcd"
@@ -19,9 +20,8 @@ class CumulusSite:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.faults = Faults()
         user = CumulusUser(s3id=S3ID, secret=SECRET, canonical_id=CANONICAL_ID)
-        self.server = CumulusServer(folder, [user], faults=self.faults)
+        self.server = StrictCumulus(folder, [user])
         self.environ = {
             "PHANTOM_HOTEL_S3ID": S3ID,
             "PHANTOM_HOTEL_S3KEY": SECRET,
@@ -48,9 +48,7 @@ class CumulusSite:
     def images(self) -> dict[str, int]:
         """Names and sizes of the account's images."""
         prefix = f"VMS/{CANONICAL_ID}/"
-        return {
-            each.key.removeprefix(prefix): each.size for each in self.server.store.list(prefix, -1)
-        }
+        return {each.key.removeprefix(prefix): each.size for each in self.server.store.list(prefix)}
 
     def read(self, name: str) -> bytes:
         opened = self.server.store.open(f"VMS/{CANONICAL_ID}/{name}")
@@ -59,7 +57,7 @@ class CumulusSite:
             return file.read()
 
     def puts(self) -> list[tuple[str, int, int]]:
-        """Path, status and bytes of each PUT of an image; status 0: cut."""
+        """Path, status and bytes of each PUT of an image; the status is 0 if it was cut."""
         return [
             (each.path, each.status, each.body_bytes)
             for each in self.server.requests
@@ -67,11 +65,11 @@ class CumulusSite:
         ]
 
     def count_sent(self) -> int:
-        """Bytes of all bodies so far."""
+        """Bytes of all request bodies so far."""
         return sum(each.body_bytes for each in self.server.requests)
 
     def has_half(self) -> bool:
-        """Whether a part of an image is there, and not the whole."""
+        """Whether the server has a part of an image, but no whole image."""
         return not self.images() and any(
             path.stat().st_size > 1 << 20 for path in (self.folder / "objects").iterdir()
         )

@@ -19,14 +19,14 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 @pytest.fixture
 def shared(tmp_path: Path, hello: Hello) -> Iterator[Project]:
-    """A project whose store is the one that hello-phantom was built in."""
+    """A project whose store is the one in which hello-phantom was built."""
     yield make_project(tmp_path / "project", hello.store)
     remove_tree(tmp_path)
 
 
 @pytest.fixture
 def copied(tmp_path: Path, hello: Hello) -> Iterator[Callable[..., Project]]:
-    """Makes a project with a copy of that store, holding the artifacts of the named stages."""
+    """Makes a project with a copy of that store that has the artifacts of the named stages."""
 
     def make(*stages: str, **environ: str) -> Project:
         store = hello.copy_store(tmp_path / "store", *stages)

@@ -1,15 +1,20 @@
-"""Base images by the command line: the bad cases, what is used again, and one launch for all."""
+"""Base images by the command line: the bad cases, what is reused, and one launch for all sites."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from bad_images import make_bad_image
 from base_images import Bases
-from cli_runs import Done, Project, assert_clean, make_project, remove_tree, stages
+from cli_runs import Done, Project, assert_clean, stages
+from conversions import Conversions, words_for
 from http_files import HttpFile, serving
 
 from pipeline import sparse
@@ -25,20 +30,21 @@ SCRIPTS = {
 
 
 def define(project: Project, location: object, text: str = "", below: str = "") -> None:
-    """The appliance `mine`, of a base image."""
+    """Defines the appliance `mine`, from a base image."""
     disk = "" if "disk_size" in text else DISK
     source = f"source:\n  base_image:\n    location: {location}\n{below}"
     project.define("mine", f"{source}{disk}{text}", extends=None)
 
 
-# ---- bad cases: the message, the exit status, the base as it was, and nothing left behind
+# ---- bad cases: the message, the exit status, an unchanged base, and nothing left behind
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bad:
-    shape: str
     status: int
     error: str
+    image: str | None = None
+    """One of `BAD_IMAGES`; None: nothing is wrong with the image."""
     text: str = ""
     below: str = ""
 
@@ -49,32 +55,32 @@ _LOG = "  log: STORE/logs/root-HEX.log\n"
 
 BAD = {
     "not-an-image": Bad(
-        shape="text.img",
+        image="text",
         status=46,
         error="error: BASE: is a text and not a disk image\n"
         "  do: name a disk image: raw, qcow2, vmdk, vhd, vdi, alone or packed\n",
     ),
     "larger-than-the-disk": Bad(
-        shape="huge.qcow2",
+        image="huge",
         status=16,
         error="error: BASE: the disk in the base image has 16 TiB, and disk_size is 2 GiB\n"
         "  do: set disk_size to 16777216 MiB or more\n",
     ),
     "truncated": Bad(
-        shape="truncated.raw",
+        image="truncated",
         status=46,
-        error="error: STORE/artifacts/base-HEX/base.raw: the image is truncated: partition 2 ends "
-        "at 965 MiB, and the image has 307 MiB\n"
-        "  do: get the image anew from where it came, and compare its checksum\n",
+        error="error: STORE/artifacts/base-HEX/base.raw: the image is truncated: partition 1 ends "
+        "at 9 MiB, and the image has 5 MiB\n"
+        "  do: fetch the image again and compare its checksum\n",
     ),
     "no-system": Bad(
-        shape="no-system.raw",
+        image="no system",
         status=47,
         error=f"{_HEAD}the image holds no operating system: there is ext4 on the whole disk\n"
         + _NAME_ONE,
     ),
     "two-systems": Bad(
-        shape="two-systems.raw",
+        image="two systems",
         status=48,
         error=f"{_HEAD}the image holds several operating systems: Debian GNU/Linux 12 (bookworm) "
         "on partition 1 and Debian GNU/Linux 12 (bookworm) on partition 2\n"
@@ -82,21 +88,21 @@ BAD = {
         "own\n",
     ),
     "unknown-distribution": Bad(
-        shape="plan10.raw",
+        image="unknown distribution",
         status=49,
         error=f"{_HEAD}the image's distribution is not known: Plan 10 from User Space\n"
         "  do: choose an image of a distribution of these families: debian, redhat, suse, alpine, "
         "arch, gentoo\n",
     ),
     "no-package-manager": Bad(
-        shape="no-manager.raw",
+        image="no package manager",
         status=50,
         text="packages: [rsync]\n",
         error=f"{_HEAD}Debian GNU/Linux 12 (bookworm) has no package manager that is known\n"
         "  do: leave `packages` out, or take a base image that has them already\n",
     ),
     "no-init-system": Bad(
-        shape="no-init.raw",
+        image="no init",
         status=51,
         text=FETCHER,
         error=f"{_HEAD}the base image has no init system that is known, so that nothing in it "
@@ -104,27 +110,25 @@ BAD = {
         "  do: take a base image with systemd, SysV init or OpenRC\n",
     ),
     "no-client": Bad(
-        shape="no-client.raw",
+        image="no client",
         status=52,
         text=FETCHER,
         error=f"{_HEAD}the base image has neither curl nor wget, and phantom-user-data needs one\n"
         "  do: add `packages: [curl]` and `network: true` to the definition\n",
     ),
     "encrypted": Bad(
-        shape="luks.raw",
+        image="encrypted",
         status=53,
         error=f"{_HEAD}the image's root is encrypted: LUKS on partition 2\n"
         "  do: decrypt it, or choose another base image: nobody is there to enter a key\n",
     ),
     "script-fails": Bad(
-        shape="simple.raw",
         status=54,
         text="scripts: [fails.sh]\n",
         error=f"{_HEAD}the definition's script fails.sh failed in the base image with status 7\n"
         f"  | one\n  | two\n{_LOG}",
     ),
     "script-hangs": Bad(
-        shape="simple.raw",
         status=55,
         text="scripts: [hangs.sh]\n",
         below="    script_seconds: 3\n",
@@ -132,7 +136,6 @@ BAD = {
         f"  do: look at what it waits for, or set a higher `script_seconds`\n{_LOG}",
     ),
     "script-reboots": Bad(
-        shape="simple.raw",
         status=56,
         text="scripts: [reboots.sh]\n",
         error=f"{_HEAD}the definition's script reboots.sh shut down the machine that it ran in\n"
@@ -140,9 +143,9 @@ BAD = {
         f"  do: leave reboots out: the image boots only when it is complete\n{_LOG}",
     ),
     "full": Bad(
-        shape="full.raw",
+        image="full",
         status=58,
-        text=f"disk_size: 966MiB\n{FETCHER}",
+        text=f"disk_size: 73MiB\n{FETCHER}",  # of which the layouts take 65 MiB
         error=f"{_HEAD}the image's root file system is full\n"
         "  do: give the appliance a larger disk_size, or remove something from the base\n",
     ),
@@ -150,9 +153,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_case(case: str, bases: Bases, project: Project) -> None:
+def test_bad_case(case: str, bases: Bases, project: Project, tmp_path: Path) -> None:
     bad = BAD[case]
-    base = bases.path(bad.shape)
+    if bad.image is None:
+        base = bases.path("simple.raw")
+    else:
+        base = make_bad_image(bad.image, tmp_path / "base")
     before = (sparse.digest(base), base.stat().st_mtime_ns)
     for name, text in SCRIPTS.items():
         project.write(f"images/mine/{name}", f"#!/bin/sh\n{text}\n", 0o755)
@@ -166,13 +172,13 @@ def test_bad_case(case: str, bases: Bases, project: Project) -> None:
     assert not (project.build / "mine").exists()
 
 
-def test_damaged_file_system(bases: Bases, project: Project) -> None:
-    """The words after the first ones are the kernel's."""
-    define(project, bases.path("corrupted.raw"))
+def test_damaged_file_system(project: Project, tmp_path: Path) -> None:
+    """The end of the message comes from the kernel."""
+    define(project, make_bad_image("damaged", tmp_path / "base"))
     done = project.run("build", "mine")
     assert done.status == 58
     assert re.fullmatch(
-        r"error: stage root: the ext4 file system on partition 2 cannot be mounted: [^\n]+\n"
+        r"error: stage root: the ext4 file system on partition 1 cannot be mounted: [^\n]+\n"
         r"  do: repair the image's file systems with their own program, or choose another base "
         r"image\n",
         project.masked(done.error),
@@ -180,18 +186,19 @@ def test_damaged_file_system(bases: Bases, project: Project) -> None:
     assert_clean(project)
 
 
-def test_programs_for_another_processor(bases: Bases, project: Project) -> None:
-    """It is said before anything is run, so with no word of the kernel's."""
+def test_programs_for_another_processor(project: Project, tmp_path: Path) -> None:
+    """The error comes before anything is run, so the kernel's message is not in it."""
     project.write("images/mine/fails.sh", "#!/bin/sh\n", 0o755)
-    define(project, bases.path("arm64.raw"), "scripts: [fails.sh]\n")
+    base = make_bad_image("other processor", tmp_path / "base")
+    define(project, base, "scripts: [fails.sh]\n")
     done = project.run("build", "mine")
     assert done.status == 57
     assert "aarch64" in done.error.splitlines()[0]
     assert_clean(project)
 
 
-def test_libguestfs_does_not_start(bases: Bases, project: Project) -> None:
-    define(project, bases.path("simple.raw"))
+def test_libguestfs_does_not_start(project: Project, tmp_path: Path) -> None:
+    define(project, make_bad_image("no system", tmp_path / "base"))
     done = project.run("build", "mine", LIBGUESTFS_PATH=str(project.temporary))
     assert done.status == 43
     first, *_ = project.masked(done.error).splitlines()
@@ -226,8 +233,8 @@ def test_an_example_whose_base_is_not_fetched(project: Project) -> None:
         assert "fetch it to there, or correct the location" in done.error
 
 
-def test_plan_names_what_is_started_from(bases: Bases, project: Project) -> None:
-    base = bases.path("no-system.raw")
+def test_plan_names_what_is_started_from(project: Project, tmp_path: Path) -> None:
+    base = make_bad_image("no system", tmp_path / "base")
     define(project, base)
     first, *_ = project.succeed("plan", "mine").out.splitlines()
     assert first == f"starts from {base}"
@@ -238,8 +245,9 @@ def test_plan_names_what_is_started_from(bases: Bases, project: Project) -> None
 
 
 @pytest.fixture
-def served(bases: Bases) -> Iterator[HttpFile]:
-    with serving(HttpFile(bases.path("no-system.raw").read_bytes())) as file:
+def served(tmp_path: Path) -> Iterator[HttpFile]:
+    base = make_bad_image("no system", tmp_path / "base")
+    with serving(HttpFile(base.read_bytes())) as file:
         yield file
 
 
@@ -255,12 +263,12 @@ def test_wrong_checksum(project: Project, served: HttpFile) -> None:
 
 
 def test_server_gone_in_the_middle(project: Project, served: HttpFile) -> None:
-    """It goes on where it had to stop."""
+    """The download goes on where it stopped."""
     digest = hashlib.sha256(served.content).hexdigest()
     define(project, served.url, below=f"    sha256: {digest}\n")
     served.cut_after = [len(served.content) // 2]
     done = project.run("build", "mine")
-    assert done.status == 47  # it came whole, by two requests: there is no system in it
+    assert done.status == 47  # complete after two requests, but there is no system in it
     assert served.ranges_asked[0] is None
     assert served.ranges_asked[1] is not None
     assert served.sent < len(served.content) * 3 // 2
@@ -270,24 +278,14 @@ def test_server_gone_in_the_middle(project: Project, served: HttpFile) -> None:
 # ---- reuse, and one launch
 
 
-SITES = """
-sites:
-  kvm: {cloud: nimbus, sandbox: true, root: hda}
-  xen: {cloud: nimbus, sandbox: true, root: sda1}
-"""
-BOTH = ("--site", "kvm", "--site", "xen")
+SHAPE = "debian-grub.qcow2"
+BOTH = words_for(SHAPE)
 
 
-@pytest.fixture(scope="module")
-def built(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, Done]]:
+@pytest.fixture
+def built(conversions: Conversions) -> tuple[Project, Done]:
     """An image of a disk as Debian's installer makes it, for two sites of different layouts."""
-    folder = tmp_path_factory.mktemp("reuse")
-    project = make_project(folder / "project", folder / "store")
-    project.write("sites.yaml", SITES)
-    project.write("images/mine/set-up.sh", "#!/bin/sh\necho set up once\n", 0o755)
-    define(project, bases.path("debian-grub.qcow2"), f"{BOTH_ELEMENTS}scripts: [set-up.sh]\n")
-    yield project, project.succeed("build", "mine", *BOTH, "--json", "-v")
-    remove_tree(folder)
+    return conversions.build(SHAPE)
 
 
 def launches(done: Done) -> int:
@@ -305,6 +303,26 @@ def test_one_launch_serves_all_sites(built: tuple[Project, Done]) -> None:
     assert_clean(project)
 
 
+def test_images_of_two_layouts_have_two_names(built: tuple[Project, Done]) -> None:
+    """In the build's folder, and in a repository that both sites may share."""
+    project, _ = built
+    manifest = project.manifest("mine")
+    build = manifest["appliance"]["build"]
+    assert {image["site"]: image["file"] for image in manifest["images"]} == {
+        "kvm": f"mine-1.0-{build}.gz",
+        "xen": f"mine-1.0-{build}-bare.gz",
+    }
+    for image in manifest["images"]:
+        content = (project.built("mine") / image["file"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == image["sha256"]
+
+
+def test_a_build_is_not_the_latest_for_others(built: tuple[Project, Done]) -> None:
+    project, _ = built
+    assert not (project.build / "mine/latest").is_symlink()
+    assert project.succeed("list", "--json").json[0]["latest"] is False
+
+
 def test_nothing_changed(built: tuple[Project, Done]) -> None:
     project, _ = built
     again = project.succeed("build", "mine", *BOTH, "--json", "-v")
@@ -312,9 +330,10 @@ def test_nothing_changed(built: tuple[Project, Done]) -> None:
     assert set(stages(again).values()) == {True}
 
 
-def test_one_script_changed(built: tuple[Project, Done]) -> None:
-    """The base is used as it is, and nobody looks into it again."""
-    project, _ = built
+def test_one_script_changed(built: tuple[Project, Done], tmp_path: Path) -> None:
+    """The stored base is reused, and is not inspected again."""
+    project = dataclasses.replace(built[0], folder=tmp_path / "project")
+    shutil.copytree(built[0].folder, project.folder, symlinks=True)
     inspections = project.artifacts("inspect")
     project.write("images/mine/set-up.sh", "#!/bin/sh\necho set up twice\nexit 3\n", 0o755)
     done = project.run("build", "mine", "--site", "kvm", "-v")

@@ -11,6 +11,11 @@ import pytest
 from cli_amazon import NO_CREDENTIALS, AmazonSite, read_blocks, without_zeros
 from cli_runs import Done, Hello, Project, assert_clean, make_project, remove_tree, stages
 
+from pipeline.clouds.ec2.errors import make_error
+from pipeline.clouds.ec2.sandbox_site import resolve_sandbox_settings
+from pipeline.model import Site
+from pipeline.tools.aws import Cut, Refused
+
 
 @pytest.fixture(scope="session")
 def both(hello: Hello, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, Done]]:
@@ -61,7 +66,7 @@ def test_one_root_file_system_for_both_clouds(both: tuple[Project, Done], hello:
         assert check["disk_driver"] == "nvme"
         assert check["fetcher_protocol"] == "imdsv2"
         assert check["failed_units"] == []
-        assert check["root_bytes"] > 2.5 * (1 << 30)  # it grew to the larger disk
+        assert check["root_bytes"] > 2.5 * (1 << 30)  # root grew to the larger disk
     assert [check["machine"] for check in amazon["boot_checks"]] == ["bios", "uefi"]
     assert_clean(project)
 
@@ -82,8 +87,9 @@ def test_manifest_of_the_sandbox(both: tuple[Project, Done]) -> None:
         "instance_type": "t3.micro",
         "max_vms": -1,
         "common": False,
-        "rank": 1,
+        "rank": 2,
     }
+    assert manifest["phantom"]["sandbox"] is True
     assert params["nimbus-sandbox"]["image_id"] == nimbus["image_id"]
     (template,) = manifest["launch_templates"]
     assert (template["site"], template["region"]) == ("ec2-sandbox", "us-east-1")
@@ -102,7 +108,7 @@ def test_nothing_changed(both: tuple[Project, Done]) -> None:
 
 @pytest.mark.slow
 def test_an_image_at_amazon(ready: Project, amazon: AmazonSite) -> None:
-    """Published, found again, and retired; everything is as the facts want it."""
+    """An image is published, found again and retired, all as docs/facts/ec2.md requires."""
     amazon.configure(ready, ", tags: {team: physics}")
     done = ready.succeed("image", "--json", **amazon.environ)
     (published,) = done.json["publications"]
@@ -123,7 +129,7 @@ def test_an_image_at_amazon(ready: Project, amazon: AmazonSite) -> None:
 
     listed = ready.succeed("list", "--site", "amazon", "--json", **amazon.environ).json
     assert [each["image_id"] for each in listed] == [image.id]
-    ready.succeed("retire", **amazon.environ)
+    ready.succeed("retire", "--yes", **amazon.environ)
     assert not amazon.server.images() and not amazon.server.snapshots()
     manifest = ready.manifest("hello-phantom")
     assert manifest["publications"] == manifest["launch_templates"] == []
@@ -131,6 +137,7 @@ def test_an_image_at_amazon(ready: Project, amazon: AmazonSite) -> None:
 
 
 @pytest.mark.boot
+@pytest.mark.only_soak
 def test_the_next_build_sends_what_changed(ready: Project, amazon: AmazonSite) -> None:
     amazon.configure(ready)
     ready.define("web", "clouds: {ec2: {disk_size: 2GiB}}\n")
@@ -165,7 +172,9 @@ def test_a_killed_upload_goes_on(ready: Project, amazon: AmazonSite) -> None:
 
 
 @pytest.mark.slow
-def test_interrupted_in_an_upload(ready: Project, amazon: AmazonSite) -> None:
+def test_interrupted_in_an_upload(
+    ready: Project, both: tuple[Project, Done], amazon: AmazonSite
+) -> None:
     amazon.configure(ready)
     amazon.server.faults.slow("ebs:PutSnapshotBlock", 0.2)
     running = ready.start("image", **amazon.environ)
@@ -173,12 +182,12 @@ def test_interrupted_in_an_upload(ready: Project, amazon: AmazonSite) -> None:
     done = running.interrupt(group=True)
     assert done.status == 130
     assert done.err.endswith("interrupted; the same command goes on where it can\n")
-    assert done.seconds < 60
+    assert amazon.count_puts() < len(read_blocks(next(latest(both[0]).glob("*.raw"))))
     assert_clean(ready)
 
 
 def test_clean(ready: Project, amazon: AmazonSite) -> None:
-    """What a crash left is told, then removed; what is not ours, or young, is left alone."""
+    """`clean` lists what a crash left, then removes it; it keeps what is young or not ours."""
     amazon.configure(ready)
     ebs = amazon.server.client("ebs")
     tags = {"phantom:pipeline": "phantom-image", "phantom:site": "amazon"}
@@ -205,7 +214,7 @@ def test_clean(ready: Project, amazon: AmazonSite) -> None:
 
 
 def fail(project: Project, amazon: AmazonSite, *words: str, **env: str) -> tuple[int, str]:
-    """Exit status and message of a command that must fail, and must leave nothing."""
+    """Exit status and message of a command that must fail and leave nothing behind."""
     done = project.run(*words, **{**amazon.environ, **env})
     assert amazon.server.account.secret not in done.out + done.err
     assert_clean(project)
@@ -291,7 +300,7 @@ def test_a_quota_reached(ready: Project, amazon: AmazonSite) -> None:
 
 
 def register_by_hand(amazon: AmazonSite, name: str) -> None:
-    """An image of the account's that is none of the pipeline's."""
+    """Registers an image in the account that the pipeline did not make."""
     ebs, ec2 = amazon.server.client("ebs"), amazon.server.client("ec2")
     snapshot = ebs.start_snapshot(VolumeSize=1)["SnapshotId"]
     ebs.complete_snapshot(SnapshotId=snapshot, ChangedBlocksCount=0)
@@ -359,13 +368,29 @@ def test_an_image_that_is_in_use(ready: Project, amazon: AmazonSite) -> None:
     amazon.configure(ready)
     done = ready.succeed("image", "--json", **amazon.environ)
     amazon.server.run_instance(done.json["publications"][0]["image_id"])
-    assert fail(ready, amazon, "retire") == (
+    assert fail(ready, amazon, "retire", "--yes") == (
         42,
         "error: site amazon: ami-ID in us-east-1 is used by "
         "arn:aws:ec2:us-east-1:HEX:instance/i-ID\n"
         "  do: let them use another image, or end them, then run the same command again\n",
     )
     assert len(amazon.server.images()) == 1
+
+
+def test_an_emulator_that_does_not_answer_is_called_so(project: Project) -> None:
+    """Nobody is sent to look for Amazon where this host's own emulator is slow."""
+    site = Site(name="ec2-sandbox", cloud="ec2", where="built in", sandbox=True)
+    error = make_error(Cut("Read timed out", connected=True), resolve_sandbox_settings(site))
+    assert str(error) == (
+        "site ec2-sandbox: the EC2 emulator of site ec2-sandbox, on this host, does not answer: "
+        "Read timed out\n"
+        "  do: run the same command again; if it happens again, the host may have too little "
+        "memory or processor time left: build one site at a time (`--site`), and see "
+        "`emulator.log` in the site's folder below build/sites"
+    )
+    refused = Refused("ec2:RegisterImage", "InternalFailure", "no", status=500)
+    told = make_error(refused, resolve_sandbox_settings(site))
+    assert "AWS" not in str(told) and "Amazon" not in str(told)
 
 
 def test_a_kernel_without_the_sites_drivers(project: Project) -> None:
@@ -395,35 +420,39 @@ def kernel_of(plan: Any) -> str:
 
 
 @pytest.mark.slow
-def test_a_network_that_is_gone_for_a_minute(ready: Project, amazon: AmazonSite) -> None:
+def test_a_network_that_is_gone_for_a_while(ready: Project, amazon: AmazonSite) -> None:
+    """test_ec2_aws.py tests how long it may be gone, with a clock that the test sets."""
     amazon.configure(ready)
-    amazon.server.faults.on("ebs:PutSnapshotBlock", lambda: amazon.server.blackout(61), skip=200)
+    amazon.server.faults.on("ebs:PutSnapshotBlock", lambda: amazon.server.blackout(6), skip=200)
     done = ready.succeed("image", **amazon.environ)
-    assert done.seconds > 60
+    assert "tries again for up to" in done.err
     assert len(amazon.server.images()) == 1
     assert not amazon.server.costs()
 
 
 def test_a_site_that_fails_does_not_stop_the_others(ready: Project, amazon: AmazonSite) -> None:
-    """The manifest tells of the one, the exit status of the other, and the next run ends it."""
+    """The manifest has the site that worked, the exit status is that of the failed site, and the
+    next run publishes at both."""
     amazon.configure(ready, others="  local: {cloud: nimbus, sandbox: true}\n")
     amazon.server.faults.quota("ebs:StartSnapshot", skip=1, times=1)
-    status, message = fail(ready, amazon, "image")
+    status, message = fail(ready, amazon, "image", "--all-sites")
     assert status == 34 and message.startswith("error: site amazon: ")
     assert "  | published at local as hello-phantom-1.0-HEX.gz\n" in message
     assert [each["site"] for each in ready.manifest("hello-phantom")["publications"]] == ["local"]
-    ready.succeed("image", **amazon.environ)
+    assert ready.manifest("hello-phantom")["phantom"]["sandbox"] is True
+    ready.succeed("image", "--all-sites", **amazon.environ)
     manifest = ready.manifest("hello-phantom")
     assert [each["site"] for each in manifest["publications"]] == ["amazon", "local"]
-    assert sorted(manifest["phantom"]["cloud_params"]) == ["amazon", "local"]
+    assert list(manifest["phantom"]["cloud_params"]) == ["amazon"]  # Phantom knows no sandbox
+    assert "sandbox" not in manifest["phantom"]
 
 
 def test_a_site_whose_rights_are_missing_is_left_out(ready: Project, amazon: AmazonSite) -> None:
     amazon.configure(ready, others="  local: {cloud: nimbus, sandbox: true}\n")
     amazon.server.expire_credentials()
-    done = ready.run("image", **amazon.environ)
+    done = ready.run("image", "--all-sites", **amazon.environ)
     assert done.status == 35
     assert "publish amazon: left out: the AWS credentials have expired" in done.err
     assert [each["site"] for each in ready.manifest("hello-phantom")["publications"]] == ["local"]
-    printed = ready.run("image", "--json", **amazon.environ)
+    printed = ready.run("image", "--all-sites", "--json", **amazon.environ)
     assert json.loads(printed.out)["exit_code"] == 35

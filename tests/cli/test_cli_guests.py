@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-from cli_runs import Project, assert_clean
+from base_images import write
+from cli_runs import Hello, Project, assert_clean, edit_root
 
 pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
 
 def fail(project: Project, appliance: str, status: int) -> str:
-    """Builds an appliance whose boot check must fail; the message."""
+    """Builds an appliance whose boot check must fail; returns the message."""
     done = project.run("image", appliance)
     assert done.status == status, done.err
     assert_clean(project)
@@ -19,13 +22,13 @@ def fail(project: Project, appliance: str, status: int) -> str:
 
 
 def check_console(lines: list[str]) -> None:
-    """The end of a console, without what only a terminal understands."""
+    """Checks that the lines are the end of a console, without control sequences of terminals."""
     assert 0 < len(lines) <= 25
     assert all(line.startswith("  | ") for line in lines)
     assert not any("\x1b" in line or line != line.rstrip() for line in lines)
 
 
-# The first entry is as it should be, so that only a boot shows what is wrong.
+# The first entry is right, so only a boot shows what is wrong.
 SILENT = """\
 linux /vmlinuz root=LABEL=phantom-root ro console=ttyS0
 initrd /initrd.img
@@ -33,11 +36,11 @@ linux /no-kernel console=ttyS0
 """
 
 
-def test_guest_that_does_not_boot(shared: Project) -> None:
+def test_guest_that_does_not_boot(copied: Callable[..., Project]) -> None:
     """GRUB says on the console that the kernel is not there."""
-    shared.define("silent", "files: [{from: grub.cfg, to: /boot/grub/grub.cfg}]\n")
-    shared.write("images/silent/grub.cfg", SILENT)
-    first, *console, todo, log = fail(shared, "silent", 20).splitlines()
+    project = copied("root")
+    edit_root(project, lambda root: write(root, "/boot/grub/grub.cfg", SILENT))
+    first, *console, todo, log = fail(project, "hello-phantom", 20).splitlines()
     assert first == (
         "error: stage boot nimbus-sandbox bios: the guest did not boot: the machine said on its "
         "console that it failed"
@@ -50,18 +53,20 @@ def test_guest_that_does_not_boot(shared: Project) -> None:
     assert log == "  log: STORE/logs/boot-HEX.log"
 
 
-def test_guest_without_network(shared: Project) -> None:
-    """The drivers of Nimbus's network card are there, and not loaded."""
-    shared.define(
-        "deaf",
-        "files: [{from: deaf.conf, to: /etc/modprobe.d/deaf.conf}]\nboot_check: {seconds: 60}\n",
-    )
-    shared.write("images/deaf/deaf.conf", "blacklist 8139cp\nblacklist 8139too\n")
-    message = fail(shared, "deaf", 21)
+def test_guest_without_network(copied: Callable[..., Project], hello: Hello) -> None:
+    """The image has the drivers of Nimbus's network card, but does not load them. The limit is
+    1.5 times what hello-phantom took: later the fetcher gives up, and the console says so."""
+    project = copied("root")
+    (booted,) = (step for step in hello.summary["stages"] if step["stage"].startswith("boot"))
+    seconds = max(60, round(1.5 * booted["seconds"]))
+    blacklist = "blacklist 8139cp\nblacklist 8139too\n"
+    edit_root(project, lambda root: write(root, "/etc/modprobe.d/deaf.conf", blacklist))
+    project.define("deaf", f"boot_check: {{seconds: {seconds}}}\n")
+    message = fail(project, "deaf", 21)
     first, *console, todo, log = message.splitlines()
     assert first == (
         "error: stage boot nimbus-sandbox bios: the guest booted without reaching the metadata "
-        "service: the machine did not report within 60 s"
+        f"service: the machine did not report within {seconds} s"
     )
     assert any("login:" in line for line in console)
     check_console(console)
@@ -95,10 +100,11 @@ def test_guest_whose_check_fails(shared: Project) -> None:
         "  do: `phantom-image boot` starts the same machine to look at\n"
         "  log: STORE/logs/boot-HEX.log\n"
     )
-    # The same command goes on from the last finished stage, and ends the same way at the boot.
+    # The same command would go on from the last finished stage, and boot again.
     plan = shared.succeed("plan", "unfit", "--json").json
     actions = {stage["stage"]: stage["action"] for stage in plan["stages"]}
     assert actions == {
+        "packages": "reuse",
         "root": "reuse",
         "disk mbr": "reuse",
         "image mbr raw gzip": "reuse",
@@ -109,7 +115,8 @@ def test_guest_whose_check_fails(shared: Project) -> None:
 
 
 def test_image_without_a_disk_driver_is_not_booted(shared: Project) -> None:
-    """The initramfs is looked into first, which takes a second where a boot takes half a minute."""
+    """The build reads the initramfs first, which takes a second; a boot takes half a minute. The
+    definition's file is in the image before the initramfs is made."""
     shared.define("driverless", "files: [{from: modules, to: /etc/initramfs-tools/modules}]\n")
     shared.write("images/driverless/modules", "ext4\nvirtio_pci\nvirtio_blk\n")
     what, *rest = fail(shared, "driverless", 25).splitlines()

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from cli_runs import (
     make_project,
 )
 from cli_sites import find_dead_port
+from terminals import Terminal
 
 MIB = 1 << 20
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
@@ -83,7 +85,7 @@ def test_mirror_that_has_nothing(project: Project, tmp_path: Path) -> None:
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Callable[[int], None]]:
-    """A file system of `size` bytes mounted at a folder; what is given resizes it."""
+    """A file system of `size` bytes, mounted at a folder; yields a function that resizes it."""
     folder.mkdir(parents=True)
 
     def mount(*options: str) -> None:
@@ -129,7 +131,8 @@ def test_store_too_small_to_begin(tmp_path: Path, hello: Hello) -> None:
 
 @needs_root
 def test_store_that_fills_up(tmp_path: Path, hello: Hello) -> None:
-    """It fails in two stages, goes on each time when there is more room, and keeps what it had."""
+    """The build fails in two stages, each time goes on after there is more room, and keeps its
+    finished artifacts."""
     with small_disk(tmp_path / "disk", 4096 * MIB) as resize:
         store = hello.copy_store(tmp_path / "disk" / "store", "root", "drivers", "boot")
         project = make_project(tmp_path / "project", store)
@@ -160,6 +163,57 @@ def test_store_that_fills_up(tmp_path: Path, hello: Hello) -> None:
         assert reused["boot nimbus-sandbox bios"] is True
 
 
+def _pack_zip(disk: Path, packed: Path) -> None:
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(disk, "disk")
+
+
+def _pack_by(*words: str) -> Callable[[Path, Path], object]:
+    return lambda disk, packed: subprocess.run([*words, disk, packed], check=True)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("pack", "figures"),
+    [
+        (_pack_zip, "what is left free, SIZE, is kept as a reserve"),
+        (
+            _pack_by("qemu-img", "convert", "-O", "qcow2", "-c"),
+            "40 MiB are free, and about 60.3 MiB are needed",
+        ),
+    ],
+    ids=["zip", "qcow2"],
+)
+def test_an_image_that_unpacks_to_more_than_is_free(
+    tmp_path: Path, pack: Callable[[Path, Path], object], figures: str
+) -> None:
+    disk, packed = tmp_path / "disk", tmp_path / "packed"
+    disk.write_bytes(b"\0\1" * 30 * MIB)
+    pack(disk, packed)
+    with small_disk(tmp_path / "small", 40 * MIB):
+        project = make_project(tmp_path / "project", tmp_path / "small/store")
+        done = project.run("inspect", str(packed))
+        assert done.status == 17
+        told = project.masked(done.error[done.error.index("error: ") :])
+        assert re.sub("(?<=free, )[0-9.]+ MiB", "SIZE", told) == full(figures)
+        assert list_tree(project.store / "work") == []
+
+
+@needs_root
+def test_a_machine_whose_disk_has_no_room(tmp_path: Path, hello: Hello) -> None:
+    with small_disk(tmp_path / "disk", 4096 * MIB) as resize:
+        store = hello.copy_store(tmp_path / "disk/store", "root", "drivers", "disk", "image")
+        project = make_project(tmp_path / "project", store)
+        resize(shutil.disk_usage(store).used + 100 * MIB)
+        argv = project.command("boot")
+        with Terminal(argv, cwd=project.folder, env=project.env(), columns=500) as terminal:
+            assert terminal.end() == 17
+            rows = terminal.rows
+        told = re.sub("[0-9.]+ [MG]iB", "SIZE", project.masked("\n".join(rows[-2:])))
+        assert f"{told}\n" == full("SIZE are free, and about SIZE are needed")
+        assert list_tree(store / "work") == []
+
+
 @needs_root
 def test_no_space_for_the_build_folder(tmp_path: Path, hello: Hello) -> None:
     with small_disk(tmp_path / "disk", 20 * MIB):
@@ -178,8 +232,8 @@ def test_no_space_for_the_build_folder(tmp_path: Path, hello: Hello) -> None:
 # ---- rights
 
 
-# Starts a program as a user without rights: one that even a sudo that is there cannot help, since
-# root is nobody in that user's namespace.
+# Starts a program as a user without rights. Even an installed sudo cannot help: that user's
+# namespace has no root.
 AS_USER = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
 
 
@@ -214,7 +268,7 @@ def test_no_sudo(copied: Callable[..., Project], tmp_path: Path) -> None:
 
 
 def test_no_sudo_is_no_matter_when_the_root_is_there(copied: Callable[..., Project]) -> None:
-    """Only the root file system is made with root's rights; all else is any user's."""
+    """Only the stage `root` needs root's rights; any user can run the others."""
     project = copied("root", "drivers", "boot")
     done = project.run_by(AS_USER, "build", "--json")
     assert done.status == 0, done.err
@@ -226,7 +280,7 @@ def test_store_that_cannot_be_written_to(project: Project) -> None:
     done = project.run("image")
     assert done.status == 19
     assert project.masked(done.error) == (
-        "error: STORE/work: the store cannot be written to: Not a directory\n"
+        "error: STORE: the store cannot be written to: Not a directory\n"
         "  do: set PHANTOM_STORE to a folder that this user may write to\n"
     )
     assert_nothing_runs(project.folder)

@@ -1,4 +1,4 @@
-"""`phantom-image inspect`: what it says of an image, of what is none, and of a host that cannot."""
+"""`phantom-image inspect`: its report on an image, and errors of other files and of the host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.layouts import LAYOUTS
 from pipeline.model import GIB, MIB, ContentKey, NoProgress
 from pipeline.stages.base import Context
 from pipeline.stages.disk import DISK, AssembleDisk
-from pipeline.store import Artifact
+from pipeline.store import Artifact, Store
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +72,7 @@ An image that many machines boot should not be so:
 
 
 def make_old(folder: Path) -> Path:
-    """A disk with an old system that no site boots, for many reasons."""
+    """A disk with an old system that no site can boot, for many reasons."""
     tree = {
         **CENTOS,
         "etc/fstab": "/dev/sda2 / ext3 defaults 1 1\nLABEL=data /data ext3 defaults 1 2\n",
@@ -87,8 +87,8 @@ def make_old(folder: Path) -> Path:
     return make_disk(folder / "old.raw", "dos", [Part(swap, 2 * MIB, "82"), Part(root, 8 * MIB)])
 
 
-def test_what_a_person_is_told(project: Project, tmp_path: Path) -> None:
-    """All of the output, for an image with many faults, which stays as it is."""
+def test_whole_output_of_inspect(project: Project, tmp_path: Path) -> None:
+    """The whole output for an image with many faults; the image does not change."""
     shutil.copy(make_old(tmp_path), project.folder / "old.raw")
     before = (project.folder / "old.raw").read_bytes()
     done = project.succeed("inspect", "old.raw")
@@ -105,13 +105,15 @@ def make_hybrid(hello: Hello, folder: Path) -> Path:
     work.mkdir()
     root = Artifact(stage="root", key=ContentKey("r"), folder=hello.artifact("root"), facts={})
     stage = AssembleDisk(layout=LAYOUTS["hybrid"], size=2 * GIB, tools={})
-    context = Context(out=out, work=work, log=folder / "log", store=folder, progress=NoProgress())
+    context = Context(
+        out=out, work=work, log=folder / "log", store=Store(folder), progress=NoProgress()
+    )
     stage.run([root], context)
     return out / DISK
 
 
-def test_what_programs_are_told(project: Project, hello: Hello, tmp_path: Path) -> None:
-    """The project's own disks boot where they were made for, and tell so."""
+def test_json_output_of_inspect(project: Project, hello: Hello, tmp_path: Path) -> None:
+    """The report says that the project's own disks boot at the sites that they were made for."""
     disks = {"mbr": hello.artifact("disk") / DISK, "gpt": make_hybrid(hello, tmp_path)}
     for table, disk in disks.items():
         told = project.succeed("inspect", str(disk), "--json").json
@@ -146,9 +148,9 @@ def _refused(project: Project, name: str, status: int, message: str) -> None:
     assert told["exit_code"] == status
 
 
-def test_what_is_no_image(project: Project, tmp_path: Path) -> None:
-    """Each is an error with its own exit status, and nothing is left behind. None of these takes a
-    launch."""
+def test_inspect_refuses_files_that_are_not_images(project: Project, tmp_path: Path) -> None:
+    """Each file gives an error with its own exit status, and nothing is left behind. None of them
+    needs a launch."""
     project.write("page.html", "<!DOCTYPE html><title>Not found</title>\n")
     _refused(
         project,
@@ -174,13 +176,15 @@ def test_what_is_no_image(project: Project, tmp_path: Path) -> None:
         46,
         f"error: {project.folder}/cut.raw: the image is truncated: partition 1 ends at 9 MiB, and "
         "the image has 5 MiB\n"
-        "  do: get the image anew from where it came, and compare its checksum\n",
+        "  do: fetch the image again and compare its checksum\n",
     )
     done = project.run("inspect", "cut.raw", "--format", "qcow2")
     assert done.status == 46 and "is declared as qcow2, and is raw" in done.error
 
 
-def test_what_is_no_single_system(project: Project, tmp_path: Path) -> None:
+def test_inspect_refuses_encrypted_images_and_several_systems(
+    project: Project, tmp_path: Path
+) -> None:
     luks = make_luks(tmp_path / "luks", UUIDS[2])
     disk = make_disk(tmp_path / "disk", "dos", [Part(luks, 2 * MIB)])
     (project.folder / "crypt.raw.gz").write_bytes(gzip.compress(disk.read_bytes(), 1))
@@ -208,14 +212,14 @@ def test_what_is_no_single_system(project: Project, tmp_path: Path) -> None:
 
 
 def _sockets(project: Project) -> list[Path]:
-    """Where the appliances of a project have their sockets: for root, libguestfs makes that folder
-    in /tmp whatever it is told."""
+    """The folders of the sockets of a project's appliances: if the user is root, libguestfs makes
+    them in /tmp whatever the settings are."""
     notes = project.temporary.glob("phantom-appliance-*/sockets")
     return [Path(note.read_text().strip()) for note in notes if note.stat().st_size]
 
 
 def test_libguestfs_that_does_not_start(project: Project, tmp_path: Path) -> None:
-    """The user's own settings of libguestfs count only where they say where its parts are."""
+    """Of the user's own settings of libguestfs, only those that locate its parts count."""
     make_ext(project.folder / "root.raw", DEBIAN)
     todo = "  do: `phantom-image doctor` looks for the reason\n"
     for variable, reason in {
@@ -241,7 +245,7 @@ def test_libguestfs_that_does_not_start(project: Project, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("at", STEPS.splitlines())
 def test_killed_or_interrupted(project: Project, at: str) -> None:
-    """No QEMU and no folder stays, whatever happens to us and whenever."""
+    """No QEMU and no folder is left behind, however and whenever the command ends."""
     make_ext(project.folder / "root.raw", DEBIAN)
     seen: list[Path] = []
 

@@ -1,4 +1,4 @@
-"""Builds that are killed or interrupted, and two at once: nothing is lost, nothing left behind."""
+"""Builds that are killed or interrupted, and two at once: nothing is lost or left behind."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from cli_sites import CumulusSite
 pytestmark = pytest.mark.slow
 
 INTERRUPTED = "interrupted; the same command goes on where it can\n"
-TRANSACTION = "I: installing "  # mmdebstrap, after it has unpacked the essential packages
+TRANSACTION = "I: installing "  # by mmdebstrap, once the essential packages are unpacked
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, hello: Hello) -> Iterator[Path]:
-    """A store that a build was killed in, in the middle of its package transaction."""
+    """A folder with a store in which a build was killed in its package transaction."""
     folder = tmp_path_factory.mktemp("killed")
     store = hello.copy_store(folder / "store")
     project = make_project(folder / "first", store)
     running = project.start("image", "--json")
-    running.wait_for_log("root", TRANSACTION)
+    running.wait_for_log("packages", TRANSACTION)
     running.kill()
     assert running.process.returncode == -signal.SIGKILL
     assert_nothing_runs(folder)
@@ -45,8 +45,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory, hello: Hello) -> Iterator[P
 
 @pytest.mark.boot
 def test_killed_in_the_transaction_then_two_at_once(killed: Path, hello: Hello) -> None:
-    """Two builds in other folders go on where a killed one left off. Each stage runs in one of
-    them, both succeed, and the bytes are those of another folder, store and time."""
+    """Two builds in other folders go on where a killed one stopped. Each stage runs in one of
+    them, both succeed, and they make the same bytes as an earlier build in another store."""
     projects = [make_project(killed / name, killed / "store") for name in ("second", "third one")]
     both = [project.start("image", "--json") for project in projects]
     ended = [running.end() for running in both]
@@ -80,7 +80,7 @@ def test_killed_again_and_again(copied: Callable[..., Project], hello: Hello) ->
             assert_nothing_runs(project.folder, project.store)
             assert not project.build.exists() or not list(project.build.rglob("manifest.json"))
             made = [path.name.split("-")[0] for path in project.artifacts()]
-            return [stage for stage in made if stage != "drivers"]  # beside the disk, in no time
+            return [stage for stage in made if stage != "drivers"]  # short, and runs beside `disk`
 
         assert kill_at(lambda run: run.wait_for_line("disk mbr: assembling")) == ["root"]
         made = kill_at(lambda run: run.wait_for_line("gzip: compressing"))
@@ -99,12 +99,12 @@ def test_killed_again_and_again(copied: Callable[..., Project], hello: Hello) ->
         assert_clean(project)
 
 
-@pytest.mark.parametrize("group", [True, False], ids=["terminal", "process"])
-def test_interrupted_in_the_transaction(copied: Callable[..., Project], group: bool) -> None:
+def test_interrupted_in_the_transaction(copied: Callable[..., Project]) -> None:
+    """By a terminal's control-C, which reaches the command and all that it started."""
     project = copied()
     running = project.start("image")
-    running.wait_for_log("root", TRANSACTION)
-    done = running.interrupt(group=group)
+    running.wait_for_log("packages", TRANSACTION)
+    done = running.interrupt(group=True)
     assert done.status == 130
     assert done.err.endswith(INTERRUPTED)
     assert "error" not in done.err
@@ -114,17 +114,16 @@ def test_interrupted_in_the_transaction(copied: Callable[..., Project], group: b
 
 
 @pytest.mark.boot
-@pytest.mark.parametrize("group", [True, False], ids=["terminal", "process"])
-def test_interrupted_in_the_boot_check(copied: Callable[..., Project], group: bool) -> None:
+def test_interrupted_in_the_boot_check(copied: Callable[..., Project]) -> None:
+    """By a signal to the command alone, as a build server sends it."""
     project = copied("root", "disk", "image", "hash", "drivers")
     running = project.start("build")
     running.wait_for_log("boot", "Linux version")
-    done = running.interrupt(group=group)
+    done = running.interrupt(group=False)
     assert done.status == 130
     assert done.err.endswith(INTERRUPTED)
-    assert done.seconds < 60
     assert len(project.artifacts()) == 5
     assert_clean(project)
     plan = project.succeed("plan", "--json").json
     actions = [stage["action"] for stage in plan["stages"]]
-    assert actions == [*["reuse"] * 5, "build"]
+    assert actions == ["skip", *["reuse"] * 5, "build"]

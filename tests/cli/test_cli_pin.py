@@ -67,7 +67,7 @@ def test_an_image_is_fetched_shown_and_pinned(
     assert len(project.artifacts("download")) == 1
     assert [each.name for each in (project.store / "downloads").iterdir()] == []
 
-    # Nothing new: one look at the server, and no byte of the file is written.
+    # The server has nothing new: the command asks once, and does not write the definition.
     before, sent = path.stat(), file.sent
     done = project.succeed("pin", "web")
     assert done.out == (
@@ -79,7 +79,7 @@ def test_an_image_is_fetched_shown_and_pinned(
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
     assert file.sent == sent + 1
 
-    # Another image.
+    # The server has another image.
     file.content, file.etag = images[1], '"two"'
     done = project.succeed("pin", "web", "--json")
     assert done.json == {
@@ -121,7 +121,7 @@ def test_an_image_is_fetched_shown_and_pinned(
             "   location: >-\n      {url}\n\n   sha256: {digest}\n   network: true\n",
         ),
         (
-            "source: &it\n  base_image:\n    location: '{url}'\nlabels: {{a: 'ä\U0001f600'}}",
+            "source:\n  base_image:\n    location: '{url}'\nlabels: {{a: 'ä\U0001f600'}}",
             "    location: '{url}'\n    sha256: {digest}\nlabels: {{a: 'ä\U0001f600'}}",
         ),
     ],
@@ -175,7 +175,7 @@ def test_a_file_of_this_host(project: Project, images: list[bytes]) -> None:
     ]
 
 
-def test_what_cannot_be_pinned(project: Project, file: HttpFile) -> None:
+def test_pin_refuses_definitions_without_a_fetched_base(project: Project, file: HttpFile) -> None:
     def fail(status: int, name: str = "web") -> str:
         done = project.run("pin", name)
         assert done.status == status, done.err

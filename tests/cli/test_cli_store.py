@@ -1,4 +1,4 @@
-"""Artifacts that were damaged or evicted, and what is rebuilt for that."""
+"""Artifacts that were damaged or evicted, and what a build makes again because of that."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_image_that_is_gone_in_part(copied: Callable[..., Project], hello: Hello
 
 
 def test_damage_that_shows_in_no_time(copied: Callable[..., Project], hello: Hello) -> None:
-    """Before an artifact of an earlier run is used, every byte of it is looked at: the root file
-    system is made anew, to the same bytes, and the disk of it."""
+    """A build reads every byte of an artifact of an earlier run before it uses it: it makes the
+    root file system again, with the same bytes, and its disk."""
     project = copied("root", "image", "hash", "drivers", "boot")
     (image,) = project.artifacts("image")
     remove_artifact(image)
@@ -73,7 +73,7 @@ def test_damage_that_shows_in_no_time(copied: Callable[..., Project], hello: Hel
 
 
 def test_damaged_image_is_not_published(copied: Callable[..., Project], hello: Hello) -> None:
-    """Whatever its times say, a damaged image reaches no site, and the next run mends it."""
+    """A damaged image reaches no site, even if its times are right, and the next run repairs it."""
     project = copied("root", "disk", "image", "hash", "drivers", "boot")
     (image,) = project.artifacts("image")
     flip_byte(image / "image.raw.gz", 5_000_000, keep_time=True)
@@ -95,7 +95,7 @@ def test_gc_evicts_what_is_not_needed(copied: Callable[..., Project], hello: Hel
     assert done["freed_bytes"] > 500 << 20
     kept = [path.name.split("-")[0] for path in project.artifacts()]
     assert kept == ["boot", "drivers", "hash", "image"]
-    # What is left is all that a build needs: nothing is made, and nothing is missed.
+    # The artifacts that are left are all that a build needs: it makes nothing.
     done_again = project.succeed("build", "--json")
     assert stages(done_again) == {
         "image mbr raw gzip": True,
@@ -109,12 +109,12 @@ def test_gc_evicts_what_is_not_needed(copied: Callable[..., Project], hello: Hel
     assert project.succeed("gc", "--size", "0B").out.startswith("removed ")
     kinds = ("artifacts", "packages", "resolutions", "archives", "logs", "work")
     assert [list_tree(project.store / kind) for kind in kinds] == [[]] * len(kinds)
-    # The images in the build's folder stay: they are what people were promised.
-    (named,) = (project.build / "hello-phantom" / "latest").glob("*.gz")
+    # gc keeps the images in the build's folder: the manifest promises them.
+    (named,) = project.built("hello-phantom").glob("*.gz")
     assert named.stat().st_size == hello.manifest["images"][0]["bytes"]
 
 
 def test_gc_with_a_wrong_size(project: Project) -> None:
-    done = project.run("gc", "--size", "10GB")
+    done = project.run("gc", "--size", "10G")
     assert done.status == 24
-    assert done.error == ("error: '10GB' is no size; write a number and B, KiB, MiB, GiB or TiB\n")
+    assert done.error == "error: '10G' is no size; write a number and B, KiB, MiB, GiB or TiB\n"

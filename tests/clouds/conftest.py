@@ -13,7 +13,7 @@ from harness import HARNESSES, Ec2Harness, Harness, NimbusHarness, Watched
 
 @pytest.fixture(autouse=True)
 def _no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the developer's own environment says of AWS, Nimbus or proxies must not count."""
+    """Hides the developer's own settings for AWS, Nimbus and proxies."""
     for name in list(os.environ):
         if name.startswith(("AWS_", "NIMBUS_", "PHANTOM_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)

@@ -1,6 +1,6 @@
-"""Uploads to the strict server, as the tests of the EBS direct APIs need them.
+"""Uploads to the strict server, for the tests of the EBS direct APIs.
 
-As a program it is one upload in a process of its own, to be killed:
+Run as a program, it does one upload in a process of its own, which a test can kill:
 ENDPOINT KEY SECRET DISK RECORDS
 """
 
@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import sparse
-from pipeline.clouds.ec2.aws import Account, Refused, make_session
 from pipeline.clouds.ec2.blocks import BLOCK, BlockIndex, index_file
 from pipeline.clouds.ec2.ebs import Ebs
 from pipeline.clouds.ec2.journal import journal_file
 from pipeline.clouds.ec2.upload import SnapshotOrder, UploadedSnapshot, upload_snapshot
 from pipeline.model import GIB, NoProgress, Progress
+from pipeline.tools.aws import Account, Refused
+from pipeline.tools.aws_session import make_session
 
 REGION = "us-east-1"
 
 
 class Snapshots:
-    """What the EC2 cloud tells of snapshots, by the same calls."""
+    """The snapshots of one region, read and deleted by the calls that the EC2 cloud makes."""
 
     def __init__(self, account: Account, region: str) -> None:
         self._account = account
@@ -52,7 +53,7 @@ class Snapshots:
 
 
 def short_pause(_seconds: float) -> None:
-    """Pauses count as they were asked for, and last a moment."""
+    """Sleeps for a moment; the uploader counts the pause that it asked for."""
     time.sleep(0.001)
 
 
@@ -103,7 +104,7 @@ class Uploads:
             kms_key=None,
             parent=None,
             records=self.records(build),
-            content=sparse.digest(self.disk),  # another file, another digest: that is all,
+            content=sparse.digest(self.disk),  # differs whenever the disk differs
         )
         return replace(order, **changed)
 
@@ -117,7 +118,7 @@ class Uploads:
 
 
 def write_disk(disk: Path, blocks: Mapping[int, bytes], size: int = GIB // 8) -> None:
-    """A sparse disk anew, with these blocks; each is filled up with zeros that are stored."""
+    """Writes a new sparse disk with these blocks, each filled up with stored zeros."""
     disk.unlink(missing_ok=True)
     with disk.open("wb") as opened:
         opened.truncate(size)
@@ -127,12 +128,12 @@ def write_disk(disk: Path, blocks: Mapping[int, bytes], size: int = GIB // 8) ->
 
 
 def block_of(text: str) -> bytes:
-    """A block that no other text has."""
+    """A block that is unique to this text."""
     return hashlib.sha256(text.encode()).digest() * (BLOCK // 32)
 
 
 def main(endpoint: str, key: str, secret: str, disk: str, records: str) -> None:
-    """One upload, with real pauses."""
+    """Does one upload, with real pauses."""
     environ = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
     uploads = Uploads(endpoint, environ, Path(disk).parent, connections=4)
     order = replace(uploads.order(), records=Path(records))

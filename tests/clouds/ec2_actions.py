@@ -1,4 +1,4 @@
-"""The EC2 actions that the strict server knows, by name, and those on regions, instances, tags."""
+"""The strict server's table of EC2 actions, and the actions on regions, instances and tags."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def describe_instances(call: Call) -> dict[str, Any]:
 
 
 def _find_tags(call: Call, resource: str) -> dict[str, str]:
-    """The tags of a resource of the caller's, to change."""
+    """The tags of one of the caller's resources, as a dictionary to change."""
     if resource.startswith("snap-"):
         return call.find_own_snapshot(resource).tags
     if resource.startswith("ami-"):
@@ -151,7 +151,7 @@ _CHANGES: Mapping[str, Callable[[Call], dict[str, Any]]] = {
 
 
 def perform(call: Call) -> dict[str, Any]:
-    """The answer's members. ServiceError: every refusal, and a dry run that would succeed."""
+    """Returns the answer's members. Raises ServiceError to refuse, or for a dry run that passed."""
     if call.action in _READS:
         call.end_dry_run()
         return _READS[call.action](call)

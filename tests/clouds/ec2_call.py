@@ -1,4 +1,4 @@
-"""What the EC2 actions of the strict server have in common: ids, filters, pages, dry runs."""
+"""What the strict server's EC2 actions share: ids, filters, pages and dry runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Fields = Mapping[str, Callable[[T], Iterable[str | None]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A request whose form is right and whose caller is known and has the right to make it."""
+    """A well-formed request from an authenticated and authorized caller."""
 
     action: str
     state: Ec2State
@@ -29,7 +29,7 @@ class Call:
     dry_run: bool
 
     def end_dry_run(self) -> None:
-        """Called by every action that changes something, after its checks and before it does."""
+        """Ends a dry run. Every action that changes something calls this after its checks."""
         if self.dry_run:
             raise ServiceError(
                 "DryRunOperation",
@@ -38,7 +38,7 @@ class Call:
             )
 
     def require_right(self, action: str) -> None:
-        """A further right that the request needs."""
+        """Refuses the request if the caller lacks this further right."""
         if self.state.faults.is_denied(action, self.region.name):
             raise ServiceError(
                 "UnauthorizedOperation",
@@ -50,7 +50,7 @@ class Call:
     # ---- looking up
 
     def find_snapshot(self, snapshot_id: str) -> Snapshot:
-        """A snapshot that the caller may see; settled."""
+        """A snapshot that the caller may see, brought up to date."""
         check_id(snapshot_id, "snap", "InvalidSnapshotID.Malformed")
         snapshot = self.region.snapshots.get(snapshot_id)
         hidden = snapshot is None or self.state.is_hidden(snapshot)
@@ -104,7 +104,10 @@ class Call:
     # ---- tokens
 
     def find_repeated(self) -> str | None:
-        """What the same client token made before. ServiceError: it came with other parameters."""
+        """The id that a request with the same client token made earlier.
+
+        ServiceError: that request had other parameters.
+        """
         token = self.values.get("ClientToken")
         known = self.state.ec2_tokens.get((self.region.name, self.action, token)) if token else None
         if known is None:
@@ -133,9 +136,10 @@ class Call:
         least: int = 5,
         most: int = 1000,
     ) -> tuple[list[T], str | None]:
-        """A page of what Filters leave, and the next page's token.
+        """A page of the items that pass Filters, and the next page's token.
 
-        `ids`: what the request names, which excludes MaxResults. `least`, `most`: of MaxResults.
+        `ids`: the ids in the request, which must not come with MaxResults. `least`, `most`: the
+        bounds of MaxResults.
         """
         limit = self.values.get("MaxResults")
         if limit is not None and ids:
@@ -193,7 +197,7 @@ def check_tag_count(tags: Mapping[str, str]) -> None:
 def apply_filters(
     items: Iterable[T], filters: Iterable[Mapping[str, Any]], fields: Fields[T]
 ) -> list[T]:
-    """What matches every filter by one of its values; `*` and `?` are wildcards."""
+    """The items that match at least one value of every filter; `*` and `?` are wildcards."""
     found = list(items)
     for each in filters:
         name, values = each.get("Name", ""), each.get("Values", [])
@@ -245,6 +249,6 @@ def yes_no(value: bool) -> str:
 
 
 def make_block(state: Ec2State, data: bytes) -> Block:
-    """Stores a block as if it had been put."""
+    """Stores a block as PutSnapshotBlock would."""
     assert len(data) == BLOCK_BYTES
     return state.blocks.add(data, hashlib.sha256(data).digest())

@@ -12,15 +12,15 @@ from typing import Any
 from ec2_protocol import Answer, Request, ServiceError, write_ebs_answer
 from ec2_state import BLOCK_BYTES, Account, Block, Ec2State, Region, Snapshot, make_token
 
-LARGEST_VOLUME_GIB = 65_536  # see the facts
+LARGEST_VOLUME_GIB = 65_536  # docs/facts/ec2.md
 MOST_TAGS = 50
-TOKEN_SECONDS = 7 * 24 * 3600  # how long block tokens hold, see the facts
-_PAGE = 10_000  # the most, and the default, of the list calls, as the model says
+TOKEN_SECONDS = 7 * 24 * 3600  # a block token's life: docs/facts/ec2.md
+_PAGE = 10_000  # the list calls' maximum and default, from botocore's model
 
 
 @dataclass(frozen=True, kw_only=True)
 class EbsCall:
-    """A request whose form is right and whose caller is known."""
+    """A well-formed request from an authenticated caller."""
 
     state: Ec2State
     region: Region
@@ -29,7 +29,7 @@ class EbsCall:
     request: Request
 
     def find_snapshot(self, key: str = "SnapshotId") -> Snapshot:
-        """The snapshot of a parameter, if the caller may see it."""
+        """The snapshot that a parameter names, if the caller may see it."""
         snapshot = self.region.snapshots.get(self.values[key])
         if snapshot is None or self.state.is_hidden(snapshot):
             raise _not_found(self.values[key])
@@ -44,7 +44,7 @@ class EbsCall:
         return snapshot
 
     def find_pending(self) -> Snapshot:
-        """A snapshot of the caller's that still takes blocks."""
+        """One of the caller's snapshots that still takes blocks."""
         snapshot = self.find_snapshot()
         if snapshot.owner != self.account.id:
             raise ServiceError(
@@ -158,7 +158,7 @@ def _find_parent(call: EbsCall) -> Snapshot | None:
 
 
 def _check_encryption(call: EbsCall, parent: Snapshot | None) -> bool:
-    """Whether the snapshot is encrypted by its own parameters or the region's default."""
+    """Whether the request's parameters or the region's default encrypt the snapshot."""
     by_default = call.region.encryption_by_default
     if parent is not None:
         if by_default and not parent.encrypted:
@@ -230,7 +230,7 @@ def complete_snapshot(call: EbsCall) -> Answer:
 
 
 def make_linear_checksum(blocks: Mapping[int, Block]) -> str:
-    """SHA-256, base64, over the raw digests in the order of the index."""
+    """SHA-256, in base64, of the blocks' raw digests in the order of their index."""
     digests = b"".join(blocks[index].digest for index in sorted(blocks))
     return base64.b64encode(hashlib.sha256(digests).digest()).decode()
 

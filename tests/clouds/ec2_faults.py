@@ -1,8 +1,8 @@
-"""What shall go wrong on the strict EC2 server: rules that a test gives, matched by action.
+"""Faults of the strict EC2 server: a test adds rules, which are matched by action.
 
 An action is written as IAM writes it, `ebs:PutSnapshotBlock`, `ec2:RegisterImage`, and may have
-wildcards, `ebs:*`. For S3 both the operation (`s3:UploadPart`) and the right that it needs
-(`s3:PutObject`) count.
+wildcards, `ebs:*`. For S3, a rule may name the operation (`s3:UploadPart`) or the right that it
+needs (`s3:PutObject`).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _FAILED = {"ebs": "InternalServerException", "ec2": "InternalError", "s3": "Inte
 
 @dataclass(kw_only=True)
 class Rule:
-    """One thing that goes wrong. It lets `skip` matching requests pass, then takes `times`."""
+    """One fault. It lets `skip` matching requests pass, then applies to the next `times`."""
 
     action: str
     region: str | None = None
     skip: int = 0
     times: int | None = None
-    """None: for ever."""
+    """None: without end."""
     error: ServiceError | None = None
     denies: bool = False
     cut: Cut | None = None
@@ -43,7 +43,7 @@ class Rule:
 
     @property
     def ends(self) -> bool:
-        """Whether no later rule can have its turn."""
+        """Whether a request that this rule applies to reaches no later rule."""
         return self.denies or self.error is not None or self.cut in ("before", "hang")
 
     def matches(self, names: Sequence[str], region: str) -> bool:
@@ -53,16 +53,17 @@ class Rule:
 
 
 class Faults:
-    """The rules, in the order in which they were given. Safe to use from any thread.
+    """The rules, in the order in which the test added them. Safe to use from any thread.
 
-    Every verb takes `skip`: so many matching requests pass first. `times=None` is for ever.
+    In every method, `skip` is the number of matching requests that pass first, and `times=None`
+    means without end.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rules: list[Rule] = []
         self.released = threading.Event()
-        """Set when requests that hang shall end."""
+        """Set when hanging requests should end."""
         self._reset()
 
     def _reset(self) -> None:
@@ -81,7 +82,7 @@ class Faults:
         return rule
 
     def clear(self) -> None:
-        """Forgets every rule and setting, and lets hanging requests go."""
+        """Removes every rule and setting, and ends hanging requests."""
         with self._lock:
             self._rules.clear()
             self._reset()
@@ -89,7 +90,7 @@ class Faults:
         self.released = threading.Event()
 
     def take(self, names: Sequence[str], region: str) -> list[Rule]:
-        """The rules that this request falls under, counted down: up to the first that ends it."""
+        """Takes the rules that apply to this request, up to the first that ends it."""
         taken = []
         with self._lock:
             for rule in self._rules:
@@ -106,7 +107,7 @@ class Faults:
     # ---- rights
 
     def deny(self, action: str, region: str | None = None, *, skip: int = 0) -> Rule:
-        """UnauthorizedOperation, AccessDeniedException or AccessDenied, and so for dry runs."""
+        """Denies with the service's own error code, in dry runs too."""
         return self.add(Rule(action=action, region=region, skip=skip, denies=True))
 
     # ---- answers
@@ -123,7 +124,7 @@ class Faults:
         skip: int = 0,
         region: str | None = None,
     ) -> Rule:
-        """Any error."""
+        """Refuses with any error."""
         error = ServiceError(code, message, status=status, reason=reason)
         return self.add(Rule(action=action, region=region, skip=skip, times=times, error=error))
 
@@ -136,7 +137,7 @@ class Faults:
         reason: str | None = None,
         skip: int = 0,
     ) -> Rule:
-        """ "Too many requests" as the service says it; `code` ThrottlingException also is used."""
+        """Throttles with the service's own error code; services also use ThrottlingException."""
         own_code, status, own_reason = _THROTTLED[action.partition(":")[0]]
         return self.refuse(
             action,
@@ -149,7 +150,7 @@ class Faults:
         )
 
     def fail(self, action: str, times: int | None = 1, *, status: int = 500, skip: int = 0) -> Rule:
-        """An internal error, status 500 or 503."""
+        """Fails with an internal error, status 500 or 503."""
         code = "ServiceUnavailable" if status == 503 else None
         service = action.partition(":")[0]
         return self.refuse(
@@ -164,7 +165,7 @@ class Faults:
     def quota(
         self, action: str, code: str | None = None, *, times: int | None = None, skip: int = 0
     ) -> Rule:
-        """A quota of the account is reached."""
+        """Refuses because the account reached a quota."""
         if action.startswith("ebs:"):
             return self.refuse(
                 action,
@@ -183,16 +184,16 @@ class Faults:
     def reset(
         self, action: str, times: int | None = 1, *, after: bool = False, skip: int = 0
     ) -> Rule:
-        """The connection is reset; `after`: when the request has taken effect."""
+        """Resets the connection; with `after`, once the request has taken effect."""
         cut: Cut = "after" if after else "before"
         return self.add(Rule(action=action, skip=skip, times=times, cut=cut))
 
     def hang(self, action: str, times: int | None = 1, *, skip: int = 0) -> Rule:
-        """No answer, until `clear` or the server's end; the request takes no effect."""
+        """Gives no answer until `clear` or the server's end; the request takes no effect."""
         return self.add(Rule(action=action, skip=skip, times=times, cut="hang"))
 
     def slow(self, action: str, seconds: float, times: int | None = None, *, skip: int = 0) -> Rule:
-        """The answer comes so many real seconds later."""
+        """Delays the answer by this many real seconds."""
         return self.add(Rule(action=action, skip=skip, times=times, seconds=seconds))
 
     def on(
@@ -203,38 +204,38 @@ class Faults:
         times: int | None = 1,
         skip: int = 0,
     ) -> Rule:
-        """Calls a function of the test before the request takes effect: to kill, to look."""
+        """Calls a function of the test, such as one that kills, before the request takes effect."""
         return self.add(Rule(action=action, skip=skip, times=times, call=call))
 
     # ---- snapshots
 
     def not_found_for(self, *, seconds: float = 0, times: int = 0) -> None:
-        """Each snapshot is "not found" so long, or so many times, after its StartSnapshot."""
+        """Hides each snapshot ("not found") for a time, or some calls, after StartSnapshot."""
         self.hidden_seconds, self.hidden_times = seconds, times
 
     def complete_after(self, describes: int = 0, *, seconds: float = 0) -> None:
-        """A snapshot stays `pending` for so many looks, or seconds of the clock, after
-        CompleteSnapshot (at first: one look); copies and imports likewise."""
+        """Keeps a snapshot `pending` after CompleteSnapshot for this many describe calls, or
+        seconds of the clock (initially one call). Copies and imports likewise."""
         self.describes_until_completed, self.seconds_until_completed = describes, seconds
 
     def complete_error(self, times: int = 1) -> None:
-        """So many snapshots end in `error` instead of `completed`."""
+        """Makes this many snapshots end in `error` instead of `completed`."""
         self.completions_to_fail = times
 
     def wrong_checksum(self, times: int = 1) -> None:
-        """So many puts are refused as if their bytes had changed on the way."""
+        """Refuses this many puts as if their bytes had changed on the way."""
         self.checksums_to_refuse = times
 
     def damage(self, times: int = 1) -> None:
-        """So many puts are stored with a changed byte, silently."""
+        """Stores this many puts with a changed byte, without an error."""
         self.blocks_to_damage = times
 
     def import_error(self, times: int = 1) -> None:
-        """So many ImportSnapshot tasks end in `deleted`."""
+        """Makes this many ImportSnapshot tasks end in `deleted`."""
         self.imports_to_fail = times
 
     def take_one(self, counter: str) -> bool:
-        """Counts one of the attributes above down; whether there was one left."""
+        """Counts down one of the attributes above; returns whether it was above zero."""
         with self._lock:
             left = int(getattr(self, counter))
             setattr(self, counter, max(0, left - 1))

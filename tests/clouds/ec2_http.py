@@ -1,4 +1,4 @@
-"""The HTTP part of the strict EC2 server: connections, who asks, and what rules do to a request."""
+"""The HTTP part of the strict EC2 server: connections, authentication, and how faults apply."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ec2_faults import Rule
 from ec2_protocol import Answer, Request, ServiceError, Signed
 from ec2_state import Account, Ec2State
 
-_UNSIGNED_BODIES = ("ebs:PutSnapshotBlock",)  # "v4-unsigned-body" in the model
+_UNSIGNED_BODIES = ("ebs:PutSnapshotBlock",)  # "v4-unsigned-body" in botocore's model
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedRequest:
-    """A request that the server had."""
+    """A request that the server received."""
 
     time: float
     action: str
@@ -37,14 +37,14 @@ class LoggedRequest:
     status: int
     """0: no answer was given."""
     code: str | None
-    """Of the error."""
+    """The error's code."""
     index: int | None
-    """Of the block that was put or read."""
+    """The index of the block that was put or read."""
     body_bytes: int
     dry_run: bool
 
 
-# --- who asks -----------------------------------------------------------------------------------
+# --- authentication -----------------------------------------------------------------------------
 
 _REFUSALS: Mapping[str, Mapping[str, tuple[str, int, str]]] = {
     "unsigned": {
@@ -122,7 +122,7 @@ def _refusal(kind: str, service: str) -> ServiceError:
 
 
 def _authenticate(state: Ec2State, request: Request, signed: Signed | None, action: str) -> Account:
-    """The caller. ServiceError: unknown, expired, a wrong signature, a region that is not on."""
+    """The caller. ServiceError: unknown, expired, wrong signature, or region not enabled."""
     service = action.partition(":")[0]
     if signed is None:
         raise _refusal("unsigned", service)
@@ -164,7 +164,7 @@ def _deny(service: str, action: str, account: Account) -> ServiceError:
 
 
 class _Cut(Exception):
-    """The connection ends without an answer."""
+    """Raised to end the connection without an answer."""
 
 
 class HttpServer(ThreadingHTTPServer):
@@ -218,7 +218,7 @@ class HttpServer(ThreadingHTTPServer):
             self._connections.discard(connection)
 
     def shutdown_request(self, request: Any) -> None:
-        """Closes; a connection that is to be reset gets no orderly end before."""
+        """Closes the connection, without an orderly shutdown if it is to be reset."""
         with suppress(OSError):
             if request.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER):
                 self.close_request(request)
@@ -226,7 +226,7 @@ class HttpServer(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away: nothing to print."""
+        """Prints nothing about a client that went away."""
 
 
 def _make_resetting(connection: socket.socket) -> None:
@@ -248,7 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
             super().finish()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: requests are in `Ec2Server.requests`."""
+        """Prints nothing: `Ec2Server.requests` has the requests."""
 
     def do_GET(self) -> None:
         self._serve()
@@ -287,7 +287,7 @@ class _Handler(BaseHTTPRequestHandler):
         return data
 
     def _receive_chunk(self) -> bytes:
-        """A chunk of the transfer encoding; nothing: the last one."""
+        """Reads one chunk of the transfer encoding; the last chunk is empty."""
         head = self.rfile.readline()
         if not head.strip():
             raise _Cut
@@ -351,7 +351,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _find_operation(
         self, request: Request, service: str
     ) -> tuple[str, list[str], dict[str, str]]:
-        """The operation, the names that rules may have for it, and what the path or form says."""
+        """The operation, the names by which rules may match it, and the fields of path or form."""
         if service == "ebs":
             found = protocol.find_ebs_action(request)
             if found is None:
@@ -371,7 +371,7 @@ class _Handler(BaseHTTPRequestHandler):
         return action, [f"{service}:{action}"], fields
 
     def _apply(self, rules: Sequence[Rule], account: Account, service: str) -> bool:
-        """Lets rules happen; whether the connection is to be cut afterwards."""
+        """Applies the rules; returns whether to cut the connection after the request."""
         after = False
         for rule in rules:
             if rule.seconds:
@@ -404,7 +404,7 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> Answer:
         values = protocol.parse_ebs_request(action, fields, request)
         if action == "PutSnapshotBlock":
-            _ = request.body_digest  # the lock is not held for the hashing
+            _ = request.body_digest  # hashes before it takes the lock
         with self.state.lock:
             call = ec2_ebs.EbsCall(
                 state=self.state,
@@ -461,7 +461,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _guess_service(request: Request) -> str:
-    """For a request that is not signed."""
+    """The service that an unsigned request is probably for."""
     if request.path.startswith("/snapshots"):
         return "ebs"
     return "ec2" if request.method == "POST" and request.path == "/" else "s3"

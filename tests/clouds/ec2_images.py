@@ -19,11 +19,11 @@ from ec2_protocol import ServiceError, format_time
 from ec2_snapshots import check_key, find_user
 from ec2_state import ALL, Device, Image, Pending, Snapshot, is_default_key, make_id
 
-_NAME = re.compile(r"[A-Za-z0-9 ()\[\]./\-'@_]{3,128}")  # see the facts
+_NAME = re.compile(r"[A-Za-z0-9 ()\[\]./\-'@_]{3,128}")  # docs/facts/ec2.md
 _VOLUME_TYPES = ("standard", "io1", "io2", "gp2", "gp3", "sc1", "st1")
 _DAY = 24 * 3600
-_FURTHEST_DEPRECATION = 10 * 366 * _DAY  # "at most 10 years", leap days allowed for
-_FURTHEST_PUBLIC_DEPRECATION = 2 * 366 * _DAY  # of public images, as the model says
+_FURTHEST_DEPRECATION = 10 * 366 * _DAY  # "at most 10 years", and leap days
+_FURTHEST_PUBLIC_DEPRECATION = 2 * 366 * _DAY  # of public images, from botocore's model
 _COOLDOWN = "enabled-with-cooldown"
 
 _FIELDS: Fields[Image] = {
@@ -193,7 +193,7 @@ def describe_images(call: Call) -> dict[str, Any]:
 
 
 def _is_asked_for(call: Call, image: Image, *, by_id: bool) -> bool:
-    """By owner, by who may launch it, and not deprecated for others than its owner."""
+    """Whether Owners, ExecutableUsers and deprecation let the list show the image."""
     mine = image.owner == call.account.id
     owners = call.values.get("Owners")
     users = call.values.get("ExecutableUsers", ())
@@ -209,7 +209,7 @@ def _is_asked_for(call: Call, image: Image, *, by_id: bool) -> bool:
 
 
 def settle_image(call: Call, image: Image) -> None:
-    """Makes a copy available that is due."""
+    """Makes a copy available, or failed, when it is due."""
     pending = image.pending
     if pending is None or not pending.is_due(call.state.clock.now()):
         return
@@ -257,7 +257,7 @@ def _describe_failure(image: Image) -> dict[str, str] | None:
 
 
 def _describe_mappings(call: Call, image: Image) -> list[dict[str, Any]]:
-    """A copy that is not done shows no snapshot yet."""
+    """The block device mappings; an unfinished copy shows no snapshot yet."""
     described: list[dict[str, Any]] = []
     for each in image.mappings:
         snapshot = call.region.snapshots.get(each.snapshot_id or "")
@@ -528,7 +528,7 @@ def _delete_associated(call: Call, snapshot_id: str) -> str:
     return "success"
 
 
-# --- who uses it --------------------------------------------------------------------------------
+# --- references ---------------------------------------------------------------------------------
 
 
 def describe_image_references(call: Call) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A site of EC2 on the strict server of the tests, with an image to publish there."""
+"""An EC2 site on the tests' strict server, with an image to publish there."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The wire side of the strict EC2 server: signatures, requests and answers by botocore's models.
+"""The wire protocols of the strict EC2 server, which follow botocore's models.
 
-Nothing here knows what an action does. The models that botocore writes requests from are read the
-other way round, so a parameter that Amazon does not know is refused and an answer cannot have a
-shape that Amazon's would not have.
+Nothing here knows what an action does. This module parses requests by the models from which
+botocore writes them, so it refuses a parameter that Amazon does not know, and an answer can only
+have the shape that Amazon's would have.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xml.sax.saxutils import escape
 
 import botocore.session
 
-SKEW_SECONDS = 300  # what SigV4 allows a request's date to be off
+SKEW_SECONDS = 300  # how far SigV4 lets a request's date be off
 _UNSIGNED = "UNSIGNED-PAYLOAD"
 _SCHEME = re.compile(
     r"AWS4-HMAC-SHA256 Credential=(?P<key>[^/,]+)/(?P<date>\d{8})/(?P<region>[^/]+)"
@@ -33,7 +33,7 @@ _SCHEME = re.compile(
 
 
 class ServiceError(Exception):
-    """An answer that is none: an error code with its HTTP status, as the service names it."""
+    """An error answer: the service's error code and its HTTP status."""
 
     def __init__(
         self, code: str, message: str, *, status: int = 400, reason: str | None = None
@@ -55,7 +55,7 @@ class Request:
 
     @cached_property
     def body_digest(self) -> bytes:
-        """SHA-256 of the body, raw."""
+        """The raw SHA-256 of the body."""
         return hashlib.sha256(self.body).digest()
 
     def header(self, name: str) -> str | None:
@@ -73,7 +73,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Signed:
-    """What a request says of who signed it, not verified yet."""
+    """What a request claims about its signer, not yet verified."""
 
     key: str
     date: str
@@ -98,7 +98,7 @@ def operation_model(service: str, action: str) -> Any:
 
 
 def read_signature(request: Request) -> Signed | None:
-    """None: the request is not signed, or not with version 4 in the Authorization header."""
+    """The signature; None without one of version 4 in the Authorization header."""
     found = _SCHEME.match(request.header("Authorization") or "")
     if found is None:
         return None
@@ -123,7 +123,7 @@ def _signing_key(secret: str, date: str, region: str, service: str) -> bytes:
 def is_signature_right(
     request: Request, signed: Signed, secret: str, *, may_be_unsigned: bool
 ) -> bool:
-    """Whether the version-4 signature is of this request by this secret.
+    """Whether this secret gives this version-4 signature for this request.
 
     `may_be_unsigned`: whether the operation takes a body that the signature does not cover.
     """
@@ -189,8 +189,8 @@ def parse_form(body: bytes) -> dict[str, str]:
 def parse_ec2_query(action: str, fields: Mapping[str, str]) -> dict[str, Any]:
     """The parameters of an action by their model's names.
 
-    ServiceError: a parameter that the action does not have, a value of the wrong type, a required
-    one that is missing.
+    ServiceError: the action does not have such a parameter, a value has the wrong type, or a
+    required parameter is missing.
     """
     left = {k: v for k, v in fields.items() if k not in ("Action", "Version")}
     values = _parse_structure(operation_model("ec2", action).input_shape, "", left)
@@ -250,7 +250,7 @@ def _parse_scalar(shape: Any, key: str, text: str) -> Any:
 
 
 def _convert(shape: Any, text: str) -> Any:
-    """The value of a simple shape as text; ValueError: it is none."""
+    """Converts text to the value of a simple shape. ValueError: the text is not such a value."""
     if shape.type_name in ("integer", "long"):
         return int(text)
     if shape.type_name in ("float", "double"):
@@ -329,7 +329,7 @@ def write_s3_answer(tag: str, inside: str, status: int = 200) -> Answer:
     return _answer_xml(status, f'<{tag} xmlns="{namespace}">{inside}</{tag}>')
 
 
-# --- REST-JSON, as the EBS direct APIs have it --------------------------------------------------
+# --- REST-JSON, which the EBS direct APIs use ---------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,7 +364,7 @@ def _invalid(message: str) -> ServiceError:
 
 
 def parse_ebs_request(action: str, in_path: Mapping[str, str], request: Request) -> dict[str, Any]:
-    """The parameters by their model's names, checked against everything that the model says."""
+    """The parameters by their model's names, checked against the whole model."""
     shape = operation_model("ebs", action).input_shape
     query = dict(parse_qsl(request.query, keep_blank_values=True))
     values: dict[str, Any] = {}
@@ -426,7 +426,7 @@ _JSON_TYPES: Mapping[str, type | tuple[type, ...]] = {
 
 
 def _check(shape: Any, name: str, value: Any) -> Any:
-    """Refuses what the model's limits (type, range, length, pattern, choice) do not allow."""
+    """Refuses a value outside the model's limits (type, range, length, pattern, choice)."""
     expected: Any = _JSON_TYPES[shape.type_name]
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         raise _invalid(f"{name} is not a {shape.type_name}")
@@ -464,7 +464,7 @@ def write_ebs_answer(action: str, values: Mapping[str, Any]) -> Answer:
     return Answer(status=model.http.get("responseCode", 200), body=body, headers=headers)
 
 
-# --- errors, as each protocol gives them --------------------------------------------------------
+# --- errors, in the form of each protocol -------------------------------------------------------
 
 
 def write_error(service: str, error: ServiceError, request_id: str) -> Answer:

@@ -1,4 +1,4 @@
-"""The little S3 that an import needs: objects and multipart uploads in buckets that exist."""
+"""The part of S3 that an import needs: objects and multipart uploads in existing buckets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ec2_protocol import (
 )
 from ec2_state import Bucket, Ec2State, Object, Upload
 
-_SMALLEST_PART = 5 << 20  # of a multipart upload, the last one aside
+_SMALLEST_PART = 5 << 20  # of a multipart upload; the last part may be smaller
 _LARGEST_PUT = 5 << 30
 _KEPT_HEADERS = ("x-amz-meta-", "x-amz-tagging", "content-type")
 
@@ -49,7 +49,7 @@ class _S3Call:
         return found
 
     def read_body(self) -> bytes:
-        """The data, checked against what the client says of it."""
+        """The data, checked against the client's digests."""
         data = unchunk(self.request)
         md5 = self.request.header("Content-MD5")
         if md5 is not None and md5 != base64.b64encode(hashlib.md5(data).digest()).decode():
@@ -79,7 +79,7 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def find_operation(request: Request) -> tuple[str, str]:
-    """The operation and the right that it needs, from method, path and query."""
+    """Finds the operation, and the right that it needs, from method, path and query."""
     query = dict(parse_qsl(request.query, keep_blank_values=True))
     _, key = _split(request.path)
     found = {
@@ -115,7 +115,7 @@ def perform(state: Ec2State, operation: str, account: str, region: str, request:
         raise ServiceError("NoSuchBucket", "The specified bucket does not exist", status=404)
     if bucket.owner != account:
         raise ServiceError("AccessDenied", "Access Denied", status=403)
-    if bucket.region != region and operation == "HeadBucket":  # an answer without a body
+    if bucket.region != region and operation == "HeadBucket":  # a HEAD answer has no body
         return Answer(status=301, headers={"x-amz-bucket-region": bucket.region})
     if bucket.region != region:
         raise ServiceError(

@@ -1,26 +1,28 @@
 """A server that stands in for Amazon in tests: EC2, EBS direct, STS and a little S3 on one port.
 
-As strict as the facts and botocore's models say: see `test_ec2_server.py`, one test per fact.
-Several regions (from the scope of the signature), two accounts, version-4 signatures verified.
+It is as strict as docs/facts/ec2.md and botocore's models; `test_ec2_server.py` has one test for
+each fact. It has several regions (the signature's scope names one) and two accounts, and verifies
+version-4 signatures.
 
     with Ec2Server() as server:
         ebs = server.client("ebs", "us-east-1")        # boto3, without its own retries
         server.faults.throttle("ebs:PutSnapshotBlock", times=3, skip=10)
         ...
-        assert server.content(snapshot_id) == {0: block}   # parents resolved
+        assert server.content(snapshot_id) == {0: block}   # with the parents' blocks
         assert server.count("ebs:PutSnapshotBlock") == 14
         assert not server.costs().pending_snapshots
 
 - `endpoint`, `account` (`key`, `secret`), `environ`: what a client needs.
 - `faults` (ec2_faults.Faults): deny, refuse, throttle, fail, quota, reset, hang, slow, on,
   not_found_for, complete_after, complete_error, wrong_checksum, damage, import_error, clear.
-- `requests`, `count(action, ok=...)`: what was asked, in order of the answers.
-- `clock.advance(seconds)`: time goes on (idle snapshots time out, block tokens expire).
+- `requests`, `count(action, ok=...)`: the requests, in the order of their answers.
+- `clock.advance(seconds)`: moves the clock on (idle snapshots time out, block tokens expire).
 - `expire_credentials`, `renew_credentials`, `forbid_public`, `add_bucket`, `add_role`,
   `run_instance`, `use_image`, `other_account_image`, `other_account_snapshot`, `set_page_limit`.
-- `blackout(seconds)`, `stop()`, `start()`: the network goes, and comes back on the same port.
+- `blackout(seconds)`, `stop()`, `start()`: take the network away, and bring it back on the same
+  port.
 - `content`, `compare(snapshot_id, disk)`, `snapshot`, `image`, `snapshots`, `images`,
-  `pending_snapshots`, `costs`: what there is.
+  `pending_snapshots`, `costs`: what the service holds.
 """
 
 from __future__ import annotations
@@ -58,11 +60,11 @@ from ec2_state import (
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What goes on costing money although nothing uses it."""
+    """Unused resources that go on costing money."""
 
     pending_snapshots: Sequence[str]
     unused_snapshots: Sequence[str]
-    """Without an image; those in `error` too."""
+    """Snapshots without an image, including those in `error`."""
     objects: Sequence[str]
     """bucket/key"""
     uploads: Sequence[str]
@@ -73,9 +75,9 @@ class Costs:
 
 
 class Ec2Server:
-    """Runs from `with` to its end, or from `start` to `stop`. `state` may be another's.
+    """Runs inside `with`, or from `start` to `stop`. `state` may be that of another server.
 
-    `tls`: the files of a certificate and its key; the endpoint is https then.
+    `tls`: the files of a certificate and its key; with them, the endpoint is https.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class Ec2Server:
         self.stop()
 
     def start(self) -> None:
-        """Listens: on a free port the first time, on the same one afterwards."""
+        """Listens, on a free port the first time and on the same port afterwards."""
         with self._switch:
             if self._http is None:
                 self._http = HttpServer(self.state, self.requests, self.port, self._tls)
@@ -110,14 +112,14 @@ class Ec2Server:
                 self._http.run()
 
     def stop(self) -> None:
-        """No longer listens, and cuts what is connected. The state stays."""
+        """Stops listening and cuts all connections. The state stays."""
         with self._switch:
             if self._http is not None:
                 self._http.end()
                 self._http = None
 
     def blackout(self, seconds: float | None = None) -> None:
-        """The network is gone for so many real seconds, or for good. May be called by a rule."""
+        """Takes the network away for this many real seconds, or for good. A rule may call this."""
         self.stop()
         if seconds is not None:
             timer = threading.Timer(seconds, self.start)
@@ -152,7 +154,7 @@ class Ec2Server:
         account: Account | None = None,
         validates: bool = True,
     ) -> Any:
-        """A boto3 client that asks once: no retries. `validates`: whether it checks parameters."""
+        """A boto3 client without retries. `validates`: whether the client checks parameters."""
         caller = account or self.account
         config = Config(
             retries={"total_max_attempts": 1},
@@ -176,7 +178,7 @@ class Ec2Server:
     # ---- settings of the service
 
     def expire_credentials(self, after: int = 0) -> None:
-        """The caller's credentials expire, now or after so many more requests."""
+        """Expires the caller's credentials, now or after this many more requests."""
         with self.state.lock:
             self.account.requests_left = after
 
@@ -189,7 +191,7 @@ class Ec2Server:
             self.account.token = token
 
     def forbid_public(self, region: str | None = None) -> None:
-        """Block-public-access for images and snapshots is on."""
+        """Turns on block-public-access for images and snapshots."""
         for name in self.state.regions if region is None else [region]:
             self.state.regions[name].image_block_public = True
             self.state.regions[name].snapshot_block_public = "block-all-sharing"
@@ -210,7 +212,7 @@ class Ec2Server:
     def use_image(
         self, image_id: str, type: str = "ec2:LaunchTemplate", *, region: str = "us-east-1"
     ) -> str:
-        """Something of the caller's uses the image from now on; its ARN."""
+        """Adds a resource of the caller's that uses the image; returns its ARN."""
         service, _, kind = type.partition(":")
         name = make_id({"Instance": "i", "LaunchTemplate": "lt"}.get(kind, "used"))
         arn = f"arn:aws:{service}:{region}:{self.account.id}:{kind.lower()}/{name}"
@@ -220,7 +222,7 @@ class Ec2Server:
         return arn
 
     def run_instance(self, image_id: str, region: str = "us-east-1") -> str:
-        """An instance of the image runs; its ARN."""
+        """Adds a running instance of the image; returns its ARN."""
         return self.use_image(image_id, "ec2:Instance", region=region)
 
     def other_account_snapshot(
@@ -231,7 +233,7 @@ class Ec2Server:
         volume_gib: int = 1,
         shared: bool = True,
     ) -> str:
-        """A completed snapshot of another account, shared with the caller or not."""
+        """Adds a completed snapshot of another account, which may share it with the caller."""
         with self.state.lock:
             snapshot = self.state.add_snapshot(region, OTHER_ACCOUNT_ID, volume_gib)
             snapshot.state = "completed"
@@ -244,7 +246,7 @@ class Ec2Server:
     def other_account_image(
         self, name: str, *, region: str = "us-east-1", shared: bool = True, public: bool = False
     ) -> str:
-        """An image of another account, shared with the caller, public or neither."""
+        """Adds an image of another account: shared with the caller, public or neither."""
         with self.state.lock:
             snapshot_id = self.other_account_snapshot(region=region, shared=shared)
             image = Image(
@@ -265,22 +267,22 @@ class Ec2Server:
             self.state.regions[region].images[image.id] = image
             return image.id
 
-    # ---- what there is
+    # ---- what the service holds
 
     def snapshot(self, snapshot_id: str) -> Snapshot:
-        """KeyError: no region has it."""
+        """A snapshot of any region. KeyError: no region has it."""
         with self.state.lock:
             found = {each.id: each for each in self.state.all_snapshots()}[snapshot_id]
             self.state.settle(found)
             return found
 
     def image(self, image_id: str) -> Image:
-        """KeyError: no region has it."""
+        """An image of any region. KeyError: no region has it."""
         with self.state.lock:
             return {each.id: each for each in self.state.all_images()}[image_id]
 
     def snapshots(self, region: str | None = None) -> list[Snapshot]:
-        """The caller's."""
+        """The caller's snapshots."""
         with self.state.lock:
             found = [
                 each
@@ -292,7 +294,7 @@ class Ec2Server:
             return found
 
     def images(self, region: str | None = None) -> list[Image]:
-        """The caller's."""
+        """The caller's images."""
         with self.state.lock:
             return [
                 each
@@ -301,13 +303,13 @@ class Ec2Server:
             ]
 
     def content(self, snapshot_id: str) -> dict[int, bytes]:
-        """Every block that was written, to the snapshot or an ancestor, by index."""
+        """Every block written to the snapshot or an ancestor, by index."""
         with self.state.lock:
             blocks = self.snapshot(snapshot_id).blocks
             return {index: self.state.blocks.read(blocks[index]) for index in sorted(blocks)}
 
     def compare(self, snapshot_id: str, disk: Path) -> list[int]:
-        """The blocks in which a snapshot, read as a volume, is not the disk; memory bounded."""
+        """The indexes of the blocks where the snapshot's volume differs from the disk."""
         snapshot, wrong, zeros = self.snapshot(snapshot_id), [], bytes(BLOCK_BYTES)
         blocks = snapshot.blocks
         count = max(math.ceil(disk.stat().st_size / BLOCK_BYTES), max(blocks, default=-1) + 1)
@@ -340,7 +342,7 @@ class Ec2Server:
             )
 
     def count(self, action: str, *, ok: bool | None = None) -> int:
-        """Requests of an action; `ok`: only those that succeeded, or only those that did not."""
+        """Counts an action's requests; with `ok`, only those that succeeded or that failed."""
         return sum(
             each.action == action and ok in (None, 200 <= each.status < 300)
             for each in list(self.requests)
@@ -349,7 +351,7 @@ class Ec2Server:
 
 @cache
 def _loader() -> Any:
-    """One for all clients: it remembers the models, and EC2's takes long to read."""
+    """One loader for all clients: it caches the models, and EC2's takes long to read."""
     return botocore.session.get_session().get_component("data_loader")
 
 

@@ -1,4 +1,4 @@
-"""The EC2 actions on snapshots, and their import from S3."""
+"""The EC2 actions on snapshots, including imports from S3."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ec2_call import (
 from ec2_protocol import ServiceError
 from ec2_state import ALL, BLOCK_BYTES, GIB, Ec2State, ImportTask, Snapshot, is_default_key, make_id
 
-_FORMATS = ("RAW", "VHD", "VMDK")  # of ImportSnapshot, see the facts
+_FORMATS = ("RAW", "VHD", "VMDK")  # of ImportSnapshot: docs/facts/ec2.md
 _BAD_ROLE = "The service role {} provided does not exist or does not have sufficient permissions"
 
 _FIELDS: Fields[Snapshot] = {
@@ -102,7 +102,7 @@ def delete_snapshot(call: Call) -> dict[str, Any]:
 
 
 def find_user(call: Call, snapshot_id: str) -> str | None:
-    """The image that a snapshot belongs to."""
+    """The id of the image that uses a snapshot."""
     images = call.region.images.values()
     return next((each.id for each in images if snapshot_id in each.snapshot_ids), None)
 
@@ -130,7 +130,7 @@ def modify_snapshot_attribute(call: Call) -> dict[str, Any]:
 
 
 def _read_permissions(values: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """Whom to add and whom to remove, from either of the two forms of the request."""
+    """Reads whom to add and whom to remove, from either form of the request."""
     if values.get("Attribute", "createVolumePermission") != "createVolumePermission":
         raise invalid("Only createVolumePermission can be changed")
     changes = values.get("CreateVolumePermission", {})

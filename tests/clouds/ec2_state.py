@@ -1,6 +1,6 @@
-"""What the strict EC2 server remembers: accounts, and per region snapshots, images and the rest.
+"""The state of the strict EC2 server: accounts, and each region's snapshots, images and the rest.
 
-The state outlives the HTTP part, so that a test can take the network away and give it back.
+The state outlives the HTTP part, so a test can take the network away and bring it back.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Literal, NamedTuple, TypeVar
 
 from ec2_faults import Faults
 
-BLOCK_BYTES = 524_288  # of a snapshot, see the facts
+BLOCK_BYTES = 524_288  # of a snapshot: docs/facts/ec2.md
 GIB = 1 << 30
 ACCOUNT_ID, OTHER_ACCOUNT_ID = "111122223333", "444455556666"
 REGIONS = ("us-east-1", "eu-central-1", "eu-west-1")
 DISABLED_REGION = "ap-east-1"
-"""Exists, and is not opted in to."""
-PENDING_SNAPSHOTS = 100  # quota, see the facts
+"""A region that exists, but that the account has not enabled."""
+PENDING_SNAPSHOTS = 100  # quota: docs/facts/ec2.md
 DEFAULT_TIMEOUT_MINUTES = 60
 ALL = "all"
 _DEFAULT_KEY = "key/aws-ebs"
@@ -34,7 +34,7 @@ SnapshotState = Literal["pending", "completed", "error"]
 
 
 class Clock:
-    """The time in seconds since 1970; a test may move it on."""
+    """The time in seconds since 1970; a test may advance it."""
 
     def __init__(self) -> None:
         self._ahead = 0.0
@@ -54,9 +54,9 @@ class Account:
     key: str
     secret: str = field(repr=False)
     token: str | None = field(default=None, repr=False)
-    """Of temporary credentials."""
+    """The session token of temporary credentials."""
     requests_left: int | None = None
-    """So many requests until the credentials expire."""
+    """The number of requests until the credentials expire."""
 
     @property
     def arn(self) -> str:
@@ -64,14 +64,14 @@ class Account:
 
 
 class Block(NamedTuple):
-    """A block that was written once: where its bytes are, and their SHA-256, raw."""
+    """A stored block: where its bytes are, and their raw SHA-256."""
 
     slot: int
     digest: bytes
 
 
 class Blocks:
-    """The bytes of all blocks, in a file that has no name."""
+    """The bytes of all blocks, in a temporary file without a name."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
@@ -92,7 +92,7 @@ class Blocks:
 
 @dataclass(kw_only=True)
 class Pending:
-    """Something that is done later: after so many looks, and not before a time."""
+    """Work that is due after a number of describe calls, and not before a certain time."""
 
     looks: int
     until: float
@@ -104,7 +104,7 @@ class Pending:
 
 @dataclass(kw_only=True)
 class Snapshot:
-    """A snapshot; `written` hides `inherited`, which is all that the parent's blocks were."""
+    """A snapshot. `inherited` has all of the parent's blocks; `written` takes precedence."""
 
     id: str
     owner: str
@@ -198,7 +198,7 @@ class Image:
 
 @dataclass(kw_only=True)
 class ImportTask:
-    """An ImportSnapshot on its way; `content` is what the object was when it began."""
+    """An ImportSnapshot task; `content` is the object's content when the task began."""
 
     id: str
     owner: str
@@ -218,7 +218,7 @@ class ImportTask:
 
 @dataclass(kw_only=True)
 class Reference:
-    """Something that uses an image: an instance, a launch template, a parameter."""
+    """A resource that uses an image: an instance, a launch template or a parameter."""
 
     image_id: str
     type: str
@@ -237,7 +237,7 @@ class Object:
 
 @dataclass(kw_only=True)
 class Upload:
-    """A multipart upload that is neither completed nor aborted."""
+    """A multipart upload under way."""
 
     id: str
     key: str
@@ -269,7 +269,7 @@ class Region:
 
     @property
     def default_key(self) -> str:
-        """The key `aws/ebs` of the region: what it encrypts cannot be shared."""
+        """The region's key `aws/ebs`. A snapshot that it encrypts cannot be shared."""
         return f"arn:aws:kms:{self.name}:{ACCOUNT_ID}:{_DEFAULT_KEY}"
 
 
@@ -278,7 +278,7 @@ def is_default_key(key: str | None) -> bool:
 
 
 class Ec2State:
-    """Everything; `lock` is held by whoever reads or changes it."""
+    """The whole state. Hold `lock` to read or change it."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -290,12 +290,12 @@ class Ec2State:
         self.regions = {name: Region(name=name) for name in REGIONS}
         self.buckets: dict[str, Bucket] = {}
         self.roles: set[str] = set()
-        """IAM roles that ImportSnapshot may take."""
+        """IAM roles that ImportSnapshot may assume."""
         self.pending_limit = PENDING_SNAPSHOTS
         self.page_limit: int | None = None
-        """The most that one page of any list has, whatever the caller allows."""
+        """The largest page of any list, even if the request allows more."""
         self.dry_run_finds = True
-        """Whether a dry run looks its ids up before it says that it would have succeeded."""
+        """Whether a dry run looks up its ids before it answers that it would have succeeded."""
         self.start_tokens: dict[tuple[str, str], tuple[dict[str, object], str]] = {}
         self.ec2_tokens: dict[tuple[str, str, str], tuple[dict[str, object], str]] = {}
         self.block_tokens: dict[str, tuple[str, int, float]] = {}
@@ -312,7 +312,7 @@ class Ec2State:
         for region in self.regions.values():
             yield from region.images.values()
 
-    # ---- what happens by itself
+    # ---- what happens over time
 
     def make_pending(self) -> Pending:
         faults = self.faults
@@ -320,7 +320,7 @@ class Ec2State:
         return Pending(looks=faults.describes_until_completed, until=until)
 
     def settle(self, snapshot: Snapshot) -> None:
-        """Completes what is due and cancels what was idle for longer than its Timeout."""
+        """Completes the snapshot if due; fails it if it was idle for longer than its Timeout."""
         now = self.clock.now()
         if snapshot.state != "pending":
             return
@@ -333,7 +333,7 @@ class Ec2State:
             snapshot.message = "The snapshot could not be completed" if failed else None
 
     def is_hidden(self, snapshot: Snapshot) -> bool:
-        """Whether the service does not know of the snapshot yet; counts down."""
+        """Whether the service does not show the snapshot yet; counts this call."""
         if snapshot.hidden_times > 0:
             snapshot.hidden_times -= 1
             return True
@@ -366,10 +366,10 @@ class Ec2State:
     def take_page(
         self, what: str, items: list[T], token: str | None, limit: int | None, start: int = 0
     ) -> tuple[list[T], str | None]:
-        """A part of a list and the token of the next; `what` identifies the request.
+        """A page of a list, and the token of the next page; `what` identifies the request.
 
         `start`: where the first page begins.
-        LookupError: the token is none of this request's.
+        LookupError: the token does not belong to this request.
         """
         if token is not None:
             known, start = self.page_tokens[token]

@@ -1,5 +1,6 @@
-"""What the contract suite needs of a cloud beside the Cloud protocol: a service that it can count,
-break and look into. A new cloud joins by one class here and one line in `HARNESSES`."""
+"""What the contract suite needs beside the protocol Cloud: a service whose traffic it can count and
+break, and whose images it can read. A new cloud needs one class here and one line in
+`HARNESSES`."""
 
 from __future__ import annotations
 
@@ -14,17 +15,20 @@ from typing import Any, Protocol, Self
 
 from ec2_server import Ec2Server
 from ec2_state import BLOCK_BYTES
+from strict_cumulus import StrictCumulus
 
 from pipeline.clouds import Cloud
 from pipeline.clouds.ec2.cloud import Ec2
+from pipeline.clouds.ec2.sandbox_site import Ec2Sandbox
 from pipeline.clouds.nimbus.cloud import Nimbus
-from pipeline.clouds.nimbus.cumulus_server import CumulusServer, CumulusUser, Faults
+from pipeline.clouds.nimbus.sandbox_site import NimbusSandbox
+from pipeline.clouds.nimbus.settings import CumulusUser
 from pipeline.model import BootedImage, BootReport, Disk, Image, Release, Sha256, Site
 from pipeline.tools import run
 
 
 def make_booted(path: Path, data: bytes, disk: Disk) -> BootedImage:
-    """An image of these bytes, with a passed boot check."""
+    """An image of these bytes that has passed its boot check."""
     path.write_bytes(data)
     image = Image(
         site="site",
@@ -42,7 +46,7 @@ def make_booted(path: Path, data: bytes, disk: Disk) -> BootedImage:
 
 
 def make_release(folder: Path, name: str, *, summary: str = "Says hello") -> Release:
-    """The release of a build whose folder lies in `folder`."""
+    """The release of a build whose folder is in `folder`."""
     return Release(
         appliance="hello-phantom",
         version="1.2.0",
@@ -56,13 +60,19 @@ def make_release(folder: Path, name: str, *, summary: str = "Says hello") -> Rel
 
 @dataclass
 class Watched:
-    """Progress that is remembered."""
+    """Records the progress."""
 
     steps: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     done: list[tuple[int, int | None]] = field(default_factory=list)
 
-    def step(self, text: str) -> None:
+    def step(self, text: str, *, seconds: float | None = None) -> None:
+        self.steps.append(text)
+
+    def finish(self, text: str) -> None:
+        self.steps.append(text)
+
+    def fail(self, text: str) -> None:
         self.steps.append(text)
 
     def advance(self, done: int, total: int | None) -> None:
@@ -73,13 +83,13 @@ class Watched:
 
 
 class Harness(Protocol):
-    """A cloud's service under the test's control. Verbs of the clouds that it makes never wait."""
+    """A cloud's service under the test's control. The clouds that it makes never pause."""
 
     replaces: bool
-    """Whether an image may be replaced by another of the same name."""
+    """Whether an upload may replace another image of the same name."""
 
     repairs: bool
-    """Whether what was damaged on the way is sent again, as a part of the image only."""
+    """Whether the client sends only the damaged part of an image again."""
 
     def make_cloud(self) -> Cloud: ...
 
@@ -92,16 +102,16 @@ class Harness(Protocol):
     def make_sandbox_cloud(self) -> Cloud: ...
 
     def count_sent(self) -> int:
-        """Bytes of bodies that the service got so far."""
+        """The number of body bytes that the service has received so far."""
 
     def read(self, name: str) -> bytes | None:
-        """The image as the service has it."""
+        """The image's bytes, as the service stores them."""
 
     def cut_uploads(self, count: int | None) -> None:
-        """Cuts so many, or all until it is called with 0."""
+        """Cuts this many uploads; with None, all of them until a call with 0."""
 
     def count_servers(self) -> int:
-        """How many servers of sandboxes run."""
+        """The number of sandbox servers that are running."""
 
     def damage_uploads(self, count: int) -> None: ...
 
@@ -130,8 +140,7 @@ class NimbusHarness:
 
     def __init__(self, folder: Path) -> None:
         self.user = CumulusUser(s3id=S3ID, secret=SECRET, canonical_id=CANONICAL_ID)
-        self.faults = Faults()
-        self.server = CumulusServer(folder, [self.user, OTHER], faults=self.faults)
+        self.server = StrictCumulus(folder, [self.user, OTHER])
         self.environ = {
             "PHANTOM_HOTEL_S3ID": S3ID,
             "PHANTOM_HOTEL_S3KEY": SECRET,
@@ -170,7 +179,7 @@ class NimbusHarness:
 
     def make_sandbox_cloud(self) -> Cloud:
         site = Site(name="nimbus-sandbox", cloud="nimbus", where="built in", sandbox=True)
-        return Nimbus(site, environ={}, pause=lambda _: None)
+        return NimbusSandbox(site, environ={}, pause=lambda _: None)
 
     def count_sent(self) -> int:
         return sum(each.body_bytes for each in self.server.requests)
@@ -183,18 +192,16 @@ class NimbusHarness:
             return file.read()
 
     def cut_uploads(self, count: int | None) -> None:
-        self.faults.cut_puts, self.faults.cut_after = 3 if count is None else count, 300_000
+        self.server.cut_puts, self.server.cut_after = 3 if count is None else count, 300_000
 
     def count_servers(self) -> int:
         return threading.active_count()
 
     def damage_uploads(self, count: int) -> None:
-        self.faults.damage_puts = count
+        self.server.damage_puts = count
 
     def set_quota(self, size: int) -> None:
-        self.server.users[S3ID] = CumulusUser(
-            s3id=S3ID, secret=SECRET, canonical_id=CANONICAL_ID, quota=size
-        )
+        self.server.quotas[CANONICAL_ID] = size
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -208,7 +215,7 @@ def open_nimbus(folder: Path) -> Iterator[NimbusHarness]:
 
 
 class Ec2Harness:
-    """The strict server of the tests in Amazon's place."""
+    """The tests' strict server in Amazon's place."""
 
     replaces, repairs = False, True
 
@@ -249,7 +256,7 @@ class Ec2Harness:
 
     def make_sandbox_cloud(self) -> Cloud:
         site = Site(name="ec2-sandbox", cloud="ec2", where="built in", sandbox=True)
-        return Ec2(site, environ={}, pause=lambda _: None)
+        return Ec2Sandbox(site, environ={}, pause=lambda _: None)
 
     def count_sent(self) -> int:
         return sum(

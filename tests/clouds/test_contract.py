@@ -1,4 +1,4 @@
-"""The contract of `pipeline.clouds.Cloud`, for every cloud: real client, real local service."""
+"""The contract of `pipeline.clouds.Cloud`: each cloud's real client and a real local service."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import jsonschema
 import pytest
+from cli_runs import list_tree
 from harness import Harness, Watched, make_booted, make_release
 
 from pipeline.clouds import Cloud, clouds
@@ -26,11 +27,13 @@ from pipeline.model import (
     Appliance,
     BootedImage,
     CloudOverride,
+    Outlook,
+    Release,
     ScratchSource,
     parse_size,
 )
 
-DATA = bytes(range(256)) * 4096  # 1 MiB: larger than what sockets and buffers take at once
+DATA = bytes(range(256)) * 4096  # 1 MiB: more than sockets and buffers take at once
 OTHER_DATA = DATA[::-1]
 
 
@@ -64,7 +67,7 @@ def bench(harness: Harness, tmp_path: Path) -> Bench:
 
 
 def check_message(error: PhantomError, harness: Harness) -> None:
-    """What people see names what, where and what to do, and no secret, not even in the trace."""
+    """The error says what failed, where, and what to do; it and its traceback show no secret."""
     assert error.what and error.where and error.todo
     shown = str(error) + "".join(traceback.format_exception(error))
     assert not any(secret in shown for secret in harness.secrets)
@@ -101,6 +104,73 @@ def test_second_upload_sends_nothing(bench: Bench, progress: Watched) -> None:
         second = bench.cloud.upload(bench.booted, bench.release, progress)
         assert bench.harness.count_sent() == before
     assert second.image_id == first.image_id and second.location == first.location
+
+
+def test_foresight_is_what_happens(bench: Bench, progress: Watched) -> None:
+    """Whatever `upload` would do is known before, by calls that change nothing."""
+
+    def foresee(booted: BootedImage, release: Release) -> Outlook:
+        before = bench.harness.count_sent()
+        outlook = bench.cloud.foresee(booted.image, release, bench.folder)
+        assert bench.harness.count_sent() == before
+        return outlook
+
+    first = foresee(bench.booted, bench.release)
+    assert (first.action, first.bytes) == ("send", len(DATA))
+    with bench.cloud.open(bench.folder):
+        assert bench.cloud.list() == []
+        bench.cloud.upload(bench.booted, bench.release, progress)
+    same = foresee(bench.booted, bench.release)
+    assert (same.action, same.bytes) == ("reuse", 0)
+    renamed = make_release(bench.folder, bench.name.replace("1.2.0", "1.3.0"))
+    twin = foresee(bench.booted, renamed)
+    assert (twin.action, twin.bytes) == ("copy", 0)
+    changed = foresee(bench.make(OTHER_DATA), bench.release)
+    assert changed.action == ("send" if bench.harness.replaces else "refuse")
+
+
+def test_the_same_bytes_under_another_name_are_not_sent_again(
+    bench: Bench, progress: Watched
+) -> None:
+    """As after a new version, or other user-data."""
+    renamed = make_release(bench.folder, bench.name.replace("1.2.0", "1.3.0"))
+    with bench.cloud.open(bench.folder):
+        first = bench.cloud.upload(bench.booted, bench.release, progress)
+        before = bench.harness.count_sent()
+        second = bench.cloud.upload(bench.booted, renamed, progress)
+        assert bench.harness.count_sent() == before
+        assert second.image_id != first.image_id
+        assert bench.harness.read(renamed.name) == DATA
+        bench.cloud.retire(first)
+        assert bench.cloud.find(bench.booted.image, renamed) is not None
+    assert bench.harness.read(renamed.name) == DATA
+
+
+def test_settings_are_looked_at_without_network(harness: Harness) -> None:
+    assert harness.make_cloud().find_credentials()
+    assert list(harness.make_unreachable_cloud().find_risks())  # it speaks without TLS
+    with pytest.raises(CredentialsError) as caught:
+        harness.make_cloud_without_credentials().find_credentials()
+    check_message(caught.value, harness)
+    sandbox = harness.make_sandbox_cloud()
+    assert (sandbox.find_credentials(), list(sandbox.find_risks())) == ("made by the command", [])
+
+
+def test_a_sandbox_is_looked_at_without_starting_it(
+    harness: Harness, tmp_path: Path, progress: Watched
+) -> None:
+    cloud = harness.make_sandbox_cloud()
+    bench = Bench(harness, cloud, tmp_path)
+    folder = tmp_path / "sandbox"
+    assert cloud.foresee(bench.booted.image, bench.release, folder).action == "send"
+    assert not folder.exists()
+    with cloud.open(folder):
+        made = cloud.upload(bench.booted, bench.release, progress)
+        cloud.publish(made, bench.release, progress)
+    before, servers = list_tree(folder), harness.count_servers()
+    assert cloud.foresee(bench.booted.image, bench.release, folder).action == "reuse"
+    assert harness.count_servers() == servers
+    assert list_tree(folder) == before
 
 
 def test_changed_bytes_replace_the_image_or_are_refused(bench: Bench, progress: Watched) -> None:
@@ -178,7 +248,7 @@ def test_wrong_secret(harness: Harness, tmp_path: Path, progress: Watched, verb:
     with cloud.open(tmp_path), pytest.raises(CredentialsError) as caught:
         verbs[verb]()
     check_message(caught.value, harness)
-    assert harness.count_sent() == 0  # found out by a cheap call, before the image is sent
+    assert harness.count_sent() == 0  # a cheap call finds out before the image is sent
 
 
 def test_no_credentials(harness: Harness, tmp_path: Path) -> None:
@@ -206,7 +276,7 @@ def test_upload_cut_once_is_tried_again(bench: Bench, progress: Watched) -> None
         bench.harness.cut_uploads(1)
         bench.cloud.upload(bench.booted, bench.release, progress)
     assert bench.harness.read(bench.name) == DATA
-    # One block that is sent again within a moment is not worth telling.
+    # A client that repairs sends one block again in a moment: that is not worth a message.
     assert bench.harness.repairs or any("cut" in step for step in progress.steps)
 
 
@@ -221,7 +291,7 @@ def test_upload_always_cut_keeps_the_old_image(bench: Bench, progress: Watched) 
             bench.cloud.upload(changed, release, progress)
         assert bench.harness.read(bench.name) == DATA
         bench.harness.cut_uploads(0)
-        # The very same again, as the message says, brings it to its end.
+        # The same command again, as the message advises, completes the upload.
         bench.cloud.upload(changed, release, progress)
     assert bench.harness.read(name) == OTHER_DATA
     check_message(caught.value, bench.harness)
@@ -246,7 +316,7 @@ def test_quota(bench: Bench, progress: Watched) -> None:
         bench.harness.set_quota(len(DATA) - 1)
         with pytest.raises(QuotaError) as caught:
             bench.cloud.upload(bench.booted, bench.release, progress)
-        assert bench.harness.count_sent() <= len(DATA)  # once: more tries bring no more room
+        assert bench.harness.count_sent() <= len(DATA)  # another attempt would find no more room
     check_message(caught.value, bench.harness)
 
 

@@ -1,5 +1,5 @@
-"""Property: any sparse disk, and any second version of it, comes back identical: sent as a whole,
-and as a delta to the first."""
+"""Property: any sparse disk, and any second version of it, comes back identical, whether it was
+sent whole or as a delta to the first."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from ebs_uploads import Uploads, block_of, write_disk
 from ec2_server import Ec2Server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from soak import examples
 
 from pipeline.clouds.ec2.blocks import BLOCK
 
-MOST = 12  # blocks of a disk
+MOST = 12  # blocks in a disk
 
 contents = st.sampled_from(
     [b"", b"\1", bytes(BLOCK - 1) + b"\1", bytes(100) + b"x", block_of("a"), block_of("b")]
 )
-"""Zeros that are stored, blocks with zeros at an end, and two that disks may share."""
+"""Stored zeros, blocks with zeros at one end, and two blocks that both disks may have."""
 disks = st.tuples(
     st.dictionaries(st.integers(0, MOST - 1), contents, max_size=MOST),
     st.integers(1, MOST * BLOCK),
@@ -42,11 +43,11 @@ def uploads(server: Ec2Server) -> Iterator[Uploads]:
 
 @settings(
     deadline=None,
-    max_examples=40,
+    max_examples=examples(40),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(first=disks, second=disks)
-def test_it_comes_back_identical(
+def test_a_disk_comes_back_identical(
     server: Ec2Server,
     uploads: Uploads,
     first: tuple[Mapping[int, bytes], int],
@@ -63,7 +64,7 @@ def test_it_comes_back_identical(
     again = uploads.upload("second-whole")
     assert server.compare(again.snapshot_id, uploads.disk) == []
 
-    # What the service lists and gives is what was sent, and only blocks with data were.
+    # The service returns what was sent, and only blocks with data were sent.
     listed = dict(uploads.ebs.list_blocks(again.snapshot_id))
     stored = server.content(again.snapshot_id)
     assert set(listed) == set(stored)

@@ -1,4 +1,4 @@
-"""Blocks, their index and the journal of an upload by themselves; the signature of a block."""
+"""Blocks, their index, the upload journal and the signature of a block, each on its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from ec2_server import Ec2Server
 
 from benchmarks.ebs_sink import running_sink
 from benchmarks.measure import ROOT
-from pipeline.clouds.ec2.aws import Account, Cut, Refused, make_session
 from pipeline.clouds.ec2.blocks import (
     BLOCK,
     ZEROS_DIGEST,
@@ -39,6 +38,8 @@ from pipeline.clouds.ec2.connection import Signer
 from pipeline.clouds.ec2.ebs import Ebs
 from pipeline.clouds.ec2.journal import Journal
 from pipeline.model import Sha256
+from pipeline.tools.aws import Account, Cut, Refused
+from pipeline.tools.aws_session import make_session
 
 DIGEST = hashlib.sha256(b"a block").digest()
 
@@ -91,7 +92,7 @@ def test_digests_have_the_linear_checksum_of_ebs() -> None:
 def test_a_journal_is_read_as_it_was_written(tmp_path: Path) -> None:
     file = tmp_path / "site.journal"
     start = {"VolumeSize": 1, "Tags": [{"Key": "Name", "Value": "ä"}]}
-    written = Journal.begin(file, content=Sha256("0" * 64), region="eu-west-1", start=start)
+    written = Journal(file, content=Sha256("0" * 64), region="eu-west-1", start=start).begin()
     written.note_snapshot("snap-0123")
     written.note_blocks([(5, DIGEST)])
     written.close()
@@ -110,9 +111,8 @@ def test_a_journal_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_journal_is_good_wherever_it_was_cut(tmp_path: Path) -> None:
     file = tmp_path / "site.journal"
-    journal = Journal.begin(
-        file, content=Sha256("0" * 64), region="eu-west-1", start={"VolumeSize": 1}
-    )
+    start = {"VolumeSize": 1}
+    journal = Journal(file, content=Sha256("0" * 64), region="eu-west-1", start=start).begin()
     header = file.stat().st_size
     journal.note_snapshot("snap-0123456789")
     journal.note_blocks([(5, DIGEST), (66, DIGEST)])
@@ -123,7 +123,7 @@ def test_a_journal_is_good_wherever_it_was_cut(tmp_path: Path) -> None:
     for length in range(len(whole)):
         file.write_bytes(whole[:length])
         read = Journal.read(file)
-        if length < header - 1:  # without its newline the header is whole
+        if length < header - 1:  # the header is whole without its newline, too
             assert read is None
             continue
         assert read is not None
@@ -239,7 +239,7 @@ def test_blocks_go_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def running_proxy() -> Iterator[tuple[str, list[str]]]:
-    """A proxy that only remembers what it was asked for."""
+    """A proxy that refuses every request and records its path."""
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -277,14 +277,14 @@ def test_blocks_go_through_a_tunnel(
         assert server.snapshot(snapshot_id).written.keys() == {3}
         service = server.endpoint.removeprefix("https://")
         allowed = "Basic " + base64.b64encode(b"some@one:secret").decode()
-        assert asked == [(f"CONNECT {service}", allowed)] * 2  # botocore's way, and ours
+        assert asked == [(f"CONNECT {service}", allowed)] * 2  # botocore's and our own
 
 
 @contextmanager
 def running_tunnel(
     tls: tuple[Path, Path] | None,
 ) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
-    """A proxy that connects to what it is asked for, and remembers that."""
+    """A proxy that opens tunnels, and records who asked for which."""
     asked: list[tuple[str, str | None]] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -319,7 +319,7 @@ def relay(here: socket.socket, there: socket.socket) -> None:
     ways = {here: there, there: here}
     while True:
         for each in select.select([here, there], [], [])[0]:
-            data = each.recv(1 << 16)  # as much as a record of TLS: none is left behind
+            data = each.recv(1 << 16)  # a whole TLS record, so that none is left in a buffer
             if not data:
                 return
             ways[each].sendall(data)
@@ -329,7 +329,7 @@ def relay(here: socket.socket, there: socket.socket) -> None:
 
 
 def test_memory_depends_on_the_connections_alone(tmp_path: Path) -> None:
-    """The promise is 250 MB at 64 connections; the disk of this test is as large."""
+    """The promise is 250 MB with 64 connections; this test's disk holds about as much data."""
     disk = tmp_path / "disk.raw"
     blocks = 512
     with disk.open("wb") as opened:

@@ -1,4 +1,4 @@
-"""Uploads by the EBS direct APIs when the service, the network or the rights are not as hoped."""
+"""Uploads by the EBS direct APIs when the service or the network fails, or a right is missing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from ec2_server import Ec2Server
 from harness import Watched
 
 from pipeline.clouds.ec2 import connection
-from pipeline.clouds.ec2.aws import Cut, NoCredentials, Refused, make_session
 from pipeline.clouds.ec2.transfer import Pace
 from pipeline.clouds.ec2.upload import upload_snapshot
 from pipeline.errors import NoSpaceError, StoreError, UploadError
+from pipeline.tools.aws import Cut, NoCredentials, Refused
+from pipeline.tools.aws_session import make_session
 
 PUT, START, COMPLETE = "ebs:PutSnapshotBlock", "ebs:StartSnapshot", "ebs:CompleteSnapshot"
 BLOCKS = 24
@@ -37,7 +38,7 @@ def uploads(server: Ec2Server, tmp_path: Path) -> Uploads:
 
 
 def check(server: Ec2Server, uploads: Uploads, progress: Watched | None = None) -> None:
-    """An upload goes well, and leaves one completed snapshot of the right content."""
+    """Uploads, and checks that one completed snapshot has the right content."""
     sent = uploads.upload(progress=progress)
     assert sent.blocks_total == BLOCKS
     assert server.compare(sent.snapshot_id, uploads.disk) == []
@@ -46,7 +47,7 @@ def check(server: Ec2Server, uploads: Uploads, progress: Watched | None = None) 
     assert not uploads.journal().exists()
 
 
-# ---- what passes
+# ---- faults that pass
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,9 @@ def check(server: Ec2Server, uploads: Uploads, progress: Watched | None = None) 
         ),
     ],
 )
-def test_it_passes(server: Ec2Server, uploads: Uploads, harm: Callable[[object], None]) -> None:
+def test_transient_faults_are_survived(
+    server: Ec2Server, uploads: Uploads, harm: Callable[[object], None]
+) -> None:
     harm(server.faults)
 
     check(server, uploads)
@@ -129,7 +132,7 @@ def test_the_network_is_gone_for_a_while(
     assert progress.steps.index(told[0]) < progress.steps.index("goes on")
 
 
-# ---- what does not
+# ---- faults that do not
 
 
 def test_connections_that_break_now_and_then_are_not_told(
@@ -182,7 +185,7 @@ def test_a_missing_right_is_never_asked_for_twice(
     assert caught.value.denied
     assert caught.value.action == action
     assert server.count(action) == 1
-    # A snapshot that nothing was sent to is worth nothing.
+    # The uploader deletes an empty snapshot and keeps one that has blocks.
     assert len(server.snapshots()) == (action == COMPLETE)
     server.faults.clear()
     check(server, uploads)
@@ -261,7 +264,7 @@ def test_a_snapshot_that_ends_in_error_is_deleted(server: Ec2Server, uploads: Up
 def test_a_snapshot_that_others_write_to_is_not_completed(
     server: Ec2Server, uploads: Uploads
 ) -> None:
-    """The count and the checksum are those of what was sent; EBS compares them."""
+    """We send the count and checksum of our own blocks, and EBS compares them."""
 
     def write() -> None:
         (snapshot_id,) = server.pending_snapshots()
@@ -321,7 +324,7 @@ def test_a_snapshot_that_others_delete_is_told(server: Ec2Server, uploads: Uploa
 def test_a_token_that_was_used_otherwise_is_not_used_again(
     server: Ec2Server, uploads: Uploads
 ) -> None:
-    """As after a journal that was copied from another build."""
+    """This happens with a journal that was copied from another build."""
     server.faults.fail(START, times=None)
     with pytest.raises(Refused):
         uploads.upload()
@@ -367,7 +370,7 @@ def test_a_snapshot_that_takes_long_is_waited_for_again(
     server: Ec2Server, uploads: Uploads, progress: Watched
 ) -> None:
     server.faults.complete_after(100_000)
-    for _ in range(2):  # the second one finds that it is no longer pending
+    for _ in range(2):  # the second upload waits for the same snapshot
         with pytest.raises(UploadError) as caught:
             uploads.upload(progress=progress)
         assert "is still not completed after 60 minutes" in str(caught.value)
@@ -399,7 +402,7 @@ def test_a_snapshot_that_vanishes_while_it_is_completed_is_told(
     assert not uploads.journal().exists()
 
 
-# ---- a file system that is full, or does not let
+# ---- a file system that is full or refuses to write
 
 
 @pytest.mark.parametrize("record", ["site.journal.new", "site.blocks.new"])
@@ -420,7 +423,7 @@ def test_a_full_file_system_is_told(server: Ec2Server, uploads: Uploads, record:
 
 
 def fill(file: Path) -> None:
-    """Whoever has the file open finds no space left from now on."""
+    """From now on, writes to the file, where this process has it open, find no space left."""
     with open("/dev/full", "wb") as full:
         for each in Path("/proc/self/fd").iterdir():
             if each.is_symlink() and os.path.realpath(each) == str(file):
@@ -454,7 +457,7 @@ def test_an_interrupt_is_not_hidden_by_the_journal(server: Ec2Server, uploads: U
             fill(uploads.journal())
             raise KeyboardInterrupt
 
-    server.faults.slow(PUT, 0.3)  # so that some are under way
+    server.faults.slow(PUT, 0.3)  # so that some puts are under way
 
     with pytest.raises(KeyboardInterrupt):
         uploads.upload(progress=Interrupting())
@@ -493,7 +496,7 @@ def test_a_disk_that_is_gone_is_told(server: Ec2Server, uploads: Uploads) -> Non
 
 def test_a_throttled_queue_slows_down_as_one() -> None:
     pace = Pace(64)
-    for _ in range(64):  # all were under way when the first was refused
+    for _ in range(64):  # all 64 were under way when the service refused the first
         pace.shrink(0)
     assert pace.window == 32
     pace.shrink(pace.turns)
@@ -524,13 +527,13 @@ def test_no_more_requests_are_under_way_than_the_window_has() -> None:
     pace.shrink(0)
     for _ in range(2):
         pace.leave(well=False)
-    assert pace.enter() is None  # two are still under way
+    assert pace.enter() is None  # two requests are still under way
     pace.leave(well=True)
     assert pace.enter() == 1
 
 
 def test_throttling_costs_few_requests(server: Ec2Server, uploads: Uploads) -> None:
-    """A service that is overloaded for a while is not asked by all threads again and again."""
+    """While the service is overloaded, the threads do not all keep repeating their requests."""
     uploads.connections = 64
     write_disk(uploads.disk, {n: block_of(str(n)) for n in range(128)})
     rule = server.faults.throttle(PUT, times=None)

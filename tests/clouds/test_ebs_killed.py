@@ -1,7 +1,7 @@
-"""Uploads that are killed with `kill -9`, wherever they are, and run again.
+"""Uploads that are killed with `kill -9` at any point and run again.
 
-The server kills the uploading process when a request has come, or has taken effect and is not yet
-answered; so every point is reached for certain, and nothing depends on time.
+The server says when a request has arrived, or has taken effect and is not yet answered; the test
+kills the uploading process then. So every test reaches its point whatever the timing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import ebs_uploads
 import pytest
 from ebs_uploads import REGION, Uploads, block_of, write_disk
 from ec2_server import Ec2Server
+from soak import examples
 
 BLOCKS = 60
 PUT = "ebs:PutSnapshotBlock"
@@ -48,8 +49,8 @@ def run_until_killed(
     answered: bool = False,
     how: signal.Signals = signal.SIGKILL,
 ) -> None:
-    """Uploads in a process of its own, and kills that at the request after `skip` others:
-    before it takes effect, or after that and before it is answered."""
+    """Uploads in a process of its own, and kills it at the request after `skip` others: before the
+    request takes effect, or, with `answered`, after that and before its answer."""
     reached = threading.Event()
     if answered:
         server.faults.slow(action, 2, times=1, skip=skip)
@@ -57,8 +58,9 @@ def run_until_killed(
     server.faults.on(action, reached.set, skip=skip)
     if not answered:
         server.faults.hang(action, times=None, skip=skip)
-    server.faults.slow(PUT, 0.02)  # so that what was sent is noted before the end
+    server.faults.slow(PUT, 0.02)  # so that the journal notes blocks before the kill
     argv = [
+        *("env", "--default-signal=INT"),  # a shell may ignore SIGINT for background jobs
         sys.executable,
         ebs_uploads.__file__,
         server.endpoint,
@@ -76,12 +78,12 @@ def run_until_killed(
             while server.count(action) == before and time.monotonic() < deadline:
                 time.sleep(0.01)
         process.send_signal(how)
-        assert process.wait(timeout=30) == -how  # no waiting for answers
+        assert process.wait(timeout=30) == -how  # it does not wait for answers
     server.faults.clear()
 
 
 def run_again(server: Ec2Server, uploads: Uploads) -> None:
-    """The same call goes on, and leaves the one snapshot of the right content."""
+    """Repeats the upload, and checks that it leaves one snapshot with the right content."""
     sent = uploads.upload()
     assert server.compare(sent.snapshot_id, uploads.disk) == []
     assert sent.blocks_total == BLOCKS
@@ -94,17 +96,18 @@ def run_again(server: Ec2Server, uploads: Uploads) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_points(server: Ec2Server, tmp_path: Path) -> None:
+@pytest.mark.soak
+def test_killed_at_random_points(server: Ec2Server, tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
-    for point in range(10):
+    for point in range(examples(5)):
         skip = chance.randrange(BLOCKS)
-        print(f"seed {seed}, point {point}: killed at put {skip}")  # shown where it fails
+        print(f"seed {seed}, point {point}: killed at put {skip}")  # shown if the test fails
         folder = tmp_path / str(point)
         folder.mkdir()
         uploads = Uploads(server.endpoint, server.environ, folder)
         write_disk(uploads.disk, {3 * n: block_of(f"{point} {n}") for n in range(BLOCKS)})
-        # Sometimes it is killed a second time on its way.
+        # Some of the uploads are killed a second time.
         run_until_killed(server, uploads, PUT, skip=skip)
         if skip < BLOCKS // 2 and chance.random() < 0.5:
             run_until_killed(server, uploads, PUT, skip=chance.randrange(BLOCKS // 4))
@@ -147,7 +150,7 @@ def test_interrupted_by_a_person(server: Ec2Server, uploads: Uploads) -> None:
 
     run_again(server, uploads)
 
-    assert server.count(PUT, ok=True) < puts + BLOCKS  # it went on, and did not begin anew
+    assert server.count(PUT, ok=True) < puts + BLOCKS  # it went on and did not start over
 
 
 def test_killed_before_its_journal_is_removed(server: Ec2Server, uploads: Uploads) -> None:

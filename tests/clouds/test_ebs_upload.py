@@ -1,4 +1,4 @@
-"""Snapshots by the EBS direct APIs: what is sent, as a whole and as a delta, and what is noted."""
+"""Snapshots by the EBS direct APIs, whole and as deltas: what is sent and what is recorded."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ebs_uploads import Uploads, block_of, write_disk
 from ec2_server import Ec2Server
 from harness import Watched
 
-from pipeline.clouds.ec2.aws import Refused
 from pipeline.clouds.ec2.blocks import BLOCK, MAX_CHAIN, find_parent
 from pipeline.clouds.ec2.region import Region
 from pipeline.clouds.ec2.upload import IDLE_MINUTES
 from pipeline.errors import UploadError
 from pipeline.model import GIB
+from pipeline.tools.aws import Refused
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def puts(server: Ec2Server) -> list[int]:
     )
 
 
-# ---- whole
+# ---- whole uploads
 
 
 def test_the_blocks_with_data_are_sent_once_each(
@@ -50,7 +50,7 @@ def test_the_blocks_with_data_are_sent_once_each(
 
     assert server.compare(sent.snapshot_id, uploads.disk) == []
     assert puts(server) == [0, 1, 7, 8, 100, 255]
-    assert (sent.blocks_sent, sent.blocks_total, sent.bytes_sent) == (6, 6, 6 * BLOCK)
+    assert (sent.blocks_sent, sent.blocks_total) == (6, 6)
     assert sent.parent_id is None
     assert progress.steps == [
         f"sends blocks to {sent.snapshot_id}",
@@ -105,7 +105,7 @@ def test_an_encrypted_snapshot_has_its_key(server: Ec2Server, uploads: Uploads) 
     assert (snapshot.encrypted, snapshot.kms_key) == (True, key)
 
 
-def test_what_was_completed_is_not_sent_again(
+def test_a_completed_snapshot_is_not_sent_again(
     server: Ec2Server, uploads: Uploads, progress: Watched
 ) -> None:
     first = uploads.upload()
@@ -152,7 +152,7 @@ def test_a_disk_that_changes_while_it_is_sent_is_no_snapshot(
 
 
 def test_a_snapshot_of_another_account_is_not_ours(server: Ec2Server, uploads: Uploads) -> None:
-    """An index may lie beside the build of a site that has another account now."""
+    """A build's index may be from the account that its site had before."""
     snapshot = server.snapshot(uploads.upload().snapshot_id)
     region = Region(uploads.account, uploads.region)
     assert region.state(snapshot.id) == "completed"
@@ -164,7 +164,7 @@ def test_a_snapshot_of_another_account_is_not_ours(server: Ec2Server, uploads: U
     assert region.state(snapshot.id) is None
 
 
-# ---- as a delta
+# ---- deltas
 
 
 def test_a_delta_sends_what_differs_and_zeros_where_data_were(
@@ -245,7 +245,7 @@ def test_without_its_parent_everything_is_sent(
     assert index is not None and (index.parent_id, index.chain) == (None, 0)
 
 
-# ---- which parent
+# ---- the choice of a parent
 
 
 def find(uploads: Uploads, *, volume_gib: int = 1, region: str = "us-east-1") -> str | None:
@@ -304,7 +304,7 @@ def test_a_damaged_index_is_no_parent(server: Ec2Server, uploads: Uploads) -> No
 
 
 def interrupt(server: Ec2Server, uploads: Uploads, *, after: int, **changed: object) -> None:
-    """An upload that loses its right after so many blocks."""
+    """Uploads until the account loses its right after this many blocks."""
     rule = server.faults.deny("ebs:PutSnapshotBlock", skip=after)
     with pytest.raises(Refused):
         uploads.upload(**changed)  # type: ignore[arg-type]
@@ -312,7 +312,7 @@ def interrupt(server: Ec2Server, uploads: Uploads, *, after: int, **changed: obj
     server.faults.clear()
 
 
-def test_what_was_sent_is_not_sent_again(
+def test_sent_blocks_are_not_sent_again(
     server: Ec2Server, uploads: Uploads, progress: Watched
 ) -> None:
     uploads.connections = 1
@@ -355,7 +355,7 @@ def test_rubbish_in_the_journal_is_passed_over(server: Ec2Server, uploads: Uploa
 
 
 def test_a_block_that_is_noted_otherwise_is_sent_again(server: Ec2Server, uploads: Uploads) -> None:
-    """A journal may be wrong; what is in the snapshot at the end may not."""
+    """The journal may be wrong; the finished snapshot may not."""
     uploads.connections = 1
     interrupt(server, uploads, after=4)
     with uploads.journal().open("ab") as opened:
@@ -389,7 +389,7 @@ def test_a_lost_snapshot_is_sent_anew(
 
 
 def make_old(journal: Path) -> None:
-    """As if the snapshot had been started long ago."""
+    """Changes the journal as if the snapshot had been started long ago."""
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text(
         "".join(
@@ -454,7 +454,7 @@ def test_a_journal_of_another_parent_is_not_used(server: Ec2Server, uploads: Upl
 def test_a_snapshot_that_got_everything_is_taken_whatever_is_ordered_now(
     server: Ec2Server, uploads: Uploads, state: str
 ) -> None:
-    """A run was killed while EBS completed it; parent and tags have changed since."""
+    """A run was killed while EBS completed its snapshot; parent and tags have changed since."""
     parent = uploads.upload("zero").snapshot_id
     write_disk(uploads.disk, {n: block_of(f"new {n}") for n in range(6)})
     server.faults.deny("ec2:DescribeSnapshots")
@@ -515,7 +515,7 @@ def test_a_delta_goes_on_as_a_delta(server: Ec2Server, uploads: Uploads) -> None
 
     sent = uploads.upload(parent=uploads.index("zero"))
 
-    # 0 to 5 are new, and of the parent's blocks 7, 8, 100 and 255 become zeros.
+    # The delta has 10 blocks: 0 to 5 are new, and the parent's 7, 8, 100 and 255 become zeros.
     assert (sent.blocks_sent, sent.parent_id) == (2, parent)
     assert server.compare(sent.snapshot_id, uploads.disk) == []
 
@@ -523,7 +523,7 @@ def test_a_delta_goes_on_as_a_delta(server: Ec2Server, uploads: Uploads) -> None
 def test_an_interrupted_command_leaves_the_journal(
     server: Ec2Server, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What Ctrl-C raises, it raises in the main thread, while that watches the others."""
+    """Ctrl-C raises KeyboardInterrupt in the main thread while it watches the others."""
     uploads.connections = 1
     stop = threading.Event()
     server.faults.on("ebs:PutSnapshotBlock", stop.set, skip=4)

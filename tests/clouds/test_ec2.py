@@ -1,4 +1,4 @@
-"""What only EC2 has: options, names, registration, copies, sharing, retiring, leftovers."""
+"""What only EC2 has: options, names, registration, copies, sharing, retirement, leftovers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from harness import make_release
 from test_contract import make_appliance
 
 from pipeline.clouds.ec2.cloud import Ec2
+from pipeline.clouds.ec2.sandbox_site import resolve_sandbox_settings
 from pipeline.clouds.ec2.settings import SITE_SCHEMA, resolve_settings
 from pipeline.errors import (
     DefinitionError,
@@ -155,7 +156,7 @@ def test_bad_options(options: dict[str, object]) -> None:
 def test_options_that_do_not_go_together(options: dict[str, object], what: str, todo: str) -> None:
     cloud = make_cloud(**options)
     with pytest.raises(DefinitionError) as caught:
-        cloud.check_size(GIB)  # at plan time: sandboxes are not asked before a build
+        cloud.check_size(GIB)  # at plan time, before a build
     assert str(caught.value) == f"sites.yaml:3:3: site virginia: {what}\n  do: {todo}"
     with pytest.raises(DefinitionError), cloud.open(Path()):
         pass
@@ -184,7 +185,7 @@ def test_disk_larger_than_the_volume() -> None:
 
 
 def test_sandbox_needs_no_options_and_takes_no_endpoint() -> None:
-    settings = resolve_settings(
+    settings = resolve_sandbox_settings(
         replace(SITE, options={"endpoint": "https://ec2.amazonaws.com"}, sandbox=True)
     )
     assert (settings.region, settings.endpoint, settings.method) == (
@@ -301,7 +302,7 @@ def test_launch_template_data_is_what_botocore_takes() -> None:
     assert not ParamValidator().validate(dict(data), shape).has_errors()
 
 
-# ---- registering
+# ---- registration
 
 
 def test_registered_as_the_facts_say(kit: Kit) -> None:
@@ -390,7 +391,7 @@ def test_completed_snapshot_is_only_registered(kit: Kit) -> None:
 
 
 def test_lost_records_are_no_loss(kit: Kit, tmp_path: Path) -> None:
-    """On another build host the tags alone tell that the snapshot is there."""
+    """On another build host, the tags alone show that the snapshot exists."""
     kit.ec2.faults.deny("ec2:RegisterImage")
     with pytest.raises(PhantomError):
         kit.upload()
@@ -422,7 +423,7 @@ def test_registration_whose_answer_was_lost_makes_no_second_image(kit: Kit) -> N
 
 
 def test_two_commands_make_one_image(kit: Kit) -> None:
-    """Another host is faster between our look and our registration."""
+    """Another host registers the image between our look for the name and our registration."""
     other = Kit(kit.ec2, kit.folder)
     other.booted = kit.booted
     other.release = dataclasses.replace(kit.release, folder=kit.folder / "other" / "build")
@@ -433,14 +434,14 @@ def test_two_commands_make_one_image(kit: Kit) -> None:
 
 
 def test_snapshot_of_a_lost_race_goes(kit: Kit) -> None:
-    """Another host made a snapshot of its own of the same bytes, and was faster with the name."""
+    """Another host made its own snapshot of the same bytes and took the name first."""
     other = Kit(kit.ec2, kit.folder)
     other.booted = kit.booted
     other.release = dataclasses.replace(kit.release, folder=kit.folder / "other" / "build")
 
     def lose() -> None:
         (mine,) = kit.ec2.server.snapshots()
-        tags = [{"Key": "phantom:sha256"}]  # so that it is not found and shared
+        tags = [{"Key": "phantom:sha256"}]  # so that the other host does not find and share it
         kit.ec2.server.client("ec2").delete_tags(Resources=[mine.id], Tags=tags)
         other.upload()
 
@@ -451,7 +452,7 @@ def test_snapshot_of_a_lost_race_goes(kit: Kit) -> None:
 
 
 def test_image_that_is_not_shown_yet_is_waited_for(kit: Kit) -> None:
-    """Its name is taken before anybody can see it."""
+    """EC2 reports the name as taken before it shows the image."""
     other = Kit(kit.ec2, kit.folder)
     other.booted = kit.booted
     other.release = dataclasses.replace(kit.release, folder=kit.folder / "other" / "build")
@@ -461,7 +462,7 @@ def test_image_that_is_not_shown_yet_is_waited_for(kit: Kit) -> None:
     assert [each.id for each in kit.ec2.server.images()] == [made.image_id]
 
 
-# ---- two sites of one account
+# ---- two sites that share an account
 
 
 @contextmanager
@@ -662,7 +663,7 @@ def test_all_regions_that_fail_are_told(kit: Kit) -> None:
     assert "also: site virginia: the account may not call ec2:ModifyImageAttribute in" in (
         caught.value.detail or ""
     )
-    # The copy is there, though it is not shared.
+    # The copy exists, although it is not shared.
     assert [each.region for each in caught.value.published] == ["us-east-1", "eu-central-1"]
 
 
@@ -696,7 +697,7 @@ def test_sharing_with_accounts_and_organisations(kit: Kit) -> None:
 
 
 def test_deprecation_that_has_passed(kit: Kit) -> None:
-    """An image is published again when its day is over: EC2 refuses a time that has passed."""
+    """Publishes an image again after its deprecation date: EC2 refuses a time in the past."""
     made = kit.upload()
     kit.ec2.server.clock.advance(40 * 86400)
     now = datetime.fromtimestamp(kit.ec2.server.clock.now(), UTC)
@@ -733,7 +734,7 @@ def test_image_that_fails_is_told(kit: Kit) -> None:
     assert not kit.ec2.server.costs()
 
 
-# ---- retiring, listing
+# ---- retirement, listing
 
 
 def test_retire_takes_image_and_snapshot_in_its_region_only(kit: Kit) -> None:
@@ -916,6 +917,6 @@ def test_a_size_in_whole_mib_is_enough_for_any_disk(kit: Kit) -> None:
 def test_no_thread_is_left(kit: Kit) -> None:
     before = threading.active_count()
     kit.publish(copy_to=["eu-west-1"])
-    # The server's own threads end with its connections; the cloud's are joined.
+    # The cloud joins its threads; the server's own threads end with their connections.
     names = [each.name for each in threading.enumerate() if "ThreadPoolExecutor" in each.name]
     assert not names and before > 0

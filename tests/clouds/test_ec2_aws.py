@@ -1,4 +1,4 @@
-"""What a failed call means, and how often and how long it is repeated."""
+"""What a failed call means, and how often and for how long we repeat it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import botocore.exceptions as known
 import pytest
 from harness import Ec2Harness, Watched, find_free_port
 
-from pipeline.clouds.ec2.aws import (
+from pipeline.clouds.ec2.errors import make_error
+from pipeline.clouds.ec2.settings import Ec2Settings
+from pipeline.errors import DefinitionError
+from pipeline.tools.aws import (
     OUTAGE_SECONDS,
     Account,
     Cut,
@@ -18,13 +21,10 @@ from pipeline.clouds.ec2.aws import (
     Refused,
     iam_action,
     is_transient,
-    make_dummy_session,
-    make_session,
     retrying,
     translated,
 )
-from pipeline.clouds.ec2.explain import explain
-from pipeline.clouds.ec2.settings import Ec2Settings
+from pipeline.tools.aws_session import make_dummy_session, make_session
 
 SETTINGS = Ec2Settings(
     site="test",
@@ -42,7 +42,6 @@ SETTINGS = Ec2Settings(
     kms_key=None,
     endpoint=None,
     verify=True,
-    sandbox=False,
 )
 
 
@@ -67,7 +66,7 @@ def refused(code: str, status: int = 400, reason: str | None = None) -> Refused:
     ],
     ids=lambda each: each.code,
 )
-def test_what_is_worth_another_try(error: Refused) -> None:
+def test_errors_that_are_retried(error: Refused) -> None:
     assert is_transient(error)
 
 
@@ -75,7 +74,7 @@ def test_what_is_worth_another_try(error: Refused) -> None:
     "error",
     [
         refused("AccessDeniedException", 403),
-        refused("AccessDenied", 503),  # whatever the status says
+        refused("AccessDenied", 503),  # the code decides, not the status
         refused("UnauthorizedOperation", 403),
         refused("403", 403),
         refused("ServiceQuotaExceededException", 402, "DEPENDENCY_SERVICE_QUOTA_EXCEEDED"),
@@ -92,12 +91,12 @@ def test_what_is_worth_another_try(error: Refused) -> None:
     ],
     ids=lambda each: each.code,
 )
-def test_what_is_not(error: Refused) -> None:
+def test_errors_that_are_not_retried(error: Refused) -> None:
     assert not is_transient(error)
 
 
 def failing(*errors: Exception) -> tuple[list[int], object]:
-    """A call that fails so, and then returns how often it was made."""
+    """A call that raises these errors in turn, and then returns how often it was made."""
     made: list[int] = []
 
     def call() -> int:
@@ -148,7 +147,7 @@ def test_given_up_when_the_outage_is_over() -> None:
 def test_the_time_counts_from_the_first_failure_after_a_call_of_any_thread_that_went_well() -> None:
     now = [0.0]
     outage = Outage(clock=lambda: now[0])
-    now[0] = 2 * OUTAGE_SECONDS  # while nothing is asked for, nothing fails
+    now[0] = 2 * OUTAGE_SECONDS  # time without requests is no outage
     assert not outage.failed(0)
     now[0] += OUTAGE_SECONDS - 1
     assert not outage.failed(0)
@@ -160,7 +159,7 @@ def test_the_time_counts_from_the_first_failure_after_a_call_of_any_thread_that_
     now[0] += 1
     assert outage.failed(0)
     outage.succeeded()
-    assert outage.failed(OUTAGE_SECONDS)  # of one call that alone never gets through
+    assert outage.failed(OUTAGE_SECONDS)  # one call that never gets through while others do
 
 
 def test_an_outage_is_told_once_and_the_next_one_again() -> None:
@@ -221,8 +220,8 @@ def test_a_defect_is_no_lack_of_credentials() -> None:
         raise RuntimeError("dictionary changed size during iteration")
 
 
-def test_what_botocore_asks_for_by_itself_is_named() -> None:
-    """Credentials of a role are got in the midst of another call."""
+def test_errors_of_botocores_own_requests_are_named() -> None:
+    """botocore may fetch a role's credentials during another call."""
     for operation, action in (
         ("AssumeRole", "sts:AssumeRole"),
         ("AssumeRoleWithWebIdentity", "sts:AssumeRoleWithWebIdentity"),
@@ -252,7 +251,7 @@ def test_a_clock_that_is_off_is_told_from_bad_keys(code: str, message: str, skew
     assert error.skewed is skewed
     assert not is_transient(error)
     assert not (skewed and error.expired)
-    told = explain(error, SETTINGS)
+    told = make_error(error, SETTINGS)
     assert ("this host's clock" in str(told)) is skewed
 
 
@@ -313,6 +312,28 @@ def test_dummy_account_reads_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     with pytest.raises(Cut) as caught:
         account.call("sts", "us-east-1", "GetCallerIdentity")
     assert str(port) in caught.value.reason
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_EC2"])
+def test_the_environment_cannot_turn_tls_off(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """Only `endpoint` of sites.yaml can."""
+    port = find_free_port()
+    monkeypatch.setenv(variable, f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with pytest.raises(DefinitionError) as caught:
+        Account(make_session()).call("ec2", "us-east-1", "DescribeImages")
+    assert str(caught.value) == (
+        f"ec2 would be called without TLS at http://127.0.0.1:{port}, which AWS_ENDPOINT_URL or "
+        "the AWS configuration names\n"
+        "  do: only `endpoint` of a site in sites.yaml may name an address without TLS: write it "
+        "there, or take it out of the environment and of ~/.aws/config"
+    )
+    account = Account(make_session(), endpoint=f"http://127.0.0.1:{port}")
+    with pytest.raises(Cut):
+        account.call("ec2", "us-east-1", "DescribeImages")
 
 
 def test_rights_as_policies_name_them() -> None:

@@ -1,4 +1,4 @@
-"""EC2's bad cases: each has a whole message with what to do, an exit status, and loses nothing."""
+"""EC2's failures: each loses nothing, and gives an exit status and a message with what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 from ec2_kit import Kit
 from harness import Watched, find_free_port
 
-from pipeline.clouds.ec2.aws import Account, Outage, make_session
 from pipeline.clouds.ec2.cloud import Ec2
 from pipeline.clouds.ec2.rights import make_probes
 from pipeline.clouds.ec2.settings import resolve_settings
@@ -32,6 +31,8 @@ from pipeline.errors import (
     VolumeTooSmallError,
 )
 from pipeline.model import Site
+from pipeline.tools.aws import Account, Outage
+from pipeline.tools.aws_session import make_session
 
 DOCUMENT = Path(__file__).parents[2] / "docs/ec2.md"
 WAYS = (
@@ -149,7 +150,7 @@ def test_expired_before_the_build(kit: Kit) -> None:
 
 
 def test_expired_in_the_middle(kit: Kit) -> None:
-    """What was sent is kept: with new credentials the same snapshot is brought to its end."""
+    """The blocks already sent stay: with new credentials, the same snapshot is completed."""
     kit.ec2.faults.on("ebs:CompleteSnapshot", kit.ec2.server.expire_credentials)
     kit.ec2.faults.refuse("ebs:CompleteSnapshot", "ExpiredTokenException", status=403)
     with pytest.raises(CredentialsExpiredError):
@@ -166,9 +167,9 @@ def test_expired_in_the_middle(kit: Kit) -> None:
 def allowed_actions(kit: Kit, **options: Any) -> set[str]:
     settings = resolve_settings(kit.ec2.make_site(**options))
     return {
-        f"ec2:{probe.operation}"
+        f"ec2:{operation}"
         for region in settings.regions
-        for probe in make_probes(settings, region)
+        for operation, _ in make_probes(settings, region)
     }
 
 
@@ -235,7 +236,7 @@ def test_missing_right_in_the_middle(kit: Kit) -> None:
     with pytest.raises(RightsError) as caught:
         kit.upload()
     assert caught.value.what == "the account may not call ec2:RegisterImage in us-east-1"
-    assert kit.ec2.server.count("ec2:RegisterImage") == 1  # never again
+    assert kit.ec2.server.count("ec2:RegisterImage") == 1  # not repeated
     kit.ec2.faults.clear()
     kit.upload()
     assert not kit.ec2.server.costs()
@@ -253,7 +254,7 @@ def read_policy() -> set[str]:
 
 
 def test_documented_policy_is_what_is_called(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every verb, on both ways of uploading; nothing else is in the policy."""
+    """Every operation of a cloud, with both ways to upload; the policy has nothing else."""
     called: set[str] = set()
     monkeypatch.setattr(Account, "note", lambda _, action: called.add(action))
     kit.ec2.server.add_bucket("example-images")
@@ -263,14 +264,19 @@ def test_documented_policy_is_what_is_called(kit: Kit, monkeypatch: pytest.Monke
             cloud.check()
             made = cloud.upload(kit.booted, kit.release, kit.progress)
             published = cloud.publish(made, kit.release, kit.progress)
+        cloud.foresee(kit.booted.image, kit.release, kit.folder)
+        # On another host, which has no records.
+        elsewhere = replace(kit.release, folder=kit.folder / "elsewhere" / "build")
+        with kit.open(**options) as cloud:
+            cloud.find(kit.booted.image, elsewhere)
             cloud.list()
             cloud.find_leftovers()
             for each in published:
                 cloud.retire(each)
-    # Not called without a fault: what is removed then.
+    # This is called only to clean up after a fault.
     called |= {"s3:AbortMultipartUpload"}
     policy = read_policy()
-    keys = {each for each in policy if each.startswith("kms:")}  # used by EC2 in our name
+    keys = {each for each in policy if each.startswith("kms:")}  # EC2 calls these on our behalf
     assert called - {"sts:GetCallerIdentity"} == policy - keys
     assert keys == {
         "kms:CreateGrant",
@@ -308,7 +314,7 @@ def test_region_that_is_not_enabled(kit: Kit, options: dict[str, Any]) -> None:
 
 
 def test_made_up_region_of_amazon_has_no_address(kit: Kit, tmp_path: Path) -> None:
-    """Without an endpoint of its own, a region that nobody knows is told from a dead network."""
+    """Without an endpoint in the site, we tell an unknown region from a dead network."""
     site = Site(name="s", cloud="ec2", options={"region": "eu-centrall-1"}, where="sites.yaml:3:3")
     environ = {**kit.ec2.environ}
     cloud = Ec2(site, environ=environ, pause=lambda _: None)
@@ -464,7 +470,7 @@ def test_import_in_parts(importing: Kit, monkeypatch: pytest.MonkeyPatch) -> Non
     kit.ec2.faults.fail("s3:UploadPart", times=1)
     made = kit.upload(**IMPORT)
     assert kit.ec2.server.compare(made.location.rsplit("/", 1)[1], kit.booted.image.file) == []
-    # The part that failed was sent again, and not the whole.
+    # Only the part that failed was sent again.
     assert kit.ec2.server.count("s3:UploadPart", ok=True) == 3
     assert kit.ec2.server.count("s3:CreateMultipartUpload") == 1
     assert not kit.ec2.server.costs()
@@ -501,7 +507,7 @@ def test_import_that_failed_is_tried_again(importing: Kit) -> None:
 
 @pytest.mark.parametrize("message", ["Disk validation failed", "The service role is wrong"])
 def test_import_that_failed_for_good_works_once_it_is_mended(importing: Kit, message: str) -> None:
-    """EC2 answers a repeated token with the task that failed."""
+    """EC2 answers a repeated token with the failed task, so we need a new token."""
     kit = importing
 
     def spoil() -> None:
@@ -520,7 +526,7 @@ def test_import_that_failed_for_good_works_once_it_is_mended(importing: Kit, mes
 
 
 class Stopping(Watched):
-    """Interrupted when the first bytes are sent."""
+    """Raises KeyboardInterrupt when the first bytes are sent."""
 
     def advance(self, done: int, total: int | None) -> None:
         raise KeyboardInterrupt
@@ -544,7 +550,7 @@ def test_interrupted_while_the_object_is_sent(
 
 def test_interrupted_while_a_task_reads_the_object(importing: Kit) -> None:
     class Interrupted(Watched):
-        def step(self, text: str) -> None:
+        def step(self, text: str, *, seconds: float | None = None) -> None:
             if text.startswith("EC2 imports"):
                 raise KeyboardInterrupt
 
@@ -561,7 +567,7 @@ def test_interrupted_while_a_task_reads_the_object(importing: Kit) -> None:
 
 
 def test_a_long_upload_is_no_outage(importing: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An outage counts from the last bytes that were sent, not from the begin."""
+    """An outage counts from the last bytes that were sent, not from the start."""
     now = [0.0]
 
     class Slow(Watched):
@@ -572,7 +578,7 @@ def test_a_long_upload_is_no_outage(importing: Kit, monkeypatch: pytest.MonkeyPa
         return Outage(clock=lambda: now[0])
 
     monkeypatch.setattr("pipeline.clouds.ec2.vm_import.Outage", make_outage)
-    monkeypatch.setattr("pipeline.clouds.ec2.aws.PART_ATTEMPTS", 1)
+    monkeypatch.setattr("pipeline.tools.aws.PART_ATTEMPTS", 1)
     kit = importing
     kit.progress = Slow()
     kit.ec2.faults.fail("s3:PutObject", times=1)
@@ -581,18 +587,18 @@ def test_a_long_upload_is_no_outage(importing: Kit, monkeypatch: pytest.MonkeyPa
 
 
 def test_snapshot_of_an_import_that_nobody_waited_for(importing: Kit) -> None:
-    """The import service gives its snapshots no tags: the task's prove whose it is."""
+    """The import service gives its snapshots no tags; the task's tags prove whose they are."""
     kit = importing
     kit.ec2.faults.deny("ec2:DescribeImportSnapshotTasks")
     with pytest.raises(RightsError):
         kit.upload(**IMPORT)
     kit.ec2.faults.clear()
-    kit.ec2.server.client("ec2").describe_import_snapshot_tasks()  # time passes
+    kit.ec2.server.client("ec2").describe_import_snapshot_tasks()  # each call brings the import on
     kit.ec2.server.client("ec2").describe_import_snapshot_tasks()
     (snapshot,) = kit.ec2.server.snapshots()
     assert not snapshot.tags
     foreign = kit.ec2.server.client("ebs").start_snapshot(VolumeSize=1)["SnapshotId"]
-    with kit.open(bucket="example-images") as cloud:  # `method: import` was taken out
+    with kit.open(bucket="example-images") as cloud:  # the site no longer has `method: import`
         found = cloud.find_leftovers()
         assert [(each.kind, each.id) for each in found] == [
             ("unused snapshot", snapshot.id),
@@ -686,7 +692,7 @@ def test_leftovers_of_a_killed_import(importing: Kit) -> None:
         assert found[0].since == "2026-01-02T03:04:05Z"
         for each in found:
             cloud.remove_leftover(each)
-            cloud.remove_leftover(each)  # gone, or ended, is no error
+            cloud.remove_leftover(each)  # no error if it is already gone or has ended
         assert cloud.find_leftovers() == []
     assert sorted(kit.ec2.server.costs().objects) == [
         "example-images/letters/x",

@@ -1,4 +1,4 @@
-"""kill -9 anywhere between the first call and the last: the same again, and all is there once."""
+"""After kill -9 at any call, the same command again leaves everything exactly once."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def start(kit: Kit) -> subprocess.Popen[str]:
     ],
 )
 def test_killed_while_the_service_answers(kit: Kit, action: str, skip: int) -> None:
-    """What the killed run asked for last still takes effect; it only never heard of it."""
+    """The killed run's last request still takes effect, although the run got no answer."""
     with start(kit) as process:
         rule = kit.ec2.faults.on(action, process.kill, skip=skip)
         assert process.wait() == -9

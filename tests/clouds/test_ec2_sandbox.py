@@ -1,4 +1,4 @@
-"""The sandbox of EC2: moto in a process of its own, read back, and remembered in small records."""
+"""The sandbox of EC2: moto in a process of its own, reading back, and the records that stay."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ from ec2_kit import DATA, SECOND, Kit
 from harness import Watched, make_booted, make_release
 
 from pipeline.clouds.ec2 import sandbox
-from pipeline.clouds.ec2.aws import Account, make_dummy_session, make_session
 from pipeline.clouds.ec2.cloud import Ec2
 from pipeline.clouds.ec2.ebs import Ebs
 from pipeline.clouds.ec2.sandbox import compare_blocks
+from pipeline.clouds.ec2.sandbox_site import Ec2Sandbox
 from pipeline.errors import HostError, NameTakenError, NoSpaceError, StoreError, UploadError
 from pipeline.model import MIB, BootedImage, Publication, Site
 from pipeline.tools import run
+from pipeline.tools.aws import Account
+from pipeline.tools.aws_session import make_dummy_session, make_session
 
 SITE = Site(name="ec2-sandbox", cloud="ec2", where="built in", sandbox=True)
 
 
-def make_cloud(**options: object) -> Ec2:
-    return Ec2(replace(SITE, options=options), environ={}, pause=lambda _: None)
+def make_cloud(**options: object) -> Ec2Sandbox:
+    return Ec2Sandbox(replace(SITE, options=options), environ={}, pause=lambda _: None)
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def booted(tmp_path: Path) -> BootedImage:
 
 
 def rehearse(
-    cloud: Ec2, booted: BootedImage, folder: Path, progress: Watched
+    cloud: Ec2Sandbox, booted: BootedImage, folder: Path, progress: Watched
 ) -> tuple[Publication, ...]:
     release = make_release(folder, "hello-1.2.0-4f2a9c01")
     with cloud.open(folder / "site"):
@@ -128,7 +130,7 @@ def test_copies_are_retired_one_by_one(
         assert cloud.find_leftovers() == []
 
 
-# ---- what is read back
+# ---- reading back
 
 
 def make_ebs(kit: Kit) -> Ebs:
@@ -138,7 +140,7 @@ def make_ebs(kit: Kit) -> Ebs:
 
 
 def test_a_block_that_differs_is_found(kit: Kit) -> None:
-    """A service that stores something else than it was sent, and says that all is well."""
+    """The service stores a wrong block and reports success."""
     snapshot_id = kit.upload().location.rsplit("/", 1)[1]
     stored = kit.ec2.server.snapshot(snapshot_id).written
     stored[2] = stored[0]
@@ -156,7 +158,7 @@ def test_a_block_that_differs_is_found(kit: Kit) -> None:
 
 @pytest.mark.parametrize("where", [0, 1, 2])
 def test_a_disk_that_differs_is_found(kit: Kit, where: int) -> None:
-    """Also where the snapshot has no block, and where the disk has none."""
+    """The difference is found even where only one side has data."""
     made = kit.upload()
     snapshot_id = made.location.rsplit("/", 1)[1]
     data = bytearray(DATA)
@@ -177,7 +179,7 @@ def test_a_disk_that_differs_is_found(kit: Kit, where: int) -> None:
 
 @contextmanager
 def trap() -> Iterator[tuple[str, list[bytes]]]:
-    """A server that nobody may call."""
+    """A server that records every call; a test expects none."""
     heard: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -205,7 +207,7 @@ def test_neither_credentials_nor_proxies_nor_endpoints_of_the_host_count(
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDREAL")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "real-secret")
         monkeypatch.setenv("AWS_PROFILE", "there-is-none")
-        cloud = Ec2(SITE, pause=lambda _: None)
+        cloud = Ec2Sandbox(SITE, pause=lambda _: None)
         assert rehearse(cloud, booted, tmp_path, progress)
         assert heard == []
     credentials = Account(make_dummy_session()).credentials()
@@ -233,7 +235,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_it_dies_with_us(tmp_path: Path) -> None:
+def test_the_emulator_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     with subprocess.Popen(
         [sys.executable, "-c", _OPENED, str(tmp_path)],
@@ -252,7 +254,7 @@ def test_it_dies_with_us(tmp_path: Path) -> None:
         assert not is_running(pid)
 
 
-def test_it_ends_when_the_site_is_closed(tmp_path: Path) -> None:
+def test_the_emulator_ends_when_the_site_is_closed(tmp_path: Path) -> None:
     cloud = make_cloud()
     with cloud.open(tmp_path):
         (process,) = run._running
@@ -260,7 +262,9 @@ def test_it_ends_when_the_site_is_closed(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
-def test_it_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_an_installed_emulator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hidden = tmp_path / "hidden/moto"
     hidden.mkdir(parents=True)
     (hidden / "__init__.py").write_text("raise ModuleNotFoundError('No module named moto')\n")
@@ -276,7 +280,7 @@ def test_it_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
 
 
-def test_it_is_missed_before_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_emulator_is_found_before_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "moto", None)
     with pytest.raises(HostError) as caught:
         make_cloud().check_size(MIB)
@@ -287,7 +291,7 @@ def test_it_is_missed_before_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def limited_files(size: int) -> Iterator[None]:
-    """Processes started here can write no larger files: the nearest to a full disk without root."""
+    """Child processes can write no larger files: the nearest to a full disk without root."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -309,10 +313,10 @@ def test_its_disk_gets_full(tmp_path: Path, booted: BootedImage, progress: Watch
 
 
 def test_a_disk_that_is_too_small_is_told_before(tmp_path: Path) -> None:
-    full, disk = Path("/proc"), tmp_path / "disk.raw"  # a file system without any space
+    full, disk = Path("/proc"), tmp_path / "disk.raw"  # /proc has no free space
     with disk.open("wb") as file:
         file.truncate(64 * MIB)
-        sandbox.check_space(full, disk)  # holes need none
+        sandbox.check_space(full, disk)  # holes need no space
         file.write(b"x")
     with pytest.raises(NoSpaceError) as caught:
         sandbox.check_space(full, disk)
@@ -348,7 +352,7 @@ def test_its_memory_does_not_grow_with_the_image(tmp_path: Path, progress: Watch
         cloud.upload(small, make_release(tmp_path, "small"), progress)
         before = peak(process.pid)
         cloud.upload(large, make_release(tmp_path, "large"), progress)
-        assert peak(process.pid) - before < 60  # MiB, of 200
+        assert peak(process.pid) - before < 60  # MiB; the image has 200
 
 
 def test_a_killed_rehearsal_leaves_nothing_that_matters(

@@ -1,4 +1,4 @@
-"""The server that stands in for Amazon is as strict as the facts say: one test per fact."""
+"""The server that stands in for Amazon is as strict as docs/facts/ec2.md: one test per fact."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ec2(server: Ec2Server) -> Any:
 
 
 def refused(call: Callable[..., Any], **arguments: Any) -> tuple[str, int, str | None]:
-    """Code, HTTP status and reason of the refusal that the call must end in."""
+    """The code, HTTP status and reason of the refusal that the call must end in."""
     with pytest.raises(ClientError) as caught:
         call(**arguments)
     answer: Any = caught.value.response
@@ -87,7 +87,7 @@ def make_snapshot(
     size: int = 1,
     **arguments: Any,
 ) -> str:
-    """A completed snapshot."""
+    """Makes a completed snapshot."""
     ebs = server.client("ebs", region)
     snapshot_id: str = ebs.start_snapshot(VolumeSize=size, **arguments)["SnapshotId"]
     for index, data in (blocks or {}).items():
@@ -288,7 +288,7 @@ def test_put_refuses(
 def test_put_to_what_is_not_pending(server: Ec2Server, ebs: Any) -> None:
     snapshot_id = ebs.start_snapshot(VolumeSize=1)["SnapshotId"]
     ebs.complete_snapshot(SnapshotId=snapshot_id, ChangedBlocksCount=0)
-    for _ in range(2):  # at first it still says that it is pending
+    for _ in range(2):  # the first time, the snapshot still shows as pending
         found = refused(put, ebs=ebs, snapshot_id=snapshot_id, index=0, data=A)
         assert found == ("ValidationException", 400, "INVALID_SNAPSHOT_ID")
         wait(server, snapshot_id)
@@ -553,7 +553,7 @@ def test_encrypted_cannot_be_given_with_a_snapshot(server: Ec2Server, ec2: Any) 
 
 
 def post(server: Ec2Server, fields: Mapping[str, str]) -> tuple[int, str]:
-    """A signed request of one's own making."""
+    """Sends a signed request with these exact fields."""
     body = urlencode(fields)
     request = AWSRequest("POST", f"{server.endpoint}/", data=body)
     request.headers["Content-Type"] = "application/x-www-form-urlencoded"
@@ -590,7 +590,7 @@ def test_query_is_refused(server: Ec2Server, fields: Mapping[str, str], code: st
     assert status == 400 and f"<Code>{code}</Code>" in text
 
 
-# --- describing ---------------------------------------------------------------------------------
+# --- Describe* ----------------------------------------------------------------------------------
 
 
 def test_images_are_found_by_filters(server: Ec2Server, ec2: Any) -> None:
@@ -709,7 +709,7 @@ def test_tags_are_made_and_removed(server: Ec2Server, ec2: Any) -> None:
     assert found[0] == "InvalidParameterValue"
 
 
-# --- deleting -----------------------------------------------------------------------------------
+# --- deletion -----------------------------------------------------------------------------------
 
 
 def test_snapshot_in_use_cannot_be_deleted(server: Ec2Server, ec2: Any) -> None:
@@ -1268,6 +1268,6 @@ def test_https(tmp_path: Path) -> None:
     subprocess.run([*command.split(), "-keyout", key], check=True, capture_output=True)
     with Ec2Server(tls=(certificate, key)) as server:
         assert server.content(make_snapshot(server, {0: A})) == {0: A}
-        server.add_bucket("images")  # over https boto3 sends objects in signed chunks
+        server.add_bucket("images")  # over https, boto3 sends objects in chunks
         server.client("s3").put_object(Bucket="images", Key="k", Body=B)
         assert server.state.buckets["images"].objects["k"].data == B

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
+import re
+import ssl
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -24,15 +27,16 @@ from harness import (
     make_booted,
     make_release,
 )
+from strict_cumulus import StrictCumulus
 
 from pipeline.clouds.nimbus import settings as nimbus_settings
 from pipeline.clouds.nimbus.cloud import Nimbus
-from pipeline.clouds.nimbus.cumulus_server import CumulusServer, CumulusUser
-from pipeline.clouds.nimbus.settings import parse_properties, resolve_settings
+from pipeline.clouds.nimbus.settings import CumulusUser, parse_properties, resolve_settings
 from pipeline.errors import (
     CredentialsError,
     DefinitionError,
     ImageNameError,
+    QuotaError,
     SiteUnreachableError,
     UploadError,
     UsageError,
@@ -75,16 +79,20 @@ def booted(tmp_path: Path, nimbus: NimbusHarness) -> BootedImage:
 
 
 @pytest.mark.parametrize(
-    ("template", "name"),
+    ("template", "disk", "partition"),
     [
-        (None, "hello-1.0-b1.gz"),
-        ("{name}.gz", "hello.gz"),
-        ("{name}_{build}", "hello_b1.gz"),
-        ("{name}.gz.{version}", "hello.gz.1.0"),
+        (None, "hello-1.0-b1.gz", "hello-1.0-b1-bare.gz"),
+        ("{name}.gz", "hello.gz", "hello-bare.gz"),
+        ("{name}_{build}", "hello_b1.gz", "hello_b1-bare.gz"),
+        ("{name}.gz.{version}", "hello.gz.1.0", "hello-bare.gz.1.0"),
+        ("{name}.{layout}", "hello.mbr.gz", "hello.bare.gz"),
     ],
 )
-def test_image_name(template: str | None, name: str) -> None:
-    assert Nimbus(make_site()).image_name(make_appliance(template), "b1") == name
+def test_image_name(template: str | None, disk: str, partition: str) -> None:
+    """Sites with different layouts may share a repository, and each image has its own name."""
+    appliance = make_appliance(template)
+    assert Nimbus(make_site()).image_name(appliance, "b1") == disk
+    assert Nimbus(make_site(root="sda1")).image_name(appliance, "b1") == partition
 
 
 @pytest.mark.parametrize(
@@ -159,8 +167,8 @@ def write_properties(path: Path, **changes: str) -> Path:
         ".s3bucket": "FileRepo",
         ".s3basekey": "FILEVMS",
         ".s3https": "true",
-        ".s3selfsigned": "true",
-        **{f".{name}": value for name, value in changes.items()},
+        ".s3selfsigned": "false",
+        **{f".{name}" if name else "": value for name, value in changes.items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"vws.repository{key}={value}\n" for key, value in values.items()))
@@ -172,7 +180,7 @@ def test_all_settings_from_cloud_properties(tmp_path: Path) -> None:
     settings = resolve_settings(make_site(cloud_properties=str(path)), {})
     assert settings.endpoint == "https://file.example.org:8888"
     assert (settings.bucket, settings.prefix) == ("FileRepo", "FILEVMS")
-    assert settings.verify is False
+    assert settings.verify is True
     assert settings.credentials.s3id == "file-id"
     assert settings.credentials.secret == "file-key"
     assert settings.owner == "file-canonical"
@@ -206,7 +214,7 @@ def test_defaults() -> None:
 
 
 def test_precedence_of_credentials(tmp_path: Path) -> None:
-    """From the most special down, each as a whole."""
+    """The most specific source wins; sources are never mixed."""
     own = write_properties(tmp_path / "own", s3id="own-id")
     option = write_properties(tmp_path / "option", s3id="option-id")
     write_properties(tmp_path / ".nimbus/cloud.properties", s3id="usual-id")
@@ -233,7 +241,7 @@ def test_precedence_of_credentials(tmp_path: Path) -> None:
 
 
 def test_usual_file_of_another_site_is_not_used(tmp_path: Path) -> None:
-    """Credentials go to nobody but the server that they are of."""
+    """Credentials go only to the server that they belong to."""
     write_properties(tmp_path / ".nimbus/cloud.properties")
     with pytest.raises(CredentialsError):
         resolve_settings(make_site(repository="other.example.org:8888"), {"HOME": str(tmp_path)})
@@ -298,6 +306,8 @@ def test_schema_takes_and_refuses() -> None:
         {"canonical_id": "common"},
         {"visibility": "public"},
         {"root": "sda2"},
+        {"certificate_sha256": "ab" * 31},
+        {"certificate_sha256": "xy" * 32},
         {"s3key": "x"},
     ]
     assert not any(check.is_valid(each) for each in bad)
@@ -309,13 +319,14 @@ def test_schema_takes_and_refuses() -> None:
 def test_secrets_never_show(
     nimbus: NimbusHarness, booted: BootedImage, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """Not in reprs, and not in the most talkative log of boto3."""
+    """Neither a repr nor boto3's most detailed log shows a secret."""
     caplog.set_level(logging.DEBUG)
     cloud = nimbus.make_nimbus()
     with cloud.open(tmp_path):
         cloud.check()
         cloud.upload(booted, make_release(tmp_path, "image.gz"), Watched())
-        shown = repr(cloud._session) + repr(vars(cloud)["_session"].settings.credentials)
+        shown = repr(cloud._opened) + repr(cloud._opened.settings)
+        shown += repr(cloud._opened.settings.credentials)
     path = write_properties(tmp_path / "p", s3key=SECRET)
     resolver = nimbus_settings._Resolver(make_site(cloud_properties=str(path)), nimbus.environ)
     shown += repr(list(resolver._accounts())) + repr(resolver.settings())
@@ -358,13 +369,13 @@ def test_common_image_is_readable_by_all(
     with cloud.open(tmp_path):
         made = cloud.upload(booted, make_release(tmp_path, "image.gz"), Watched())
         assert get_object(nimbus, "VMS/common/image.gz") == (DATA, True)
-        nimbus.server.store.set_public("VMS/common/image.gz", False)  # as another's PUT would
+        cloud._opened.put_text("VMS/common/image.gz", DATA, public=False)  # drops the ACL
         cloud.publish(made, make_release(tmp_path, "image.gz", summary="Says hello"), Watched())
         assert get_object(nimbus, "VMS/common/image.gz") == (DATA, True)
         assert get_object(nimbus, "VMS.description/common/image.gz") == (b"Says hello\n", True)
         assert [each.location for each in cloud.list()] == [made.location]
         cloud.retire(made)
-        assert nimbus.server.store.list("", -1) == []
+        assert nimbus.server.store.list("") == []
 
 
 def test_upload_is_one_put_with_its_length(
@@ -380,7 +391,7 @@ def test_upload_is_one_put_with_its_length(
 def test_common_image_of_another_account(
     nimbus: NimbusHarness, booted: BootedImage, tmp_path: Path
 ) -> None:
-    """Found out before the bytes are sent; Cumulus would say it after them."""
+    """We refuse before we send the bytes; Cumulus would refuse only after them."""
     environ = {
         "PHANTOM_HOTEL_S3ID": OTHER.s3id,
         "PHANTOM_HOTEL_S3KEY": OTHER.secret,
@@ -447,11 +458,11 @@ def test_retire_touches_nothing_foreign(
     assert not any(each.method == "DELETE" for each in nimbus.server.requests)
 
 
-# ---- what Cumulus does otherwise than S3
+# ---- where Cumulus differs from S3
 
 
 def test_find_on_a_monday(nimbus: NimbusHarness, booted: BootedImage, tmp_path: Path) -> None:
-    """HEAD's date of a Monday's object breaks boto3; `find` must not meet it."""
+    """HEAD's date of an object stored on a Monday breaks boto3, so `find` must not use HEAD."""
     monday = datetime(2025, 11, 24, 9, 30, tzinfo=UTC)
     nimbus.server.clock = monday.timestamp
     cloud = nimbus.make_nimbus()
@@ -474,15 +485,13 @@ def test_published_at_is_of_the_clock(nimbus: NimbusHarness, booted: BootedImage
 def test_like_wildcards_are_no_matches(
     nimbus: NimbusHarness, booted: BootedImage, tmp_path: Path
 ) -> None:
-    """`_` is a wildcard of the server's, and case does not count for it; both count for us."""
+    """The server takes `_` as a wildcard and ignores case; we compare names exactly."""
     cloud = nimbus.make_nimbus()
     with cloud.open(tmp_path):
         for name in ("axb.gz", "A_B.gz", "a_b.gz.old"):
             cloud.upload(booted, make_release(tmp_path, name), Watched())
         assert cloud.find(booted.image, make_release(tmp_path, "a_b.gz")) is None
-        sent = nimbus.count_sent()
         cloud.upload(booted, make_release(tmp_path, "a_b.gz"), Watched())
-        assert nimbus.count_sent() == sent + len(DATA)
         assert cloud.find(booted.image, make_release(tmp_path, "a_b.gz")) is not None
 
 
@@ -498,6 +507,55 @@ def test_list_with_an_id_of_other_case(
         assert own.list() == []
 
 
+@pytest.mark.parametrize("fault", ["none", "refused", "wrong bytes"])
+def test_a_copy_at_the_server(
+    nimbus: NimbusHarness, booted: BootedImage, tmp_path: Path, fault: str
+) -> None:
+    """Where the server does not copy, or copies something else, the image is sent."""
+    cloud = nimbus.make_nimbus(visibility="common")
+    with cloud.open(tmp_path):
+        cloud.upload(booted, make_release(tmp_path, "one.gz"), Watched())
+        sent = nimbus.count_sent()
+        nimbus.server.refuse_copies = fault == "refused"
+        nimbus.server.damage_copies = fault == "wrong bytes"
+        made = cloud.upload(booted, make_release(tmp_path, "two.gz"), Watched())
+        cloud.publish(made, make_release(tmp_path, "two.gz"), Watched())
+    assert get_object(nimbus, "VMS/common/two.gz") == (DATA, True)
+    copied = nimbus.count_sent() < sent + len(DATA)
+    assert copied is (fault == "none")
+
+
+def test_a_copy_beyond_the_quota(
+    nimbus: NimbusHarness, booted: BootedImage, tmp_path: Path
+) -> None:
+    cloud = nimbus.make_nimbus()
+    with cloud.open(tmp_path):
+        cloud.upload(booted, make_release(tmp_path, "one.gz"), Watched())
+        sent = nimbus.count_sent()
+        nimbus.set_quota(len(DATA))
+        with pytest.raises(QuotaError):
+            cloud.upload(booted, make_release(tmp_path, "two.gz"), Watched())
+    assert nimbus.count_sent() == sent
+
+
+def test_another_accounts_image_is_not_copied(
+    nimbus: NimbusHarness, booted: BootedImage, tmp_path: Path
+) -> None:
+    environ = {
+        "PHANTOM_HOTEL_S3ID": OTHER.s3id,
+        "PHANTOM_HOTEL_S3KEY": OTHER.secret,
+        "PHANTOM_HOTEL_CANONICAL_ID": OTHER.canonical_id,
+    }
+    other = nimbus.make_nimbus(environ, visibility="common")
+    with other.open(tmp_path):
+        other.upload(booted, make_release(tmp_path, "theirs.gz"), Watched())
+    sent = nimbus.count_sent()
+    cloud = nimbus.make_nimbus(visibility="common")
+    with cloud.open(tmp_path):
+        cloud.upload(booted, make_release(tmp_path, "ours.gz"), Watched())
+    assert nimbus.count_sent() == sent + len(DATA)
+
+
 def test_same_size_and_other_bytes_are_not_the_same(
     nimbus: NimbusHarness, booted: BootedImage, tmp_path: Path
 ) -> None:
@@ -509,7 +567,7 @@ def test_same_size_and_other_bytes_are_not_the_same(
 
 
 def test_answer_that_is_not_of_a_cumulus(tmp_path: Path) -> None:
-    """Some web server at the address: said so, in place of a parser's words."""
+    """If some other web server answers, the message says so, instead of a parser's error."""
     import http.server
     import threading
 
@@ -539,7 +597,7 @@ def test_verbs_need_open(booted: BootedImage) -> None:
 def test_surroundings_of_aws_do_not_count(
     nimbus: NimbusHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Profiles, end points and tokens of an AWS account, and a proxy for the sandbox."""
+    """AWS profiles, endpoints and tokens are ignored, and the sandbox ignores a proxy."""
     monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
@@ -573,12 +631,21 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize(
-    ("how", "works"), [("", False), ("self_signed", True), ("ca_bundle", True), ("http", False)]
+    ("how", "works"),
+    [
+        ("", False),
+        ("self_signed", True),
+        ("ca_bundle", True),
+        ("pinned", True),
+        ("another pinned", False),
+        ("properties", False),
+        ("http", False),
+    ],
 )
 def test_tls(certificate: tuple[Path, Path], tmp_path: Path, how: str, works: bool) -> None:
     user = CumulusUser(s3id=S3ID, secret=SECRET, canonical_id=CANONICAL_ID)
     environ = {"NIMBUS_S3ID": S3ID, "NIMBUS_S3KEY": SECRET, "NIMBUS_CANONICAL_ID": CANONICAL_ID}
-    with CumulusServer(tmp_path / "service", [user], tls=certificate) as server:
+    with StrictCumulus(tmp_path / "service", [user], tls=certificate) as server:
         options: dict[str, object] = {
             "repository": f"127.0.0.1:{server.port}",
             "https": how != "http",
@@ -587,6 +654,14 @@ def test_tls(certificate: tuple[Path, Path], tmp_path: Path, how: str, works: bo
             options["self_signed"] = True
         if how == "ca_bundle":
             options["ca_bundle"] = str(certificate[0])
+        if how.endswith("pinned"):
+            der = ssl.PEM_cert_to_DER_cert(certificate[0].read_text())
+            digest = hashlib.sha256(der if how == "pinned" else b"another").hexdigest().upper()
+            options["certificate_sha256"] = ":".join(re.findall("..", digest))
+        if how == "properties":
+            properties = {"": f"127.0.0.1:{server.port}", "s3selfsigned": "true"}
+            path = write_properties(tmp_path / "cloud.properties", **properties)
+            options["cloud_properties"] = str(path)
         cloud = Nimbus(make_site(**options), environ=environ, pause=lambda _: None)
         with cloud.open(tmp_path):
             if works:
@@ -594,7 +669,63 @@ def test_tls(certificate: tuple[Path, Path], tmp_path: Path, how: str, works: bo
             else:
                 with pytest.raises(SiteUnreachableError) as caught:
                     cloud.check()
-                assert "certificate" in str(caught.value)
+                told = str(caught.value)
+                assert "certificate" in told
+                assert ("name it in sites.yaml with `ca_bundle`" in told) is (how != "http")
+
+
+# ---- what weakens a site
+
+
+SELF_SIGNED = {"s3selfsigned": "true"}
+PIN = "ab" * 32
+NO_TLS = "requests and images go without TLS ({}): others can read and change them"
+UNCHECKED = (
+    "the repository's certificate is not checked (`self_signed: true`): whoever sits in between "
+    "can read and change images; name it with `certificate_sha256`"
+)
+IGNORED = (
+    "vws.repository.s3selfsigned in FILE does not count, and the repository's certificate is "
+    "checked: if it is self-signed, name it with `certificate_sha256` or `ca_bundle` of the site "
+    "in sites.yaml"
+)
+
+
+@pytest.mark.parametrize(
+    ("properties", "options", "verify", "risks"),
+    [
+        ({}, {}, True, []),
+        (SELF_SIGNED, {}, True, [IGNORED]),
+        (SELF_SIGNED, {"self_signed": False}, True, [IGNORED]),
+        (SELF_SIGNED, {"self_signed": True}, False, [UNCHECKED]),
+        ({}, {"self_signed": True}, False, [UNCHECKED]),
+        (SELF_SIGNED, {"certificate_sha256": PIN}, False, []),
+        ({"s3https": "false"}, {}, True, [NO_TLS.format("vws.repository.s3https=false in FILE")]),
+        ({"s3https": ""}, {}, True, [NO_TLS.format("nothing says `https: true`")]),
+        ({}, {"https": False}, True, [NO_TLS.format("`https: false`")]),
+        ({"s3https": "false"}, {"https": True}, True, []),
+    ],
+)
+def test_only_sites_yaml_turns_a_check_off(
+    tmp_path: Path,
+    properties: dict[str, str],
+    options: dict[str, object],
+    verify: bool,
+    risks: list[str],
+) -> None:
+    path = write_properties(tmp_path / "p", **{"s3selfsigned": "false", **properties})
+    site = make_site(cloud_properties=str(path), **options)
+    assert resolve_settings(site, {}).verify is verify
+    told = Nimbus(site, environ={}).find_risks()
+    assert [risk.replace(str(path), "FILE") for risk in told] == risks
+
+
+def test_the_file_of_the_cloud_client_turns_nothing_off(tmp_path: Path) -> None:
+    path = write_properties(tmp_path / ".nimbus/cloud.properties", **SELF_SIGNED)
+    site, environ = make_site(), {"HOME": str(tmp_path)}
+    assert resolve_settings(site, environ).verify is True
+    (told,) = Nimbus(site, environ=environ).find_risks()
+    assert told.replace(str(path), "FILE") == IGNORED
 
 
 # ---- memory
@@ -602,7 +733,7 @@ def test_tls(certificate: tuple[Path, Path], tmp_path: Path, how: str, works: bo
 _UPLOAD_OF_300_MB = """
 import hashlib, json, re, sys
 from pathlib import Path
-from pipeline.clouds.nimbus.cloud import Nimbus
+from pipeline.clouds.nimbus.sandbox_site import NimbusSandbox
 from pipeline.model import *
 
 def peak():
@@ -619,7 +750,7 @@ disk = Disk(layout="mbr", format="raw", compression="gzip")
 image = Image(site="s", cloud="nimbus", file=file, disk=disk, bytes=size, sha256=Sha256(""),
               md5=md5.hexdigest(), disk_bytes=size, disk_sha256=Sha256(""))
 booted = BootedImage(image=image, reports=(BootReport(machine="bios", passed=True, facts={}),))
-cloud = Nimbus(Site(name="nimbus-sandbox", cloud="nimbus", where="built in", sandbox=True))
+cloud = NimbusSandbox(Site(name="nimbus-sandbox", cloud="nimbus", where="built in", sandbox=True))
 with cloud.open(folder / "sandbox"):
     cloud.check()
     before = peak()
@@ -633,7 +764,7 @@ print(json.dumps({"grown": grown, "peak": before + grown}))
 
 
 def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
-    """300 MB through client and sandbox server in one process, which is to stay below 200 MB."""
+    """Client and sandbox server pass 300 MB in one process, which must stay below 200 MB."""
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", _UPLOAD_OF_300_MB, str(tmp_path)],

@@ -1,4 +1,4 @@
-"""Definitions of tests lie in a folder of their own, which is the current one."""
+"""Each test writes its definitions into a folder of its own, which is the current directory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from definition_texts import Load, Write
 
-from pipeline.definition import load_appliance
+from pipeline.definitions.appliance import load_appliance
 from pipeline.model import Appliance
 
 
@@ -32,7 +32,7 @@ def write(root: Path) -> Write:
 
 @pytest.fixture
 def load(write: Write) -> Load:
-    """Loads the appliance `web`, defined by a text."""
+    """Loads the appliance `web` from a definition's text."""
 
     def load(text: str) -> Appliance:
         write("images/web/appliance.yaml", text)

@@ -1,4 +1,4 @@
-"""What the tests of definitions share."""
+"""Text and types that the tests of definitions share."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from pipeline.model import Appliance
 
 HEAD = 'name: web\nversion: "1.0"\nsummary: A web server\n'
-"""The three lines that every definition needs; what a test is about begins on line 4."""
+"""The three lines that every definition needs; a test's own text begins on line 4."""
 
 Write = Callable[[str, "str | bytes"], Path]
 """Writes a file below the current directory."""
 
 Load = Callable[[str], Appliance]
-"""Loads the appliance `web`, defined by a text."""
+"""Loads the appliance `web` from a definition's text."""

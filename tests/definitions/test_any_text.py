@@ -1,4 +1,4 @@
-"""Whatever a file says, the answer is an appliance or a DefinitionError, never a traceback."""
+"""Whatever a file holds, loading gives an appliance or a DefinitionError, never a traceback."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from soak import SOAKING, examples
 
 from pipeline.clouds import Cloud
-from pipeline.definition import appliance_schema, load_appliance, load_sites, locate
+from pipeline.definitions.appliance import appliance_schema, load_appliance
+from pipeline.definitions.sites import load_sites
 from pipeline.errors import DefinitionError
 from pipeline.model import Appliance
 
@@ -50,7 +52,7 @@ VALUES = st.recursive(
 
 
 def values_like(schema: Any) -> st.SearchStrategy[Any]:
-    """Values that mostly fit a schema, so that what comes after it is reached."""
+    """Values that mostly fit a schema, so that they reach the checks that follow it."""
     kind = schema.get("type")
     fitting: st.SearchStrategy[Any] = SCALARS
     if kind == "object":
@@ -60,10 +62,11 @@ def values_like(schema: Any) -> st.SearchStrategy[Any]:
         fitting = st.lists(values_like(schema["items"]), max_size=3)
     elif schema.get("examples"):
         fitting = st.sampled_from(schema["examples"])
-    # One value in eight is anything at all.
+    # One value in eight is arbitrary.
     return st.integers(0, 7).flatmap(lambda dice: VALUES if dice == 0 else fitting)
 
 
+NAMED = "name: hello-phantom\nversion: '1'\nsummary: s\n"
 DEFINITIONS = values_like(SCHEMA)
 
 
@@ -85,9 +88,10 @@ def definition() -> Iterator[Path]:
 
 def check(path: Path, content: bytes) -> Appliance | None:
     path.write_bytes(content)
-    locate(path, "elements", 0)
     try:
-        return load_appliance("hello-phantom", Path("images"), clouds=["nimbus"])
+        appliance = load_appliance("hello-phantom", Path("images"), clouds=["nimbus"])
+        assert appliance.positions.find("version").startswith(f"{path}:")
+        return appliance
     except DefinitionError as error:
         check_error(error)
         return None
@@ -103,13 +107,16 @@ def dump(value: object) -> bytes:
 
 
 LIMITS = settings(
-    max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=examples(150),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=not SOAKING,
 )
 
 
 @LIMITS
 @given(VALUES)
-def test_any_value(definition: Path, value: object) -> None:
+def test_random_yaml_values_give_no_crash(definition: Path, value: object) -> None:
     check(definition, dump(value))
 
 
@@ -144,16 +151,23 @@ def test_whole_definitions(definition: Path, value: object) -> None:
 @example("extends: ./\n")
 @example("extends: /\n")
 @example('extends: "' + "x/" * 5000 + '"\n')
+@example('a: "\\U00110000"')
+@example('a: "\\uD800"')
+@example("a: !!int ''")
+@example("a: !!float ''")
+@example(f"{NAMED}disk_size: {'9' * 5000}GiB\n")
+@example(f"{NAMED}disk_size: \u0663GiB\n")
+@example(f"{NAMED}files: [{{from: motd, to: /x, mode: '{'7' * 5000}'}}]\n")
 @example("%TAG ! tag:x,2000:\n---\n!a b: c\n")
 @example("\ufeff\ufeffa: b")
 @example("a: '\u2028'\nb: \u0085")
-def test_any_text(definition: Path, text: str) -> None:
+def test_random_text_gives_no_crash(definition: Path, text: str) -> None:
     check(definition, text.encode(errors="surrogatepass"))
 
 
 @LIMITS
 @given(st.binary(max_size=100))
-def test_any_bytes(definition: Path, content: bytes) -> None:
+def test_random_bytes_give_no_crash(definition: Path, content: bytes) -> None:
     check(definition, content)
 
 
@@ -175,7 +189,7 @@ def test_the_example_with_a_piece_cut_out_or_put_in(definition: Path, data: st.D
     )
     | VALUES
 )
-def test_any_sites(definition: Path, value: object) -> None:
+def test_random_sites_files_give_no_crash(definition: Path, value: object) -> None:
     cloud = type("Cloud", (), {"site_schema": SCHEMA})
     path = definition.with_name("sites.yaml")
     path.write_bytes(dump(value))

@@ -1,4 +1,4 @@
-"""Sound definitions: what becomes of them, how they are merged, and where their values stand."""
+"""Valid definitions: the appliances that they give, how they merge, and the values' positions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import yaml
 from definition_texts import HEAD, Load, Write
 
 from pipeline.clouds import clouds
-from pipeline.definition import appliance_schema, list_appliances, load_appliance, locate
+from pipeline.definitions.appliance import appliance_schema, list_appliances, load_appliance
+from pipeline.definitions.yaml import read_yaml
 from pipeline.model import (
     GIB,
     MIB,
@@ -27,7 +28,6 @@ from pipeline.model import (
     ScratchSource,
     Sha256,
 )
-from pipeline.yaml_source import read_yaml
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -105,6 +105,7 @@ files:
 scripts: [check.sh]
 disk_size: 512 MiB
 user_data: {frequency: instance}
+login: {user: ops}
 kernel: cloud
 clouds:
   ec2: {disk_size: 8GiB}
@@ -138,6 +139,7 @@ labels: {os: debian, "on": "yes"}
         disk_size=512 * MIB,
         kernel="cloud",
         user_data_frequency="instance",
+        login_user="ops",
         clouds={
             "ec2": CloudOverride(disk_size=8 * GIB),
             "nimbus": CloudOverride(image_name="{name}-{build}"),
@@ -152,6 +154,22 @@ labels: {os: debian, "on": "yes"}
         labels={"os": "debian", "on": "yes"},
         definition=web / "appliance.yaml",
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("2GB", 2 * 10**9),
+        ("20 GB", 20 * 10**9),
+        ("1TB", 10**12),
+        ("512MB", 512 * 10**6),
+        ("700MB", 700 * 10**6 - 256),  # whole sectors
+        ("2GiB", 2 * GIB),
+    ],
+)
+def test_sizes_in_units_of_1000_and_of_1024(load: Load, text: str, size: int) -> None:
+    appliance = load(HEAD + f"disk_size: {text}\nclouds: {{ec2: {{disk_size: {text}}}}}\n")
+    assert appliance.disk_size == appliance.disk_size_on("ec2") == size
 
 
 def test_a_definition_is_found_by_name_file_and_folder(
@@ -184,7 +202,7 @@ name: base
 version: "7"
 summary: What others extend
 source: {scratch: {release: trixie}}
-packages: [vim, rsync]
+packages: [vim, rsync, git]
 files:
   - {from: motd, to: /etc/motd}
   - {from: issue, to: /etc/issue}
@@ -199,7 +217,7 @@ labels: {os: debian, team: a}
 
 CHILD = """
 extends: base
-packages: [nginx, vim]
+packages: [nginx, vim, git=1:2.39]
 files: [{from: motd, to: /etc/motd}]
 scripts: [setup.sh]
 disk_size: 2GiB
@@ -224,7 +242,7 @@ def test_a_child_is_merged_into_its_parent(root: Path, write: Write, load: Load)
         version="1.0",
         summary="A web server",
         source=ScratchSource(element="phantom-debian", release="trixie", architecture="amd64"),
-        packages=("vim", "rsync", "nginx"),
+        packages=("vim", "rsync", "nginx", "git=1:2.39"),
         files=(
             FileCopy(source=base / "issue", target=PurePosixPath("/etc/issue")),
             FileCopy(source=web / "motd", target=PurePosixPath("/etc/motd")),
@@ -247,62 +265,60 @@ def test_a_chain_of_parts_by_relative_path(write: Write, load: Load) -> None:
     assert (appliance.packages, appliance.kernel) == (("aa", "bb", "cc"), "generic")
 
 
-def test_places_of_values(write: Write) -> None:
-    path = write(
-        "images/web/appliance.yaml",
+def test_positions_of_values(load: Load) -> None:
+    appliance = load(
         "# a comment\n"
         + HEAD
         + "elements:   # another\n"
         + "  - one\n\n"
         + "  # and one more\n"
         + '  - "two"\n'
-        + "packages: [\u00e9, {a: [x,\n   y]}]\n"
-        + "labels: &labels\n"
-        + "  a: b\n"
-        + "clouds:\n"
-        + "  first: *labels\n"
-        + "  second: {<<: *labels, c: d}\n",
+        + "packages: [g++, vim,\n   rsync]\n"
+        + "labels: {\u0061: \u00e9, b: c}\n"
+        + "clouds: {ec2: {\n"
+        + "  disk_size: 8GiB}}\n"
     )
-    file = "images/web/appliance.yaml"
-    assert locate(path, "name") == f"{file}:2:7"
-    assert locate(path, "elements", 0) == f"{file}:6:5"
-    assert locate(path, "elements", "two") == f"{file}:9:5"
-    assert locate(path, "packages", 1, "a", 0) == f"{file}:10:20"
-    assert locate(path, "packages", 1, "a", "y") == f"{file}:11:4"
-    assert locate(path, "clouds", "first", "a") == f"{file}:13:6"
-    assert locate(path, "clouds", "second", "a") == f"{file}:13:6"
-    assert locate(path, "clouds", "second", "c") == f"{file}:16:28"
-    assert locate(path, "elements", "three") == file
-    assert locate(path, "elements", 2) == file
-    assert locate(path) == f"{file}:2:1"
-    source = read_yaml(path)
-    assert source.where(("clouds", "second", "c"), key=True) == f"{file}:16:25"
-    assert source.where(("clouds", "second", "a"), key=True) == f"{file}:13:3"
+    file, find = "images/web/appliance.yaml", appliance.positions.find
+    assert find("name") == f"{file}:2:7"
+    assert find("elements", 0) == f"{file}:6:5"
+    assert find("elements", "two") == f"{file}:9:5"
+    assert find("packages", 2) == f"{file}:11:4"
+    assert find("packages", "rsync") == f"{file}:11:4"
+    assert find("labels", "b") == f"{file}:12:19"
+    assert find("clouds", "ec2", "disk_size") == f"{file}:14:14"
+    assert find("elements", "three") == file
+    assert find("elements", 2) == file
+    assert find("labels", "a", "x") == file
+    assert find() == f"{file}:2:1"
 
 
-def test_places_of_inherited_values(write: Write) -> None:
+def test_positions_of_keys(write: Write) -> None:
+    file = read_yaml(write("images/web/appliance.yaml", "a:\n  second: {b: c,   d: e}\n"))
+    assert file.where(("a", "second", "d"), key=True) == "images/web/appliance.yaml:2:20"
+    assert file.where(("a", "second", "x"), key=True) == "images/web/appliance.yaml:2:11"
+
+
+def test_positions_of_inherited_values(write: Write, load: Load) -> None:
     write_parent(write)
-    path = write("images/web/appliance.yaml", HEAD + CHILD)
-    assert locate(path, "packages", "nginx") == "images/web/appliance.yaml:6:12"
-    assert locate(path, "packages", "rsync") == "images/base/appliance.yaml:6:17"
-    assert locate(path, "kernel") == "images/base/appliance.yaml:12:9"
+    find = load(HEAD + CHILD).positions.find
+    assert find("packages", "nginx") == "images/web/appliance.yaml:6:12"
+    assert find("packages", "rsync") == "images/base/appliance.yaml:6:17"
+    assert find("packages", "vim") == "images/web/appliance.yaml:6:19"
+    assert find("packages", 0) == "images/web/appliance.yaml:6:12"
+    assert find("kernel") == "images/base/appliance.yaml:12:9"
+    assert find("boot_check") == "images/web/appliance.yaml"
+    assert find() == "images/web/appliance.yaml:1:1"
 
 
-def test_places_in_files_that_are_not_sound(write: Write, root: Path) -> None:
-    assert locate(write("a/appliance.yaml", "a: [\n"), "a") == "a/appliance.yaml"
-    assert locate(write("a/appliance.yaml", "extends: b\n"), "x") == "a/appliance.yaml"
-    assert locate(root / "gone/appliance.yaml", "x") == "gone/appliance.yaml"
-    circle = write("images/web/appliance.yaml", "extends: web\n")
-    assert locate(circle, "x") == "images/web/appliance.yaml"
+def test_positions_do_not_make_appliances_differ(load: Load) -> None:
+    one, other = load(HEAD), load("# a comment\n" + HEAD)
+    assert one.positions != other.positions
+    assert one == other
 
 
-def test_merge_keys_in_one_file(load: Load) -> None:
-    appliance = load(
-        HEAD
-        + "phantom: {instance_type: &types {nimbus: m1.small, ec2: t2.micro}}\n"
-        + "labels: {<<: [{b: '1'}, {<<: *types, b: '2'}], ec2: mine}\n"
-    )
-    assert appliance.labels == {"ec2": "mine", "b": "1", "nimbus": "m1.small"}
+def test_marks_of_anchors_in_quotes_and_in_texts_are_no_anchors(load: Load) -> None:
+    appliance = load(HEAD + "labels: {'a': '&x', b: \"*x\", c: x &y, d: \"<<\", e: <<}\n")
+    assert appliance.labels == {"a": "&x", "b": "*x", "c": "x &y", "d": "<<", "e": "<<"}
 
 
 def walk_properties(schema: Any, way: str = "") -> list[tuple[str, dict[str, Any]]]:
@@ -346,7 +362,7 @@ def test_our_appliances_are_sound(name: str) -> None:
     assert set(appliance.phantom.instance_type) == set(clouds())
 
 
-def test_the_example_is_what_it_says() -> None:
+def test_values_of_the_example_definition() -> None:
     appliance = load_appliance("hello-phantom", REPOSITORY / "images")
     folder = REPOSITORY / "images/hello-phantom"
     assert isinstance(appliance.source, ScratchSource)
@@ -368,7 +384,10 @@ def test_the_yaml_in_the_readme_of_the_example_is_sound(write: Write) -> None:
 
 
 def test_importing_loads_neither_yaml_nor_jsonschema() -> None:
-    code = "import sys, pipeline.definition; print({'yaml', 'jsonschema'} & set(sys.modules))"
+    code = (
+        "import sys, pipeline.definitions.appliance, pipeline.definitions.sites\n"
+        "print({'yaml', 'jsonschema'} & set(sys.modules))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )

@@ -8,7 +8,7 @@ from fetcher_guest import PLATFORMS, Guest, Platform, make_guest
 
 @pytest.fixture(params=PLATFORMS, ids=str)
 def platform(request: pytest.FixtureRequest) -> Platform:
-    """Each shell with another client; a test may ask for more by parametrizing `platform`."""
+    """Each shell with a different client; a test may ask for more by parametrizing `platform`."""
     chosen = request.param
     assert isinstance(chosen, Platform)
     return chosen

@@ -1,4 +1,4 @@
-"""A guest's file tree in a temporary directory, in which the real fetcher runs."""
+"""A guest: a file tree in a temporary folder, where the real fetcher runs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ STATIC = Path(__file__).parents[2] / "elements" / "phantom-user-data" / "static"
 PROGRAM = "usr/lib/phantom/fetch-user-data"
 INIT_SCRIPT = "etc/init.d/phantom-user-data"
 OPTIONS = "etc/default/phantom-user-data"
-RUN_SECONDS = 30  # the slowest of these runs takes five
+RUN_SECONDS = 30  # the slowest run takes five
 
-# What the fetcher may use besides curl or wget: all of it is in Debian's essential packages.
+# What the fetcher may use besides curl or wget. All of these are in Debian's essential packages.
 TOOLS = [
+    "base64",
     "cat",
     "chmod",
     "cut",
@@ -41,7 +42,7 @@ TOOLS = [
 
 @dataclass(frozen=True, kw_only=True)
 class Platform:
-    """A shell, and a client that is the only one on the PATH; `busybox`: nothing but BusyBox."""
+    """A shell and the only client on the PATH. With `busybox`, all programs are BusyBox's."""
 
     shell: tuple[str, ...]
     client: str | None
@@ -56,9 +57,9 @@ BUSYBOX = ("busybox", "sh")
 SHELLS = (DASH, BASH, BUSYBOX)
 CLIENTS = ("curl", "wget", "busybox")
 CURL = Platform(shell=DASH, client="curl")
-# Each shell and each client once; the cross product is for the tests of the conversation alone.
+# Each shell and each client once. Only the tests of the conversation use all combinations.
 PLATFORMS = (CURL, Platform(shell=BASH, client="wget"), Platform(shell=BUSYBOX, client="busybox"))
-# Each set of tools once, for long lists of cases.
+# For long lists of cases: each set of tools once.
 TOOL_SETS = (PLATFORMS[0], PLATFORMS[2])
 ALL_PLATFORMS = tuple(Platform(shell=s, client=c) for s in SHELLS for c in CLIENTS)
 
@@ -129,8 +130,8 @@ class Guest:
     def run(self, program: str = PROGRAM, *arguments: str) -> Outcome:
         """Run the fetcher, or another program of the payload, to its end.
 
-        Its output goes to a file, as a journal would take it: a pipe that a daemon holds open would
-        keep this process waiting, not the fetcher.
+        Its output goes to a file, because a daemon that holds a pipe open would keep this process
+        waiting, even though the fetcher has ended.
         """
         capture = self.root.parent / "console"
         with capture.open("wb") as stream:
@@ -148,7 +149,7 @@ class Guest:
 
 
 def make_guest(folder: Path, platform: Platform = CURL) -> Guest:
-    """Return a guest with quick options: few tries, hardly a pause between them."""
+    """Return a guest with quick options: few tries and short pauses between them."""
     root = folder / "root"
     shutil.copytree(STATIC, root)
     for name in ("var/log", "var/lib", "run"):

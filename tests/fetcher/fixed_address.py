@@ -1,6 +1,6 @@
-"""Runs a command in this process's own network namespace, with EC2's fixed address served there.
+"""Runs a command while this process serves EC2's fixed address in its own network namespace.
 
-Prints as JSON the command's status and output and the requests that the service saw.
+Prints as JSON the command's status and output, and the requests that the service got.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import sys
 
-from pipeline.metadata_server import Ec2Metadata, MetadataServer
+from pipeline.clouds.ec2.metadata import Ec2Metadata
+from pipeline.machine.metadata import MetadataServer
 
 ADDRESS = "169.254.169.254"
 

@@ -1,4 +1,4 @@
-"""The answers that a boot check gives: the fetcher makes of each what the check expects."""
+"""The answers that a boot check gives: the fetcher does with each what the check expects."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import hashlib
 import pytest
 from fetcher_guest import CURL, Guest, Platform
 
-from pipeline.metadata_server import EC2_USER_DATA_BYTES, SERVICES, MetadataServer
-from pipeline.stages.answers import Case, find_faults, make_cases
+from pipeline.clouds import clouds, metadata_service
+from pipeline.clouds.ec2.metadata import EC2_USER_DATA_BYTES, Ec2Metadata
+from pipeline.clouds.nimbus.metadata import NimbusMetadata
+from pipeline.machine.metadata import MetadataServer
+from pipeline.stages.userdata_cases import Case, find_faults, make_cases
 
 NONCE = "0123456789abcdef"
-EC2 = make_cases("ec2", NONCE)
-KINDS = [(kind, case) for kind in SERVICES for case in make_cases(kind, NONCE)]
+EC2 = make_cases(Ec2Metadata, NONCE)
+KINDS = [(kind, case) for kind in clouds() for case in make_cases(metadata_service(kind), NONCE)]
 
-# BusyBox's wget cannot ask for a token, which every machine of the check requires.
+# The machines' services require a token, for which BusyBox's wget cannot ask.
 curl_only = pytest.mark.parametrize("platform", [CURL], ids=str)
 
 
 def report_of(guest: Guest, case: Case, status: int) -> str:
-    """The line that the boot's report has for a case."""
+    """The line that the guest's report has for a case."""
     kept = hashlib.sha256(guest.data.read_bytes()).hexdigest() if guest.data.exists() else "-"
     ran = guest.root / "ran"
     return f"{case.name} {status} {kept} {ran.read_text() if ran.exists() else '-'}"
@@ -30,7 +33,7 @@ def report_of(guest: Guest, case: Case, status: int) -> str:
     ("kind", "case"), KINDS, ids=[f"{kind}-{case.name}" for kind, case in KINDS]
 )
 def test_the_fetcher_copes_with_it(guest: Guest, platform: Platform, kind: str, case: Case) -> None:
-    with MetadataServer(SERVICES[kind](user_data=case.user_data)) as server:
+    with MetadataServer(metadata_service(kind)(user_data=case.user_data)) as server:
         guest.use_nimbus(server.url) if kind == "nimbus" else guest.use_ec2(server.url)
         outcome = guest.run()
         assert not any(each.lacked_token for each in server.requests)
@@ -38,13 +41,13 @@ def test_the_fetcher_copes_with_it(guest: Guest, platform: Platform, kind: str, 
     assert list(find_faults([case], {"case": [line]})) == [], outcome.output
 
 
-def test_what_is_tried() -> None:
+def test_cases_of_each_metadata_service() -> None:
     assert [case.name for case in EC2] == ["absent", "gzip", "binary", "largest"]
-    assert [case.name for case in make_cases("nimbus", NONCE)] == ["absent"]
+    assert [case.name for case in make_cases(NimbusMetadata, NONCE)] == ["absent"]
     sizes = {case.name: len(case.user_data or b"") for case in EC2}
     assert sizes["largest"] == EC2_USER_DATA_BYTES == 16384
     for case in EC2:
-        assert case.user_data == make_cases("ec2", NONCE)[EC2.index(case)].user_data
+        assert case.user_data == make_cases(Ec2Metadata, NONCE)[EC2.index(case)].user_data
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""What the fetcher does with the user-data that it got: keeps it, runs it, or says why not."""
+"""What the fetcher does with user-data: it keeps it, and runs it or says why not."""
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import os
@@ -13,9 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from faulty_metadata import Ec2Version1
 from fetcher_guest import INIT_SCRIPT, TOOL_SETS, Guest, Outcome, Platform
 
-from pipeline.metadata_server import Ec2Metadata, MetadataServer, NimbusMetadata
+from pipeline.clouds.nimbus.metadata import NimbusMetadata
+from pipeline.machine.metadata import MetadataServer
 
 REFUSED = 65
 
@@ -24,14 +27,19 @@ REFUSED = 65
 def serve_ec2(guest: Guest, data: bytes | None, **meta_data: str) -> Iterator[MetadataServer]:
     """Serve `data` as EC2 does: any bytes, and BusyBox's wget needs no token."""
     values = {name.replace("_", "-"): value for name, value in meta_data.items()}
-    service = Ec2Metadata(user_data=data, tokens_required=False, meta_data=values)
+    service = Ec2Version1(user_data=data, meta_data=values)
     with MetadataServer(service) as server:
         guest.use_ec2(server.url)
         yield server
 
 
+def encode(data: bytes) -> bytes:
+    """As the program base64 does it: lines of 76 letters."""
+    return base64.encodebytes(data)
+
+
 def get_lines(outcome: Outcome) -> list[str]:
-    """The lines of the output, without the one that BusyBox's wget always causes on EC2."""
+    """The lines of the output without the one that always comes with BusyBox's wget on EC2."""
     lines = outcome.output.splitlines()
     return [line for line in lines if not line.endswith("using version 1")]
 
@@ -51,6 +59,11 @@ def get_mode(path: os.PathLike[str]) -> int:
         (b"#!/usr/bin/env cat\nenv took one argument", "env took one argument"),
         (b"#!/bin/echo  two  words \n", "two  words "),
         (b"\n\necho after blank lines", "after blank lines"),
+        (b"\n#!/bin/sed 1q\nonly one\n", "\n#!/bin/sed 1q\n"),
+        (b" \n\t\n  #!/bin/sh -e\nfalse\necho not reached", "ended with status 1"),
+        (b"\n" * 9_000 + b"#!/usr/bin/env cat\nfar down", "\n#!/usr/bin/env cat\nfar down"),
+        (b"Subject: no message\necho but text", "but text"),
+        (b"cat <<end\nMIME-Version: 1.0\nend\n", "MIME-Version: 1.0\n"),
         (b"#included in sh: a comment\necho comment", "comment"),
         (b"#!/bin/sh\necho an archive follows; exit\n\0\0\0", "an archive follows"),
         (b"echo \xc3\xa9t\xc3\xa9", "\u00e9t\u00e9"),
@@ -62,6 +75,66 @@ def test_data_is_run(guest: Guest, data: bytes, expected: str) -> None:
     assert expected in outcome.output
     assert outcome.status == (1 if b"-e" in data else 0)
     assert guest.data.read_bytes() == data
+    assert "not reached" not in outcome.output
+
+
+LONG = b"#!/bin/sh\n# " + b"a comment of some length " * 20 + b"\necho a long script\n"
+HIGH = b"# " + b"\xff\xfe\xfb" * 9  # what differs in the alphabet for URLs
+TEXT = b"echo plain text\nexit 0\n"
+
+
+@pytest.mark.parametrize("platform", TOOL_SETS, ids=str)
+@pytest.mark.parametrize(
+    ("data", "held"),
+    [
+        (base64.b64encode(LONG), LONG),
+        (encode(LONG), LONG),
+        (encode(LONG).replace(b"\n", b"\r\n"), LONG),
+        (b"\n  " + encode(LONG) + b"\n\n", LONG),
+        (base64.b64encode(LONG).rstrip(b"="), LONG),
+        (base64.urlsafe_b64encode(LONG + HIGH), LONG + HIGH),
+        (encode(encode(LONG)), LONG),
+        (encode(gzip.compress(LONG, mtime=0)), LONG),
+        (gzip.compress(encode(LONG), mtime=0), LONG),
+        (encode(b"#!/bin/sh\n:"), b"#!/bin/sh\n:"),
+        (encode(b"\n#!/bin/sh\n:"), b"\n#!/bin/sh\n:"),
+        (encode(TEXT), TEXT),
+    ],
+)
+def test_base64_is_decoded_and_run(guest: Guest, data: bytes, held: bytes) -> None:
+    with serve_ec2(guest, data):
+        outcome = guest.run()
+    assert outcome.status == 0
+    assert guest.data.read_bytes() == held
+    assert "phantom-user-data: the user-data is base64: decoded\n" in outcome.output
+    for word in ("a long script", "plain text"):
+        assert (f"\n{word}\n" in outcome.output) == (word.encode() in held)
+
+
+@pytest.mark.parametrize("platform", TOOL_SETS, ids=str)
+@pytest.mark.parametrize("data", [b"true\n", b"/bin/true", b"A=bcd\n", b"true\ntrue\n", b":\n"])
+def test_words_of_the_letters_of_base64_are_run_as_they_are(guest: Guest, data: bytes) -> None:
+    with serve_ec2(guest, data):
+        outcome = guest.run()
+    assert outcome.status == 0
+    assert guest.data.read_bytes() == data
+    assert "base64" not in outcome.output
+
+
+def test_base64_where_nothing_decodes_it(guest: Guest) -> None:
+    (guest.path / "base64").unlink()
+    with serve_ec2(guest, encode(b"#!/bin/sh\necho a\n")):
+        outcome = guest.run()
+    if not busybox_decodes(guest):
+        assert outcome.status == REFUSED
+        assert "is base64 and there is no base64 to decode it" in outcome.output
+
+
+def busybox_decodes(guest: Guest) -> bool:
+    """Whether BusyBox's shell runs its own base64 rather than one on the PATH."""
+    command = [*guest.make_command()[:-1], "-c", "command -v base64"]
+    environment = guest.make_environment()
+    return subprocess.run(command, env=environment, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("status", [1, 75, 255])
@@ -95,7 +168,7 @@ def test_environment_of_the_data(guest: Guest) -> None:
     assert "PHANTOM_USER_DATA_TRIES=1" in lines
 
 
-def test_modes(guest: Guest) -> None:
+def test_files_have_private_or_public_modes(guest: Guest) -> None:
     with serve_ec2(guest, b"exit 0"):
         guest.run()
     assert get_mode(guest.data) == 0o600
@@ -121,18 +194,44 @@ def test_planted_links_are_not_followed(guest: Guest, to_directory: bool) -> Non
     else:
         victim.write_text("precious")
     guest.data.parent.mkdir()
-    for path in (guest.data, guest.log):
+    ours = (guest.data, guest.log, guest.facts)
+    guest.facts.parent.mkdir()
+    for path in (*ours, guest.facts.with_name(f"{guest.facts.name}.new")):
         path.symlink_to(victim)
-    (guest.data.parent / "work").symlink_to(victim)
-    with serve_ec2(guest, b"echo mine"):
+    for name in ("work", "trimmed", "lock", "lock.old", "instance"):
+        (guest.data.parent / name).symlink_to(victim)
+    guest.set_options(FREQUENCY="instance")
+    with serve_ec2(guest, b"echo mine", instance_id="i-1"):
         assert guest.run().status == 0
     assert guest.data.read_bytes() == b"echo mine"
     assert not guest.data.is_symlink()
     assert "mine" in guest.log.read_text()
+    for path in (*ours, guest.mark):
+        assert not path.is_symlink()
     if to_directory:
         assert list(victim.iterdir()) == []
     else:
         assert victim.read_text() == "precious"
+
+
+def test_rotated_log_takes_the_place_of_what_lies_there(guest: Guest) -> None:
+    """A directory as much as a link to one, into which it would be moved."""
+    victim, rotated = guest.root / "victim", guest.log.with_name(f"{guest.log.name}.1")
+    victim.mkdir()
+    for kind in ("link", "directory", "pipe"):
+        guest.log.write_text("the boot before\n")
+        if kind == "link":
+            rotated.symlink_to(victim)
+        elif kind == "directory":
+            rotated.mkdir()
+        else:
+            os.mkfifo(rotated)
+        with serve_ec2(guest, b"echo mine"):
+            assert guest.run().status == 0
+        assert not rotated.is_symlink()
+        assert rotated.read_text() == "the boot before\n"
+        rotated.unlink()
+    assert list(victim.iterdir()) == []
 
 
 def test_dangling_log_link_is_not_followed(guest: Guest) -> None:
@@ -202,10 +301,17 @@ def test_data_and_token_are_not_printed(guest: Guest) -> None:
         b'content-type: MULTIPART/MIXED; boundary="b"\r\n\r\n',
         b"MIME-Version: 1.0\nContent-Type: multipart/mixed\n",
         b"\nmime-version: 1.0\n",
+        b"\n \n#cloud-config\n{}\n",
+        b"From nobody Mon Jan  1 00:00:00 2024\nContent-Type: multipart/mixed; boundary=b\n\n--b",
+        b'Subject: data\nContent-Type: multipart/mixed;\n\tboundary="b"\n\n--b--\n',
+        b"Content-Disposition: attachment\r\nNumber-Attachments: 1\r\nMIME-Version: 1.0\r\n\r\n",
+        b"X: " + b"a" * 76 + b"\n a" * 5_000 + b"\nMime-Version:1.0\n",
+        encode(b"MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=b\n\n"),
+        encode(b"#cloud-config\n{}\n"),
         gzip.compress(b"#cloud-config\n{}\n", mtime=0),
     ],
 )
-def test_what_is_for_cloud_init_is_left_to_it(guest: Guest, data: bytes) -> None:
+def test_user_data_for_cloud_init_is_not_run(guest: Guest, data: bytes) -> None:
     with serve_ec2(guest, data):
         outcome = guest.run()
     assert outcome.status == 0
@@ -228,14 +334,24 @@ def test_what_is_for_cloud_init_is_left_to_it(guest: Guest, data: bytes) -> None
         (gzip.compress(b"<html></html>", mtime=0), "is an HTML page"),
         (b"#!/bin/sh\r\necho a\r\n", "has Windows line ends"),
         (b"echo a\r\necho b\r\n", "has Windows line ends"),
+        (b"\r\n#!/bin/sh\necho a\n", "has Windows line ends"),
+        (b"\n#!/bin/sh\r\necho a\r\n", "has Windows line ends"),
+        (b"#!/bin/sh\recho a\r", "has Windows line ends"),
+        (b"\n\xef\xbb\xbf#!/bin/sh\necho a\n", "byte order mark"),
+        (b"\xff\xfe" + "#!/bin/sh\n".encode("utf-16-le"), "byte order mark"),
+        (b"BZh91AY&SY\x1d\x02\x01", "is binary and no script"),
+        (b"<powershell>\nGet-Date\n</powershell>\n", "is for Windows"),
+        (base64.b64encode(b"\x7fELF\x02\x01\x01" + bytes(50)), "is binary and no script"),
+        (base64.b64encode(b"#!/bin/sh\n" + b"# a comment\n" * 8)[:-3], "cannot be decoded"),
         (b"\xef\xbb\xbf#!/bin/sh\necho a\n", "byte order mark"),
     ],
 )
-def test_what_cannot_be_run_is_refused(guest: Guest, data: bytes, message: str) -> None:
+def test_user_data_that_cannot_run_is_refused(guest: Guest, data: bytes, message: str) -> None:
     with serve_ec2(guest, data):
         outcome = guest.run()
     assert outcome.status == REFUSED
-    (line,) = get_lines(outcome)
+    *decoded, line = get_lines(outcome)
+    assert decoded in ([], ["phantom-user-data: the user-data is base64: decoded"])
     assert line.startswith("phantom-user-data: error: the user-data ")
     assert message in line
 
@@ -297,15 +413,18 @@ def test_log_that_cannot_be_written_stops_nothing(guest: Guest) -> None:
 
 
 def test_daemon_that_keeps_the_output_open_does_not_hold_the_service(guest: Guest) -> None:
-    data = b"(sleep 1.5; echo from the daemon) & exit 5"
-    with serve_ec2(guest, data):
-        started = time.monotonic()
+    """The daemon writes only after the fetcher has ended, and the log still gets it."""
+    go = guest.root / "go"
+    data = f"(while [ ! -e {go} ]; do sleep 0.05; done; echo from the daemon) & exit 5"
+    with serve_ec2(guest, data.encode()):
         outcome = guest.run()
-        ended = time.monotonic()
     assert outcome.status == 5
     assert outcome.output.endswith("ended with status 5\n")
-    time.sleep(max(0, started + 2 - ended))
-    assert guest.log.read_text().endswith("from the daemon\n")
+    go.touch()
+    deadline = time.monotonic() + 30
+    while not guest.log.read_text().endswith("from the daemon\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_every_boot_by_default(guest: Guest) -> None:
@@ -371,14 +490,14 @@ def test_run_after_one_that_was_killed(guest: Guest) -> None:
 def test_init_script(guest: Guest) -> None:
     assert guest.run(INIT_SCRIPT, "status").status == 3
     with serve_ec2(guest, b"echo ran; exit 9"):
-        # Started by its own first line, as an init does, and by the shell of this platform.
+        # The platform's shell runs the script, which starts the fetcher by its own first line.
         assert guest.run(INIT_SCRIPT, "restart").status in (9, 127)
     assert guest.run(INIT_SCRIPT, "stop").status == 0
     assert guest.run(INIT_SCRIPT, "dance").status == 2
 
 
 def test_init_script_does_not_wait_at_boot(guest: Guest) -> None:
-    """The login prompts come while a cloud is slow to answer; the log tells what became of it."""
+    """The boot does not wait for a slow cloud or for user-data; the log gets the result."""
     waiting, done = guest.root / "waiting", "phantom-user-data: the user-data ended with status 0"
     data = f"until [ -e {waiting} ]; do sleep 0.05; done; echo ran".encode()
     with serve_ec2(guest, data):
@@ -393,7 +512,7 @@ def test_init_script_does_not_wait_at_boot(guest: Guest) -> None:
 
 
 def test_data_of_the_platform_shell(guest: Guest, platform: Platform) -> None:
-    """A last look at the shells themselves: none says anything that is not the fetcher's."""
+    """No shell prints anything of its own: every line is the fetcher's."""
     with serve_ec2(guest, b":"):
         lines = guest.run().output.splitlines()
     assert all(line.startswith("phantom-user-data: ") for line in lines)
@@ -406,14 +525,14 @@ def test_program_has_no_bashisms(guest: Guest) -> None:
 
 
 def set_cloud_init(guest: Guest, source: str | None) -> None:
-    """The status of a cloud-init that found a source in this boot, or none."""
+    """Writes the status of a cloud-init that found this source at this boot; None: no source."""
     status = guest.root / "run/cloud-init/status.json"
     status.parent.mkdir(exist_ok=True)
     status.write_text(json.dumps({"v1": {"datasource": source, "stage": None}}, indent=1) + "\n")
 
 
 def find_note(guest: Guest, instance: str) -> Path:
-    """What cloud-init makes when it runs an instance's scripts."""
+    """The file by which cloud-init remembers that it ran an instance's scripts."""
     return guest.root / f"var/lib/cloud/instances/{instance}/sem/config_scripts_user"
 
 
@@ -434,7 +553,7 @@ def test_user_data_is_left_to_a_cloud_init_that_works(guest: Guest, source: str)
 def test_user_data_is_run_where_cloud_init_found_no_source(
     guest: Guest, source: str | None
 ) -> None:
-    """Once per instance, as cloud-init would have done, which is told not to do it again."""
+    """It runs once per instance, as under cloud-init, which a note keeps from running it again."""
     guest.set_options(LEAVE_TO_CLOUD_INIT="yes")
     if source != "off":
         set_cloud_init(guest, source)
@@ -453,10 +572,10 @@ def test_user_data_is_run_where_cloud_init_found_no_source(
     ("data", "kind"),
     [(b"#cloud-config\n{}\n", ""), (b"MIME-Version: 1.0\nContent-Type: multipart/a\n", " (MIME)")],
 )
-def test_what_is_for_a_cloud_init_that_does_not_run_is_refused(
+def test_user_data_for_cloud_init_is_refused_when_cloud_init_is_off(
     guest: Guest, data: bytes, kind: str
 ) -> None:
-    """On Nimbus, where it never does, too."""
+    """Also on Nimbus, where cloud-init never runs user-data."""
     guest.set_options(LEAVE_TO_CLOUD_INIT="yes")
     told = (
         f"phantom-user-data: error: the user-data is for cloud-init{kind}, which is off or found "

@@ -1,4 +1,4 @@
-"""The element's hooks and service files, each run or read by the real programs."""
+"""The element's hooks and service files, run or read by the real programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from fetcher_guest import INIT_SCRIPT, OPTIONS, PROGRAM, STATIC, find
 
 ELEMENT = STATIC.parent
 UNIT = "usr/lib/systemd/system/phantom-user-data.service"
-MODES = {PROGRAM: 0o755, INIT_SCRIPT: 0o755, OPTIONS: 0o644, UNIT: 0o644}
+MODES = {
+    PROGRAM: 0o755,
+    "usr/lib/phantom/write-login-keys": 0o755,
+    INIT_SCRIPT: 0o755,
+    OPTIONS: 0o644,
+    UNIT: 0o644,
+}
 EPOCH = 1_700_000_000
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the hooks need root or sudo")
@@ -22,7 +28,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the hooks need root o
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """A root file system to be, after the hook that copies the files, run as root or by sudo."""
+    """The tree of an image into which the hook has copied the files, as root or by sudo."""
     target = tmp_path / "image"
     (target / "etc/default").mkdir(parents=True)
     hooks = tmp_path / "hooks"  # where diskimage-builder merges all elements
@@ -56,7 +62,7 @@ def test_files_land_with_owner_mode_and_time(image: Path) -> None:
 
 
 def run_enable_hook(image: Path, folders: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run the hook chrooted into `image`, with some of this host's folders bound into it."""
+    """Run the hook in a chroot in `image` into which some of this host's folders are mounted."""
     hook = image / "hook"
     shutil.copy(ELEMENT / "install.d/50-phantom-user-data-enable", hook)
     for link, target in (("bin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")):
@@ -119,7 +125,7 @@ def test_image_without_an_init_system_is_refused(image: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="this host has no systemd")
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    """systemd-analyze also finds a cycle in the order of the units, and unknown settings."""
+    """systemd-analyze also finds cycles in the order of units and unknown settings."""
     units = tmp_path / "units"
     wants = units / "multi-user.target.wants"
     wants.mkdir(parents=True)
@@ -139,7 +145,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     assert "cycle" not in ended.stderr
 
 
-def test_unit_promises() -> None:
+def test_systemd_unit_has_the_settings_that_others_rely_on() -> None:
     lines = (STATIC / UNIT).read_text().splitlines()
     for line in (
         "Type=oneshot",

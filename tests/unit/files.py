@@ -10,6 +10,7 @@ from hypothesis import strategies
 from pipeline.model import NoProgress
 from pipeline.sparse import CHUNK
 from pipeline.stages.base import Context
+from pipeline.store import Store
 
 extents = strategies.lists(
     strategies.tuples(
@@ -23,7 +24,7 @@ sizes = strategies.integers(min_value=0, max_value=3 * CHUNK + 12345)
 
 
 def write_sparse(path: Path, size: int, data: list[tuple[int, bytes, int]]) -> None:
-    """A file of `size` bytes with data here and there and holes between; data may be zeros."""
+    """Writes a file of `size` bytes with holes between the given data, which may be zeros."""
     with path.open("wb") as file:
         for offset, content, repeats in data:
             os.pwrite(file.fileno(), content * repeats, offset)
@@ -35,4 +36,6 @@ def make_context(folder: Path) -> Context:
     out, work = folder / "out", folder / "work"
     out.mkdir()
     work.mkdir()
-    return Context(out=out, work=work, log=folder / "log", store=folder, progress=NoProgress())
+    return Context(
+        out=out, work=work, log=folder / "log", store=Store(folder), progress=NoProgress()
+    )

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pipeline.build import Builder, Resources
+from pipeline.build.builder import Builder, Resources
 from pipeline.errors import NoSpaceError, StageFailedError, StoreError
 from pipeline.model import NoProgress
 from pipeline.stages.base import HERE_ONLY, Context, Stage, to_json
@@ -29,7 +29,7 @@ def _no_runs() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Text(Stage):
-    """Writes its text behind those of its inputs."""
+    """Appends its text to those of its inputs."""
 
     name: ClassVar[str] = "text"
 
@@ -51,7 +51,7 @@ class Text(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class Sleeper(Text):
-    """Runs a program for ever, after some seconds."""
+    """Waits some seconds, then runs a program that would not end during the test."""
 
     name: ClassVar[str] = "sleeper"
 
@@ -150,7 +150,7 @@ def test_an_interrupted_builder_starts_nothing_more(store: Store) -> None:
 
 @pytest.mark.parametrize("hidden", [False, True])
 def test_a_damaged_artifact_is_made_anew(store: Store, hidden: bool) -> None:
-    """Damage that shows in the time of a file, and damage that only its bytes tell of."""
+    """Damage that the file's time shows, and damage that only its bytes show."""
     root = Text(text="a")
     build(store, root)
     found = store.find("text", root.key)
@@ -257,7 +257,7 @@ def test_resources_are_never_handed_out_twice(cores: list[int], memory: list[int
 
 
 def test_resources_are_handed_out_in_turn() -> None:
-    """One that needs every core gets them though others that need one keep coming."""
+    """Work that needs every core gets them, although work that needs one core keeps coming."""
     resources = Resources(cores=2, memory=0)
     order: list[str] = []
     first = threading.Event()
@@ -281,7 +281,7 @@ def test_resources_are_handed_out_in_turn() -> None:
 
 
 def test_an_interrupted_builder_ends_what_runs(store: Store) -> None:
-    """A program that starts after the interrupt is ended too."""
+    """A program that starts after the interrupt is ended, too."""
     late = Sleeper(text="late", seconds=0.3)
 
     def interrupt() -> None:
@@ -293,12 +293,12 @@ def test_an_interrupted_builder_ends_what_runs(store: Store) -> None:
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         interrupt()
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 500  # the program itself takes 1000 s
 
 
 @pytest.mark.parametrize("threads", [1, 8])
 def test_damage_is_mended_once(store: Store, threads: int) -> None:
-    """However many stages at once find that an input of theirs is damaged."""
+    """Several stages find at the same time that their common input is damaged."""
     root = Text(text="a")
     build(store, root)
     found = store.find("text", root.key)

@@ -1,4 +1,4 @@
-"""Conventions of the tree that no linter knows."""
+"""Conventions of this repository that no linter checks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ ROOT = Path(__file__).parents[2]
 ELEMENTS = sorted(path for path in (ROOT / "elements").iterdir() if path.is_dir())
 # diskimage-builder sources these; all other hooks are run.
 SOURCED = {"environment.d"}
-# What closes a phase, after whatever others do in it: writes the finished tree.
-LAST_OF_ALL = {"phantom-debian/cleanup.d/99-phantom-debian"}
-IGNORED = {".git", ".venv", "build", "__pycache__"}
+# These come after all others of their phase: one writes the finished tree, the other shows again
+# what the hooks before it were not to see.
+LAST_OF_ALL = {
+    "phantom-debian/cleanup.d/99-phantom-debian",
+    "phantom-debian/post-root.d/95-phantom-debian-identities",
+}
+IGNORED = {".git", ".venv", "__pycache__"}
 
 
 def name(path: Path) -> str:
@@ -33,13 +37,13 @@ def hooks() -> list[Path]:
 
 
 def commands() -> list[Path]:
-    """Programs that elements put on the PATH of hooks; what they need in Python lies beside."""
+    """Programs that elements put on the PATH of hooks, without the Python modules beside them."""
     found = (path for element in ELEMENTS for path in element.glob("bin/*"))
     return sorted(path for path in found if path.suffix != ".py")
 
 
 @pytest.mark.parametrize("element", ELEMENTS, ids=name)
-def test_an_element_says_what_it_is(element: Path) -> None:
+def test_each_element_has_a_readme(element: Path) -> None:
     lines = (element / "README.rst").read_text().splitlines()
     frame, title, below = lines[:3]
     assert title == element.name
@@ -67,7 +71,7 @@ def test_a_hook_can_be_traced(hook: Path) -> None:
     assert "DIB_DEBUG_TRACE" in hook.read_text()
 
 
-def test_what_is_sourced_is_not_run() -> None:
+def test_sourced_hooks_are_named_and_do_not_exit() -> None:
     for element in ELEMENTS:
         for phase in SOURCED:
             for path in element.glob(f"{phase}/*"):
@@ -96,11 +100,11 @@ def test_elements_depend_on_elements_that_are_there() -> None:
 
 
 def texts() -> Iterator[tuple[Path, str]]:
-    """Every text file of the checkout; sites.yaml is its user's own."""
+    """Every text file of the checkout except sites.yaml, which belongs to its user."""
     queue = [ROOT]
     while queue:
         for path in sorted(queue.pop().iterdir()):
-            ignored = path.name in IGNORED or path.name.endswith("_cache")
+            ignored = path.name in IGNORED or path.name.endswith("_cache") or path == ROOT / "build"
             if ignored or path.name in (".hypothesis", "sites.yaml") or path.is_symlink():
                 continue
             if path.is_dir():
@@ -109,8 +113,8 @@ def texts() -> Iterator[tuple[Path, str]]:
                 yield path, data.decode("utf-8")
 
 
-# In pieces, so that this file does not hold what it looks for. Mirrors and indexes are settings of
-# each host: a name of one in the tree would send everybody there.
+# The names are in pieces, so that this file does not contain what it searches for. Mirrors and
+# indexes are settings of each host: a name of one in the repository would send everybody there.
 FORBIDDEN = [
     ".".join(words)
     for words in (
@@ -139,7 +143,7 @@ def test_files_end_with_one_line_feed_and_lines_without_blanks() -> None:
     assert [path for path, text in texts() if bad.search(text)] == []
 
 
-def test_what_begins_with_a_first_line_for_the_kernel_can_be_run() -> None:
+def test_files_with_a_shebang_are_executable() -> None:
     for path, text in texts():
         if text.startswith("#!") and path.parent.name not in SOURCED:
             in_package = (ROOT / "pipeline") in path.parents  # sourced, or handed to an interpreter
@@ -147,7 +151,7 @@ def test_what_begins_with_a_first_line_for_the_kernel_can_be_run() -> None:
 
 
 def test_only_the_command_line_ends_the_process() -> None:
-    """What ruff's rules on `print`, `subprocess` and `sys.exit` leave: `raise SystemExit`."""
+    """ruff's rules forbid `sys.exit` elsewhere, but not `raise SystemExit`."""
     for path in (ROOT / "pipeline").rglob("*.py"):
         if path.name == "cli.py":
             continue
@@ -155,3 +159,25 @@ def test_only_the_command_line_ends_the_process() -> None:
             node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)
         }
         assert names.isdisjoint({"SystemExit", "exit", "quit"}), path
+
+
+def test_files_and_functions_of_the_pipeline_are_short() -> None:
+    long: list[str] = []
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        text = path.read_text()
+        if len(text.splitlines()) > 500:
+            long.append(str(path))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                if node.end_lineno - node.lineno >= 60:
+                    long.append(f"{path}:{node.lineno} {node.name}")
+    assert long == []
+
+
+def test_references_to_facts_lead_to_a_page() -> None:
+    named = {
+        page for _, text in texts() for page in re.findall(r"docs/facts/([a-z0-9-]+\.md)", text)
+    }
+    assert {"nimbus.md", "ec2.md"} <= named
+    assert [page for page in named if not (ROOT / "docs/facts" / page).is_file()] == []

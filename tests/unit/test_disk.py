@@ -1,4 +1,4 @@
-"""Disks as others read them: tables by sfdisk, FAT by mtools and fsck, boot code by its bytes."""
+"""Disks, read by other tools: tables by sfdisk, FAT by mtools and fsck, boot code as bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ESP_START, ESP_END = 4 * MIB, 64 * MIB  # of the layout `hybrid`
 
 
 class Root(Stage):
-    """Stands for the stage that makes the root file system: its key is one letter's."""
+    """Stands in for the stage that makes the root file system; its label decides its key."""
 
     name = "root"
 
@@ -62,7 +62,7 @@ def assemble(
     letter: str = "a",
     kept: dict[str, Any] | None = None,
 ) -> Path:
-    """A disk; `kept` has the facts of a base image's, whose first part lies in the folder."""
+    """A disk. `kept` has the facts of a base image's disk, whose head lies in the folder."""
     folder.mkdir(parents=True, exist_ok=kept is not None)
     source = make_root(folder)
     if kept is not None:
@@ -70,7 +70,7 @@ def assemble(
     context = make_context(folder)
     stage = AssembleDisk(inputs=(root(letter),), layout=LAYOUTS[layout], size=size, tools={})
     facts = stage.run([source], context)
-    assert facts == {"bytes": size, "root_sha256": source.facts["sha256"]}
+    assert facts == {"bytes": size, "root_sha256": source.facts["sha256"], "identities": None}
     assert (context.out / DISK).stat().st_size == size
     return context.out / DISK
 
@@ -104,7 +104,7 @@ def test_root_lies_in_every_layout_byte_for_byte(tmp_path: Path, layout: str) ->
 
 
 def test_table_of_the_hybrid_disk(hybrid: Path) -> None:
-    """The numbers and types of well-known cloud images; root last, with room for the second GPT."""
+    """Numbers and types are as in well-known cloud images; root is last, before the second GPT."""
     table = read_table(hybrid)
     assert (table["label"], table["lastlba"]) == ("gpt", SIZE // SECTOR - 34)
     partitions = {
@@ -137,7 +137,7 @@ def test_guids_come_from_the_key(hybrid: Path, tmp_path: Path) -> None:
 def test_the_same_inputs_give_the_same_bytes(
     hybrid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the user's clock, zone and mtools settings are."""
+    """The user's clock, time zone and mtools settings change nothing."""
     (tmp_path / "home").mkdir()
     (tmp_path / "home/.mtoolsrc").write_text("MTOOLS_LOWER_CASE=1\nMTOOLS_NO_VFAT=1\n")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -150,7 +150,7 @@ def test_the_same_inputs_give_the_same_bytes(
 
 
 def test_what_boots_is_the_same_for_every_key_and_size(hybrid: Path, tmp_path: Path) -> None:
-    """So that a delta upload never sends it again: only the tables differ."""
+    """Only the tables differ, so an upload of differences never sends the boot code again."""
     other = assemble(tmp_path / "other", "hybrid", size=SIZE + 7 * MIB, letter="b")
     start, size = 34 * SECTOR, 64 * MIB - 34 * SECTOR
     assert read_at(other, start, size) == read_at(hybrid, start, size)
@@ -158,7 +158,7 @@ def test_what_boots_is_the_same_for_every_key_and_size(hybrid: Path, tmp_path: P
 
 
 def test_bios_finds_the_core(hybrid: Path) -> None:
-    """boot.img knows the core's first sector, and that knows the rest of the core."""
+    """boot.img knows the core's first sector, and this sector knows the rest of the core."""
     boot, core = read_at(hybrid, 0, SECTOR), read_at(hybrid, MIB, 3 * MIB)
     assert struct.unpack_from("<Q", boot, 0x5C) == (2048,)
     start, count, segment = struct.unpack_from("<QHH", core, SECTOR - 12)
@@ -199,7 +199,7 @@ def test_efi_system_partition(hybrid: Path, tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
-    """8 MiB of root, 64 before it, and 1 behind it."""
+    """Root takes 8 MiB, what is in front of it 64 MiB, and what is behind it 1 MiB."""
     with pytest.raises(DiskTooSmallError) as caught:
         assemble(tmp_path / "disk", "hybrid", size=72 * MIB)
     assert str(caught.value) == (
@@ -251,7 +251,7 @@ def test_a_table_without_partitions(tmp_path: Path) -> None:
 
 
 def test_a_bare_file_system_of_the_disks_size(tmp_path: Path) -> None:
-    """With no table, and nothing behind it: it grows at the first boot."""
+    """There is no table, and nothing behind the file system until it grows at the first boot."""
     disk = assemble(tmp_path / "disk", "bare")
     root = (tmp_path / "disk/root.ext4").read_bytes()
     assert disk.read_bytes() == root + bytes(SIZE - len(root))
@@ -267,7 +267,7 @@ def test_a_bare_file_system_of_the_disks_size(tmp_path: Path) -> None:
 
 
 def take_apart(disk: Path, layout: str, folder: Path) -> dict[str, Any]:
-    """The facts of a base image that has a layout already, and its head in the folder."""
+    """Returns the facts of a base image that has the layout, and writes its head to the folder."""
     folder.mkdir()
     start, tail = LAYOUTS[layout].root_start, LAYOUTS[layout].tail
     (folder / HEAD).write_bytes(read_at(disk, 0, start))
@@ -280,7 +280,7 @@ def take_apart(disk: Path, layout: str, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("layout", ["hybrid", "mbr"])
 def test_what_a_base_image_has_of_the_layout_is_kept(tmp_path: Path, layout: str) -> None:
-    """Its table with all names, its boot code, and all that lies before root."""
+    """Its table with all names, its boot code and everything in front of root stay."""
     base = assemble(tmp_path / "base", layout)
     with base.open("r+b") as file:
         os.pwrite(file.fileno(), b"their boot code", 16)
@@ -316,7 +316,7 @@ def test_another_layout_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_grub_has_more_built_in_for_a_base_image(tmp_path: Path) -> None:
-    """What its own update-grub writes may ask for more than ours; disks from scratch stay small."""
+    """Its own update-grub may ask for more modules than ours. Disks from scratch stay small."""
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     for folder in (ours, theirs):
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""The check of drivers, on root file systems as small as they can be: a kernel's own lists, and an
+"""The check of drivers, on minimal root file systems: the lists that a kernel brings, and an
 initramfs made by cpio."""
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from files import make_context
 
+from pipeline.disk import foreign_kernel
 from pipeline.errors import FileSystemError, KernelError
 from pipeline.model import ContentKey, Hardware
 from pipeline.stages.drivers import CheckDrivers
 from pipeline.store import Artifact
-from pipeline.tools import foreign_kernel
 
 VERSION = "6.1.0-9-amd64"
 EC2 = Hardware(disks=("nvme", "xen_blkfront"), networks=("ena", "xen_netfront"), console="ttyS0")
@@ -23,7 +23,7 @@ NVME = "kernel/drivers/nvme/host"
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """What a root file system holds of its kernel."""
+    """A root file system's kernel: its files, and how it is booted."""
 
     options: str = "CONFIG_SERIAL_8250=y\nCONFIG_SERIAL_8250_CONSOLE=y\n"
     grub: str = (
@@ -42,7 +42,7 @@ class Tree:
         "kernel/drivers/net/xen-netfront.ko.zst:\n"
     )
     initramfs: tuple[str, ...] = ("ext4", "nvme", "nvme-core", "xen-blkfront")
-    """Modules in it."""
+    """Modules in the initramfs."""
     links: dict[str, str] = field(
         default_factory=lambda: {
             "vmlinuz": f"boot/vmlinuz-{VERSION}",
@@ -50,7 +50,7 @@ class Tree:
         }
     )
     files: dict[str, str] = field(default_factory=dict)
-    """Others, by their paths."""
+    """The content of further files, by path."""
     packed: str = f"boot/initrd.img-{VERSION}"
     """The path of the initramfs."""
     packer: str = "gzip"
@@ -80,7 +80,7 @@ def make_root(folder: Path, tree: Tree) -> Artifact:
 
 
 def make_initramfs(file: Path, folder: Path, modules: tuple[str, ...], packer: str) -> None:
-    """As initramfs-tools makes one: a cpio archive, compressed."""
+    """Makes a compressed cpio archive, as initramfs-tools does."""
     inside = folder / f"usr/lib/modules/{VERSION}/kernel"
     inside.mkdir(parents=True)
     for name in modules:
@@ -103,7 +103,7 @@ def fail(folder: Path, tree: Tree, hardware: Hardware = EC2, *, base: bool = Fal
 
 
 def test_every_driver_in_its_place(tmp_path: Path) -> None:
-    """Names are the same with `-` and `_`, and whatever compresses the module."""
+    """`-` and `_` mean the same in a name, and a module may be compressed in any way."""
     assert check(tmp_path, Tree()) == {
         "kernel": VERSION,
         "disks": {"nvme": "initramfs", "xen_blkfront": "initramfs"},
@@ -113,7 +113,7 @@ def test_every_driver_in_its_place(tmp_path: Path) -> None:
 
 
 def test_drivers_in_the_kernel_itself(tmp_path: Path) -> None:
-    """As Debian's cloud kernel has NVMe."""
+    """Debian's cloud kernel has NVMe built in."""
     tree = Tree(
         built_in=f"kernel/fs/ext4/ext4.ko\n{NVME}/nvme-core.ko\n{NVME}/nvme.ko\nkernel/drivers/block/xen-blkfront.ko\n"
         "kernel/net/ena.ko\nkernel/net/xen-netfront.ko\n",
@@ -171,11 +171,11 @@ def test_a_kernel_without_a_serial_console(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["", "console=ttyS01", "console=tty0", "xconsole=ttyS0"])
 def test_a_command_line_without_the_console(tmp_path: Path, word: str) -> None:
-    """The second entry is not what is booted."""
+    """Only the first entry counts, because it is the one that boots."""
     grub = f"linux /vmlinuz ro {word}\ninitrd /initrd.img\nlinux /vmlinuz.old console=ttyS0\n"
     assert fail(tmp_path, Tree(grub=grub)) == (
-        f"the kernel {VERSION} cannot serve ec2: its command line has no console=ttyS0, so that "
-        "nothing is heard of it\n"
+        f"the kernel {VERSION} cannot serve ec2: its command line has no console=ttyS0, so "
+        "its messages cannot be read\n"
         "  do: add console=ttyS0 to the first menu entry of the image's /boot/grub/grub.cfg"
     )
 
@@ -203,7 +203,7 @@ def test_an_image_without_kernel_or_initramfs(tmp_path: Path, dangling: bool) ->
 
 
 def test_an_initramfs_that_cannot_read_root(tmp_path: Path) -> None:
-    """As one that was made for a root of XFS alone."""
+    """Such an initramfs was made for a root file system of XFS only."""
     assert fail(tmp_path, Tree(initramfs=("nvme", "nvme-core", "xen-blkfront"))).splitlines()[
         0
     ] == (
@@ -216,7 +216,7 @@ def test_an_initramfs_that_cannot_read_root(tmp_path: Path) -> None:
     "packer", ["gzip", "xz --check=crc32", "zstd -q", "lz4 -l -c", "bzip2", "lzma", "cat"]
 )
 def test_whatever_compresses_the_initramfs(tmp_path: Path, packer: str) -> None:
-    """With microcode in an archive before it, as dracut and Debian put it there, and zeros."""
+    """An archive with microcode, and zeros, come first, as dracut and Debian put them there."""
     early = "mkdir e; touch e/GenuineIntel.bin; (echo e; echo e/GenuineIntel.bin)"
     packer = f"({early} | cpio --quiet -o -H newc; head -c 3072 /dev/zero; {packer})"
     assert check(tmp_path, Tree(packer=packer)) == {
@@ -238,7 +238,7 @@ def test_whatever_compresses_the_initramfs(tmp_path: Path, packer: str) -> None:
             "cat >/dev/null; echo neither",
             "it is compressed in an unknown way (it begins with 6e6569746865)",
         ),
-        # Its first name would be of 4 GiB.
+        # An archive whose first name would have 4 GiB.
         (
             "cat >/dev/null; printf 070701%096d00000000ffffffff 0",
             "an archive in it is cut off or damaged",
@@ -288,7 +288,7 @@ def test_base_image_with_a_configuration_of_update_grub(tmp_path: Path) -> None:
 
 
 def test_base_image_with_entries_of_its_boot_loader(tmp_path: Path) -> None:
-    """As Fedora's: the newest of them, of a file system that was mounted at /boot."""
+    """Fedora has such entries on a file system that is mounted at /boot. The newest one counts."""
     files = {
         "boot/grub2/grub.cfg": OF_FEDORA,
         "boot/grub2/grubenv": "# GRUB Environment Block\nkernelopts=ro console=ttyS0\n####",
@@ -301,7 +301,7 @@ def test_base_image_with_entries_of_its_boot_loader(tmp_path: Path) -> None:
 
 
 def test_base_image_without_a_configuration(tmp_path: Path) -> None:
-    """The newest kernel is judged."""
+    """The newest kernel is the one that is checked."""
     files = {"boot/vmlinuz-6.1.0-8-amd64": "", "boot/vmlinuz-0-rescue-1": ""}
     packed = f"boot/initrd-{VERSION}"
     message = fail(tmp_path, Tree(grub="", links={}, files=files, packed=packed), base=True)
@@ -310,7 +310,7 @@ def test_base_image_without_a_configuration(tmp_path: Path) -> None:
     )
 
 
-def test_what_to_do_about_a_base_image(tmp_path: Path) -> None:
+def test_advice_for_base_images_without_a_driver(tmp_path: Path) -> None:
     hardware = replace(EC2, disks=("nvme", "ata_piix"))
     system = {"etc/os-release": "ID=ubuntu\nID_LIKE=debian\n"}
     debian = {**system, "etc/initramfs-tools/initramfs.conf": ""}
@@ -343,7 +343,7 @@ XEN = Hardware(disks=(), networks=(), console="ttyS0", own_kernel=False)
 
 
 def test_an_image_for_a_kernel_of_the_site(tmp_path: Path) -> None:
-    """Its own kernel need not serve anything; pygrub may find it."""
+    """The image's own kernel needs no drivers. If it has one, pygrub may boot it."""
     files = {
         "etc/fstab": "# by label\nLABEL=r / ext4 errors=remount-ro 0 1\n"
         "proc /proc proc defaults 0 0\nLABEL=d /data xfs nofail 0 2\n/swapfile none swap sw 0 0\n",
@@ -368,7 +368,7 @@ def test_an_image_that_needs_modules(tmp_path: Path) -> None:
     systemd = {**files, "usr/lib/systemd/system/systemd-modules-load.service": ""}
     root_alone = {"etc/fstab": "UUID=1 / ext3 defaults 0 1\n"}
     condition = str(foreign_kernel.CONDITION.relative_to("/"))
-    # The scripts of other init systems go on; and where systemd is told not to try, it does not.
+    # Other init systems go on when a module is missing, and a condition keeps systemd from trying.
     for number, sound in enumerate((files, {**systemd, condition: ""})):
         (tmp_path / str(number)).mkdir()
         check(tmp_path / str(number), Tree(files={**sound, **root_alone}), XEN)
@@ -385,9 +385,9 @@ def test_an_image_that_needs_modules(tmp_path: Path) -> None:
 
 
 def test_links_and_files_that_were_planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names that would be commands of debugfs lead nowhere; what is too large is not read."""
+    """Names that hold commands of debugfs run nothing, and a file that is too large is not read."""
     monkeypatch.chdir(tmp_path)
-    for number, long in enumerate(("", "y" * 60)):  # such a one does not lie in its inode
+    for number, long in enumerate(("", "y" * 60)):  # the second link is too long for its inode
         evil = f'x"\ndump /etc/passwd s\n{long}'
         links = {"vmlinuz": evil, "initrd.img": f"boot/initrd.img-{VERSION}"}
         folder = tmp_path / f"link-{number}"

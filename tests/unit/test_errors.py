@@ -1,5 +1,4 @@
-"""The tree of errors: a status of its own for each, and messages that say what, where and what to
-do."""
+"""The errors: each has an exit status of its own, and a message says what, where and what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.errors import HostError, PhantomError
+from pipeline.errors import HostError, PhantomError, located
 from pipeline.tools.run import ToolError
 
 OWN_TO_THE_COMMAND_LINE = {0, 1, 2, 130}
@@ -36,7 +35,7 @@ def test_exit_statuses_are_unique() -> None:
 
 
 def test_exit_statuses_can_be_told_from_others() -> None:
-    """Not those of the command line itself, nor those that shells give (126 and above)."""
+    """They are not those of the command line itself, nor those that shells use (126 and above)."""
     for kind in all_errors():
         if "exit_code" in vars(kind):
             assert kind.exit_code not in OWN_TO_THE_COMMAND_LINE
@@ -44,7 +43,7 @@ def test_exit_statuses_can_be_told_from_others() -> None:
 
 
 def test_every_error_that_people_see_has_a_status() -> None:
-    """A status of its own or that of the error it refines; private ones never leave the product."""
+    """An error has its own status or its base class's. Private errors never leave the product."""
     without = [kind for kind in all_errors() if kind.exit_code == PhantomError.exit_code]
     assert [kind for kind in without if not kind.__name__.startswith("_")] == []
 
@@ -81,8 +80,11 @@ def test_a_whole_message() -> None:
 )
 def test_where_is_filled_in_unless_it_is_known(raised: str | None, told: str | None) -> None:
     error = HostError("no", where=raised)
-    assert error.located("stage root") is error
+    with pytest.raises(HostError) as caught, located("stage root"):
+        raise error
+    assert caught.value is error
     assert error.where == (told or raised)
+    assert error.__cause__ is None
 
 
 def test_a_failed_program_is_named_with_its_status_and_last_lines() -> None:
@@ -91,5 +93,5 @@ def test_a_failed_program_is_named_with_its_status_and_last_lines() -> None:
     assert str(error).splitlines()[0] == "mke2fs ended with status 3"
     assert "  | line 99" in str(error)
     assert "line 80" not in str(error)
-    assert "sudo -n mke2fs -q 'a file'" in str(error)
+    assert str(error).splitlines()[-1] == "  command: sudo -n mke2fs -q 'a file'"
     assert ToolError(["mke2fs"], -9, "", None).what == "mke2fs was ended by SIGKILL"

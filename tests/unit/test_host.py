@@ -1,4 +1,4 @@
-"""What a build host must have. The programs are real, but for a QEMU whose KVM is broken."""
+"""What a build host must have. All programs are real except a QEMU with a broken KVM."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import host
+from pipeline.commands import doctor
+from pipeline.commands.output import print_table
 from pipeline.errors import HostError, SudoError
+from pipeline.machine import accelerator, host, qemu, requirements
 from pipeline.stages.base import Stage
-from pipeline.tools import grub, qemu
+from pipeline.tools import grub
 from pipeline.tools.run import ToolError
 
 
 def test_the_guest_runs_under_tcg() -> None:
-    assert 0 < host.time_guest("tcg", host.TCG_SECONDS) < host.TCG_SECONDS
+    assert 0 < accelerator.time_guest("tcg", accelerator.TCG_SECONDS) < accelerator.TCG_SECONDS
 
 
 def test_a_guest_that_runs_too_long_is_ended() -> None:
     with pytest.raises(ToolError, match="qemu-system-x86_64 was ended by SIGKILL") as caught:
-        host.time_guest("tcg", 0.001)
+        accelerator.time_guest("tcg", 0.001)
     assert "it had not ended after 0.001 s" in str(caught.value)
 
 
 def test_the_guest_is_what_its_comment_says(tmp_path: Path) -> None:
-    """The port that the guest writes to decides the status, so another value gives another one."""
-    sector = bytearray(host._GUEST)
+    """What the guest writes to the port decides QEMU's exit status."""
+    sector = bytearray(accelerator._GUEST)
     assert len(sector) == 512
     sector[1] = 0x11
     disk = tmp_path / "disk"
@@ -43,22 +45,22 @@ def test_the_guest_is_what_its_comment_says(tmp_path: Path) -> None:
 
 @pytest.fixture
 def kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A device that may be opened, whatever this host has."""
+    """A file in place of /dev/kvm that may be opened, whether or not this host has KVM."""
     device = tmp_path / "kvm"
     device.touch()
-    monkeypatch.setattr(host, "KVM", device)
-    monkeypatch.setattr(host, "KVM_SECONDS", 0.5)
+    monkeypatch.setattr(accelerator, "KVM", device)
+    monkeypatch.setattr(accelerator, "KVM_SECONDS", 0.5)
     return device
 
 
 @pytest.fixture
 def calls(tmp_path: Path) -> Path:
-    """Where a QEMU of `put_qemu` writes what it was called for."""
+    """The file to which a QEMU of `put_qemu` writes the accelerator of each call."""
     return tmp_path / "calls"
 
 
 def put_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kvm: str, tcg: str) -> None:
-    """A QEMU that does one thing under KVM and another under TCG comes first on the PATH."""
+    """Puts first on the PATH a QEMU that does one thing under KVM and another under TCG."""
     folder = tmp_path / "programs"
     folder.mkdir(exist_ok=True)
     qemu = folder / "qemu-system-x86_64"
@@ -75,11 +77,11 @@ def put_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kvm: str, tcg: str
     ("behaviour", "expected"),
     [
         ("exit 33", "kvm"),  # it works
-        ("exec sleep 60", "tcg"),  # no answer, ever
+        ("exec sleep 60", "tcg"),  # never answers
         ("sleep 0.9; exit 33", "tcg"),  # the right answer, much too late
         ("echo 'Assertion failed' >&2; kill -s ABRT $$", "tcg"),
         ("exit 1", "tcg"),
-        ("exit 0", "tcg"),  # powered off, and never wrote to the port
+        ("exit 0", "tcg"),  # powers off and does not write to the port
     ],
 )
 @pytest.mark.usefixtures("kvm")
@@ -87,7 +89,7 @@ def test_kvm_is_believed_only_if_a_guest_ran(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str, expected: str
 ) -> None:
     put_qemu(tmp_path, monkeypatch, kvm=behaviour, tcg="exit 33")
-    assert host.find_accelerator() == expected
+    assert accelerator.find_accelerator() == expected
 
 
 @pytest.mark.usefixtures("kvm")
@@ -98,10 +100,10 @@ def test_a_broken_kvm_is_waited_for_once(
     kept = tmp_path / "store"
     kept.mkdir()
     for _ in range(2):
-        assert host.find_accelerator(kept) == "tcg"
+        assert accelerator.find_accelerator(kept) == "tcg"
     assert calls.read_text() == "tcg\nkvm\n"
-    monkeypatch.setattr(host, "_known", {})  # as another process would begin
-    assert host.find_accelerator(kept) == "tcg"
+    monkeypatch.setattr(accelerator, "_known", {})  # as in a new process
+    assert accelerator.find_accelerator(kept) == "tcg"
     assert calls.read_text() == "tcg\nkvm\n"
 
 
@@ -112,7 +114,7 @@ def test_an_answer_of_another_boot_or_a_damaged_one_does_not_count(
 ) -> None:
     put_qemu(tmp_path, monkeypatch, kvm="exit 1", tcg="exit 33")
     (tmp_path / "accelerator.json").write_text(damage)
-    assert host.find_accelerator(tmp_path) == "tcg"
+    assert accelerator.find_accelerator(tmp_path) == "tcg"
     assert "tcg" in (tmp_path / "accelerator.json").read_text()
 
 
@@ -120,8 +122,8 @@ def test_without_the_device_nothing_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: Path
 ) -> None:
     put_qemu(tmp_path, monkeypatch, kvm="exit 33", tcg="exit 33")
-    monkeypatch.setattr(host, "KVM", tmp_path / "none")
-    assert host.find_accelerator(tmp_path) == "tcg"
+    monkeypatch.setattr(accelerator, "KVM", tmp_path / "none")
+    assert accelerator.find_accelerator(tmp_path) == "tcg"
     assert not calls.exists()
 
 
@@ -130,7 +132,7 @@ def test_a_folder_that_is_not_there_only_costs_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_qemu(tmp_path, monkeypatch, kvm="exit 33", tcg="exit 33")
-    assert host.find_accelerator(tmp_path / "none") == "kvm"
+    assert accelerator.find_accelerator(tmp_path / "none") == "kvm"
     assert not (tmp_path / "none").exists()
 
 
@@ -144,7 +146,7 @@ def test_a_folder_that_is_not_there_only_costs_time(
     ],
 )
 @pytest.mark.usefixtures("kvm")
-def test_what_is_found_of_guests(
+def test_finding_about_kvm_and_tcg(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     kvm_does: str,
@@ -163,18 +165,18 @@ def test_this_host_can_build(tmp_path: Path) -> None:
     """`make setup` has run before the tests do; libguestfs launches for real."""
     findings = host.diagnose(tmp_path / "store")
     missing = [finding for finding in findings if finding.ok is False]
-    assert missing == [], host.format_findings(missing)
+    assert missing == []
     assert not (tmp_path / "store").exists()
     names = [finding.name for finding in findings]
     assert len(set(names)) == len(names)
-    host.require(["root", *host._NEEDS, "image", "hash"])
+    requirements.require(["root", *requirements.NEEDS, "image", "hash"])
 
 
 def test_a_host_that_has_nothing_is_told_of_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "_search_path", lambda: str(tmp_path))
-    for program in host.PROGRAMS:
+    monkeypatch.setattr(requirements, "search_path", lambda: str(tmp_path))
+    for program in requirements.PROGRAMS:
         finding = program.check(tmp_path)
         assert (finding.ok, finding.found) == (False, "not installed")
         assert finding.mend == f"make setup   # or: sudo apt-get install {program.package}"
@@ -185,7 +187,7 @@ def test_an_old_program_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyP
     program.write_text("#!/bin/sh\necho 'mke2fs 1.9.7 (1-Jan-2001)' >&2\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    (mke2fs,) = (each for each in host.PROGRAMS if each.name == "mke2fs")
+    (mke2fs,) = (each for each in requirements.PROGRAMS if each.name == "mke2fs")
     finding = mke2fs.check(tmp_path)
     assert (finding.ok, finding.found) == (None, "1.9.7")
     assert finding.meaning == "writes file systems; builds were tested with 1.47 and newer"
@@ -198,7 +200,7 @@ def test_a_program_that_does_not_run_is_missing(
     program.write_text("#!/bin/sh\necho 'cannot open shared object' >&2\nexit 127\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    (mke2fs,) = (each for each in host.PROGRAMS if each.name == "mke2fs")
+    (mke2fs,) = (each for each in requirements.PROGRAMS if each.name == "mke2fs")
     finding = mke2fs.check(tmp_path)
     assert (finding.ok, finding.mend) == (False, "sudo apt-get install --reinstall e2fsprogs")
 
@@ -216,9 +218,9 @@ def test_a_program_that_does_not_run_is_missing(
 def test_builds_are_told_the_first_thing_that_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str], name: str, package: str
 ) -> None:
-    monkeypatch.setattr(host, "_search_path", lambda: str(tmp_path))
+    monkeypatch.setattr(requirements, "search_path", lambda: str(tmp_path))
     with pytest.raises(HostError) as caught:
-        host.require(stages)
+        requirements.require(stages)
     assert caught.value.what.startswith(f"{name} is not installed (")
     assert caught.value.todo == (
         f"`make setup` installs what is missing; or: sudo apt-get install {package}"
@@ -229,10 +231,10 @@ def test_builds_are_told_the_first_thing_that_is_missing(
 def test_no_sudo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int, kind: type[HostError | SudoError]
 ) -> None:
-    monkeypatch.setattr(host, "_search_path", lambda: str(tmp_path))
+    monkeypatch.setattr(requirements, "search_path", lambda: str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: user)
     with pytest.raises(kind, match="sudo is not installed"):
-        host.require(["root"])
+        requirements.require(["root"])
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def test_files_that_are_missing(
     monkeypatch.setattr(grub, "LIBRARY", tmp_path)
     monkeypatch.setattr(qemu, "FIRMWARE_FOLDER", tmp_path)
     with pytest.raises(HostError) as caught:
-        host.require([need])
+        requirements.require([need])
     assert str(caught.value) == (
         f"{name}: not installed\n  do: make setup   # or: sudo apt-get install {package}"
     )
@@ -258,42 +260,47 @@ def test_files_that_are_missing(
 def test_an_empty_path_still_finds_system_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's PATH has no /usr/sbin on Debian, where mke2fs and sfdisk are."""
     monkeypatch.setenv("PATH", "")
-    (mke2fs,) = (each for each in host.PROGRAMS if each.name == "mke2fs")
+    (mke2fs,) = (each for each in requirements.PROGRAMS if each.name == "mke2fs")
     assert mke2fs.find() is not None
 
 
 def test_every_stage_that_is_checked_for_exists() -> None:
-    import pipeline.plan  # noqa: F401 - it knows all stages
+    import pipeline.build.plan
+    import pipeline.sources.base_image
+    import pipeline.sources.scratch  # noqa: F401 - together these import all stages
 
     names = {stage.name for stage in Stage.__subclasses__()}
-    assert {need.split(" ")[0] for need in host._NEEDS} <= names
-    known = {program.name for program in host.PROGRAMS} | {each.name for each in host.FILES}
-    assert {name for needs in host._NEEDS.values() for name in needs} <= known
+    assert {need.split(" ")[0] for need in requirements.NEEDS} <= names
+    known = {program.name for program in requirements.PROGRAMS} | {
+        each.name for each in requirements.FILES
+    }
+    assert {name for needs in requirements.NEEDS.values() for name in needs} <= known
 
 
-def test_findings_as_text() -> None:
+def test_findings_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     findings = [
-        host.Finding(name="a", ok=True, found="1.0", meaning="does this"),
-        host.Finding(name="b", ok=None, found="old", meaning="is slow", mend="renew it"),
-        host.Finding(name="c", ok=False, found="none", meaning="stops that", mend="get it"),
+        requirements.Finding(name="a", ok=True, found="1.0", meaning="does this"),
+        requirements.Finding(name="b", ok=None, found="old", meaning="is slow", mend="renew it"),
+        requirements.Finding(name="c", ok=False, found="none", meaning="stops that", mend="get it"),
     ]
-    assert host.format_findings(findings) == (
-        "ok       a: 1.0 - does this\n"
-        "warning  b: old - is slow\n"
-        "         mend: renew it\n"
-        "missing  c: none - stops that\n"
-        "         mend: get it"
+    print_table([doctor._row(finding) for finding in findings])
+    assert capsys.readouterr().out == (
+        "ok       a  1.0 - does this\n"
+        "warning  b  old - is slow\n"
+        "            mend: renew it\n"
+        "missing  c  none - stops that\n"
+        "            mend: get it\n"
     )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_user_without_rights(tmp_path: Path) -> None:
-    """As `nobody`, who has no sudo: each finding says so, and nothing fails to be looked at."""
+    """`nobody` may not use sudo: these checks still run, and their findings say so."""
     script = "\n".join(
         [
             "import os, sys",
             "from pathlib import Path",
-            "from pipeline import host",
+            "from pipeline.machine import host",
             "os.setgroups([]); os.setgid(65534); os.setuid(65534)",
             "os.environ['HOME'] = '/nonexistent'",
             "for check in (host._check_rights, host._check_space, host._check_namespaces):",

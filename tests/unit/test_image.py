@@ -1,4 +1,4 @@
-"""The compressed image: what anybody's gunzip makes of it is the disk, byte for byte."""
+"""Images: raw, the image is the disk itself; compressed, any gunzip makes the disk of it again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from files import extents, make_context, sizes, write_sparse
 from hypothesis import given, settings
+from soak import examples
 
 from pipeline.errors import StageFailedError
 from pipeline.model import ContentKey, Sha256
@@ -46,7 +47,7 @@ def compress(folder: Path, size: int, data: list[tuple[int, bytes, int]]) -> Com
     return Compressed(disk=disk, image=image)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(size=sizes, data=extents)
 def test_gunzip_gives_the_disk(size: int, data: list[tuple[int, bytes, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -71,10 +72,10 @@ def test_the_gzip_program_takes_it_as_one_member(tmp_path: Path) -> None:
     assert listed.stdout.split()[5] == str(size)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(size=sizes, data=extents)
 def test_a_raw_image_is_the_disk_itself(size: int, data: list[tuple[int, bytes, int]]) -> None:
-    """No stage has to make it of the disk, and a machine's disk is a copy of it."""
+    """No stage has to make it from the disk, and a machine's disk is a copy of it."""
     with tempfile.TemporaryDirectory() as folder:
         disk = Path(folder, DISK)
         write_sparse(disk, size, data)

@@ -1,4 +1,4 @@
-"""The choice of a kernel, and whether Debian's kernels are as `sources/kernels.py` says."""
+"""The choice of a kernel, and whether Debian's kernels have what `sources/kernels.py` says."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SATA = Hardware(disks=("ahci",), networks=("virtio_net",), console="ttyS0")
         ("cloud", "bookworm", {"a": EC2}, "cloud"),
     ],
 )
-def test_choice(wanted: str, release: str, sites: dict[str, Hardware], chosen: str) -> None:
+def test_chosen_kernel(wanted: str, release: str, sites: dict[str, Hardware], chosen: str) -> None:
     assert choose_kernel(wanted, release, sites) == chosen
 
 
@@ -50,7 +50,7 @@ def test_a_kernel_that_cannot_serve_all_sites() -> None:
     )
 
 
-def test_what_is_lacking_is_known() -> None:
+def test_missing_drivers_of_kernels_are_known_drivers() -> None:
     for kernel in KERNELS:
         assert kernel.lacks | {name for each in kernel.lacked_by.values() for name in each} <= (
             DRIVERS
@@ -60,7 +60,7 @@ def test_what_is_lacking_is_known() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("release", ["bookworm", "trixie"])
 def test_debian_s_kernels(release: str, tmp_path: Path) -> None:
-    """Each driver that is known of, looked for in the packages as the archive has them now."""
+    """Looks for each known driver in the packages that the archive has now."""
     archive = apt.Archive(apt.find_mirrors(release), "amd64", Store(tmp_path / "store"))
     for kernel in KERNELS:
         drivers = read_drivers(archive, kernel.package, tmp_path)
@@ -69,7 +69,7 @@ def test_debian_s_kernels(release: str, tmp_path: Path) -> None:
 
 
 def read_drivers(archive: apt.Archive, package: str, folder: Path) -> set[str]:
-    """The modules and built-in drivers of the kernel that a package brings."""
+    """The modules and built-in drivers of the kernel that a package installs."""
     resolution = archive.resolve([package])
     (kernel,) = (each for each in resolution.packages if re.match(r"linux-image-[0-9]", each.name))
     alone = apt.Resolution(

@@ -1,4 +1,4 @@
-"""Plans: which stages, of what, and what is said before anything is built."""
+"""Plans: their stages and inputs, and the errors that come before anything is built."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from files import make_context
 
-from pipeline.clouds import clouds
-from pipeline.definition import load_appliance
-from pipeline.errors import HostError, KernelError
+from pipeline.build.plan import Plan, make_plan
+from pipeline.clouds import make_cloud
+from pipeline.definitions.appliance import load_appliance
+from pipeline.errors import HostError, KernelError, StageFailedError
 from pipeline.model import Site
-from pipeline.plan import Plan, make_plan
 from pipeline.sources.scratch import ScratchRoot
 from pipeline.stages.boot import BootCheck
 from pipeline.stages.disk import AssembleDisk
@@ -50,6 +51,7 @@ def test_one_root_for_both_clouds(both: Plan) -> None:
     titles = [stage.title for stage in both.stages]
     assert sorted(titles) == sorted(
         [
+            "packages",
             "root",
             "disk mbr",
             "image mbr raw gzip",
@@ -83,7 +85,7 @@ def test_machines_are_booted_after_their_drivers_were_found(both: Plan) -> None:
         for boot in target.boots:
             assert (boot.inputs, boot.after) == ((target.image,), (target.drivers,))
             assert boot.memory > boot.machine.memory
-        assert target.drivers.inputs == (both.root,)
+        assert target.drivers.inputs == (both.source.root,)
     needs = {need for stage in both.stages for need in stage.requires}
     assert {"boot by UEFI", "disk for UEFI"} <= needs
 
@@ -94,13 +96,17 @@ def test_a_build_has_one_name_whatever_its_sites(both: Plan) -> None:
         assert alone.makers == both.makers
 
 
-def test_a_tool_that_a_host_has_not_got(both: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_without_a_tool_that_the_site_does_not_need(
+    both: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A host that publishes to Nimbus alone needs no mtools."""
 
     def missing() -> str:
         raise HostError("mformat is not installed")
 
-    monkeypatch.setattr("pipeline.plan._TOOL_VERSIONS", {"grub": lambda: "2", "mtools": missing})
+    monkeypatch.setattr(
+        "pipeline.build.plan.TOOL_VERSIONS", {"grub": lambda: "2", "mtools": missing}
+    )
     assert both.makers["disk"] == [AssembleDisk.revision, {"grub": "2", "mtools": ""}]
     assert fat.version().count(".") >= 1
 
@@ -117,7 +123,7 @@ def test_a_tool_that_a_host_has_not_got(both: Plan, monkeypatch: pytest.MonkeyPa
 def test_the_kernel_that_serves_the_sites(
     tmp_path: Path, store: Store, kernel: str, sites: list[Site], chosen: str
 ) -> None:
-    root = plan_for(tmp_path, store, sites, f"kernel: {kernel}").root
+    root = plan_for(tmp_path, store, sites, f"kernel: {kernel}").source.root
     assert isinstance(root, ScratchRoot)
     assert root.kernel == chosen
     package = {"generic": "linux-image-amd64", "cloud": "linux-image-cloud-amd64"}[chosen]
@@ -125,7 +131,7 @@ def test_the_kernel_that_serves_the_sites(
 
 
 def test_a_kernel_that_cannot_serve_a_site(tmp_path: Path) -> None:
-    """Nothing is asked of any mirror, and nothing is written."""
+    """The error comes before any request to a mirror, and before anything is written."""
     with pytest.raises(KernelError) as caught:
         plan_for(tmp_path, Store(tmp_path / "none"), [EC2, NIMBUS], "labels: {}", "kernel: cloud")
     assert str(caught.value) == (
@@ -138,9 +144,75 @@ def test_a_kernel_that_cannot_serve_a_site(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(
+    ("package", "instead_of"),
+    [
+        ("chrony", "systemd-timesyncd"),
+        ("resolvconf", "systemd-resolved"),
+    ],
+)
+def test_a_package_takes_the_place_of_one_that_an_element_prefers(
+    tmp_path: Path, store: Store, package: str, instead_of: str
+) -> None:
+    plan = plan_for(tmp_path, store, [NIMBUS], f"packages: [{package}]")
+    root = plan.source.root
+    assert isinstance(root, ScratchRoot)
+    names = {each.name for each in root.packages}
+    assert (package in names, instead_of in names) == (True, False)
+    assert root.resolution.left_out == (instead_of,)
+    assert plan.source.describe_inputs(None)["left_out_packages"] == [instead_of]
+    others = {"systemd-timesyncd", "systemd-resolved"} - {instead_of}
+    assert others <= names
+
+
+def test_a_package_whose_version_is_pinned(tmp_path: Path, store: Store, both: Plan) -> None:
+    root = both.source.root
+    assert isinstance(root, ScratchRoot)
+    (chosen,) = (each for each in root.packages if each.name == "libsystemd0")
+    pin = f"{chosen.name}={chosen.version}"
+    plan = plan_for(tmp_path, store, [NIMBUS, EC2], f'packages: ["{pin}"]')
+    told = plan.source.describe_inputs(None)
+    assert told["pinned_packages"] == [pin]
+    assert told["archive"] == {"validity_checked": True}
+
+
+def test_who_runs_user_data_in_an_image_with_cloud_init(
+    tmp_path: Path, store: Store, both: Plan
+) -> None:
+    lines = ["packages: [cloud-init]", "user_data: {runner: fetcher}"]
+    root = plan_for(tmp_path, store, [EC2], *lines).source.root
+    assert isinstance(root, ScratchRoot)
+    assert root.user_data_runner == "fetcher"
+    assert isinstance(both.source.root, ScratchRoot)
+    assert both.source.root.user_data_runner is None  # without cloud-init
+
+
+def test_what_the_image_has_is_what_was_resolved(both: Plan, tmp_path: Path) -> None:
+    """dpkg's status decides, not what is wished for a package."""
+    root, context = both.source.root, make_context(tmp_path)
+    assert isinstance(root, ScratchRoot)
+    rows = [f"{each.name}\t{each.version}\t{each.architecture}" for each in root.packages]
+    lines = [f"{row}\tinstalled" for row in rows] + ["gone\t1.0\tall\tconfig-files"]
+    listed = context.out / "packages.tsv"
+    listed.write_text("".join(f"{line}\n" for line in lines))
+    root._check_packages(context)
+    lines[0] = lines[0].replace("installed", "half-configured")
+    listed.write_text("".join(f"{line}\n" for line in [*lines, "mytool\t1.0\tall\tinstalled"]))
+    with pytest.raises(StageFailedError) as caught:
+        root._check_packages(context)
+    first = root.packages[0]
+    assert str(caught.value).splitlines()[:2] == [
+        "a script or a hook installed mytool 1.0 and removed "
+        f"{first.name} {first.version} in the image",
+        "  do: name packages in the definition, or in an element's package-installs.yaml, instead "
+        "of installing or removing them; what the archive does not have needs a base image, where "
+        "scripts may install packages (docs/base-images.md)",
+    ]
+
+
 def test_every_cloud_s_machines_have_names_of_their_own() -> None:
     for site in (NIMBUS, EC2):
-        machines = clouds()[site.cloud](site).machines
+        machines = make_cloud(site).machines
         names = [machine.name for machine in machines]
         assert len({*names}) == len(names) > 0
         assert all(isinstance(name, str) and name.isidentifier() for name in names)

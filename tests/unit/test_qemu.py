@@ -1,4 +1,4 @@
-"""The command of a machine. That QEMU takes it, and what comes of it, `tests/boot` sees."""
+"""The command that starts a machine. `tests/boot` runs it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import HostError
+from pipeline.machine import qemu
 from pipeline.model import GIB, MIB, Machine
-from pipeline.tools import qemu
 
 EC2 = Machine(
     name="uefi",
@@ -28,8 +28,8 @@ EC2 = Machine(
 
 
 def words_of(machine: Machine, disk: Path, option: str) -> list[str]:
-    """What follows an option, wherever it is in the command."""
-    command = qemu.command(machine, disk, qemu.Network(metadata_port=4711), "tcg")
+    """The values of an option in the command."""
+    command = qemu.command(machine, disk, qemu.Network(metadata_socket="phantom-1"), "tcg")
     return [command[place + 1] for place, word in enumerate(command) if word == option]
 
 
@@ -49,7 +49,7 @@ def test_machine_with_uefi(tmp_path: Path) -> None:
     ]
     assert words_of(EC2, disk, "-netdev") == [
         "user,id=net,net=169.254.169.0/24,restrict=on,host=169.254.169.1,"
-        "guestfwd=tcp:169.254.169.254:80-cmd:socat - TCP:127.0.0.1:4711"
+        "guestfwd=tcp:169.254.169.254:80-cmd:socat - ABSTRACT-CONNECT:phantom-1"
     ]
 
 
@@ -63,12 +63,12 @@ def test_other_networks_keep_qemu_s_own_gateway(tmp_path: Path) -> None:
     machine = replace(EC2, network="10.0.2.0/24", metadata_address="10.0.2.100:8000")
     assert words_of(machine, tmp_path / "disk", "-netdev") == [
         "user,id=net,net=10.0.2.0/24,restrict=on,"
-        "guestfwd=tcp:10.0.2.100:8000-cmd:socat - TCP:127.0.0.1:4711"
+        "guestfwd=tcp:10.0.2.100:8000-cmd:socat - ABSTRACT-CONNECT:phantom-1"
     ]
 
 
 def test_ready_disk(tmp_path: Path) -> None:
-    """It is larger than the image, and the firmware's own file is never written to."""
+    """The disk becomes larger than the image, and the firmware's variables are copied for it."""
     disk = tmp_path / "disk.raw"
     disk.write_bytes(b"content")
     os.truncate(disk, MIB)
@@ -94,7 +94,7 @@ def test_ready_disk_that_needs_nothing(tmp_path: Path) -> None:
 
 def test_no_firmware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qemu, "FIRMWARE_FOLDER", tmp_path)
-    (tmp_path / "OVMF_CODE_4M.fd").touch()  # code without its variables is of no use
+    (tmp_path / "OVMF_CODE_4M.fd").touch()  # useless without its variables
     disk = tmp_path / "disk.raw"
     disk.write_bytes(bytes(MIB))
     with pytest.raises(HostError) as caught:
@@ -109,3 +109,13 @@ def test_older_firmware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("OVMF_CODE.fd", "OVMF_VARS.fd"):
         (tmp_path / name).touch()
     assert qemu.find_firmware() == (tmp_path / "OVMF_CODE.fd", tmp_path / "OVMF_VARS.fd")
+
+
+def test_ports_of_this_host_lead_to_the_machine(tmp_path: Path) -> None:
+    network = qemu.Network(metadata_socket="m", ssh_port=2222, forwards=((8080, 80), (5000, 443)))
+    command = qemu.command(EC2, tmp_path / "disk", network, "tcg")
+    netdev = command[command.index("-netdev") + 1]
+    assert netdev.endswith(
+        ",hostfwd=tcp:127.0.0.1:2222-:22,hostfwd=tcp:127.0.0.1:8080-:80,"
+        "hostfwd=tcp:127.0.0.1:5000-:443"
+    )

@@ -1,4 +1,4 @@
-"""The operating-system element's root file system: what is in it, and where that lies."""
+"""The operating-system element's root file system: its files, and where they lie."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 import random
 import re
 import shutil
+import socket
 import stat
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ OTHER_UUID = "5e0c2a4d-2f63-49a5-8d6c-7f1f6e7a9b22"
 EPOCH = 1_700_000_000
 BLOCK = 4096
 EBS_BLOCK = 512 * 1024
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 TOOLS = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
 
 
@@ -62,7 +65,7 @@ def add_package(tree: Path, name: str, sizes: list[int]) -> None:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A kernel, sixty small packages, and what an appliance has beside packages."""
+    """A kernel, sixty small packages, and files of an appliance that belong to no package."""
     tree = tmp_path_factory.mktemp("base") / "tree"
     (tree / "var/lib/dpkg/info").mkdir(parents=True)
     drawn = random.Random(0)
@@ -85,7 +88,7 @@ def tree(base: Path, tmp_path: Path) -> Path:
     return copy
 
 
-# ---- what is in it
+# ---- files
 
 
 def add_oddities(tree: Path) -> None:
@@ -97,7 +100,7 @@ def add_oddities(tree: Path) -> None:
     (tree / "usr/bin/long").symlink_to("/" + "x" * 200)
     (tree / "usr/bin/perl").chmod(0o4755)
     write_file(tree / "opt/zeros", b"a" + bytes(10 * BLOCK) + b"b" + bytes(3 * BLOCK + 5))
-    for start in range(0, 40 * BLOCK, 2 * BLOCK):  # so many holes that the inode cannot hold all
+    for start in range(0, 40 * BLOCK, 2 * BLOCK):  # too many holes for the inode to hold
         with (tree / "opt/holes").open("ab") as file:
             file.truncate(start)
             file.seek(0, os.SEEK_END)
@@ -154,6 +157,85 @@ def test_inodes_are_as_if_there_had_been_no_links(tree: Path) -> None:
     assert "phantom" not in debugfs(image, "ls /")
 
 
+def stat_of(image: Path, path: str) -> str:
+    return debugfs(image, f'stat "{path}"')
+
+
+@needs_root
+def test_nothing_of_a_file_is_lost(tree: Path) -> None:
+    opt = tree / "opt"
+    for name in ("able", "listed", "old", "far", "n" * 255, "line\nfeed", "blank "):
+        write_file(opt / name, b"x")
+    able = bytes.fromhex("0100000200200000000000000000000000000000")
+    os.setxattr(opt / "able", "security.capability", able)  # cap_net_raw+ep
+    os.setxattr(opt / "listed", "user.note", b"hello")
+    entries = [(1, 6, -1), (2, 4, 1000), (4, 4, -1), (16, 4, -1), (32, 4, -1)]
+    access = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    os.setxattr(opt / "listed", "system.posix_acl_access", access)
+    os.mknod(opt / "disk", stat.S_IFBLK | 0o640, os.makedev(8, 300))
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(opt / "socket"))
+    os.chown(opt / "far", 4_000_000_000, 70_000)
+    os.utime(opt / "old", (-626_000_000, -626_000_000))  # 1950
+    (opt / "sparse").touch()
+    os.truncate(opt / "sparse", 50 << 30)
+    (opt / "shared").mkdir()
+    (opt / "shared").chmod(0o3770)
+    os.chown(tree, 5, 6)
+    tree.chmod(0o750)
+    image = write(tree, "root.ext4")
+    told = {path.name: stat_of(image, f"/opt/{path.name}") for path in opt.iterdir()}
+    assert "security.capability (20) = 01 00 00 02 00 20 00 00" in told["able"]
+    assert 'user.note (5) = "hello"' in told["listed"]
+    # ext4's form of the list: 1,000 may read
+    assert "posix_acl_access (28) = 01 00 00 00 01 00 06 00 02 00 04 00 e8 03" in told["listed"]
+    assert "Type: block special" in told["disk"] and "08:300" in told["disk"]
+    assert "Type: socket" in told["socket"]
+    assert re.search(r"User: +-294967296 +Group: +70000 ", told["far"])  # debugfs has no sign
+    assert f"mtime: 0x{2**32 - 626_000_000:08x}:00000000" in told["old"]
+    assert f"Size: {50 << 30}" in told["sparse"] and "Blockcount: 0" in told["sparse"]
+    assert "Mode:  03770" in told["shared"]
+    assert re.search(r"Mode: +0750 .*User: +5 +Group: +6 ", stat_of(image, "/"), re.DOTALL)
+    listed = debugfs(image, "ls -l /opt")
+    assert all(f" {name}\n" in listed for name in ("n" * 255, "line\\x0afeed", "blank "))
+
+
+def test_blocks_that_were_allocated_stay(tree: Path, tmp_path: Path) -> None:
+    swap = tree / "swapfile"
+    swap.write_bytes(bytes(300 * BLOCK))
+    subprocess.run(["mkswap", "-q", swap], check=True, env=TOOLS)
+    subprocess.run(["fallocate", "-l", str(100 * BLOCK), tree / "opt/ahead"], check=True)
+    with (tree / "opt/holes").open("wb") as file:
+        file.truncate(300 * BLOCK)
+        file.write(b"x")
+    write_file(tree / "opt/chance", b"x" + bytes(12 * BLOCK) + b"x")
+    image = write(tree, "root.ext4")
+    for name, count in (("/swapfile", 300), ("/opt/ahead", 100), ("/opt/holes", 1)):
+        told = stat_of(image, name)
+        assert f"Blockcount: {count * BLOCK // 512}\n" in told, told
+    assert f"Blockcount: {2 * BLOCK // 512}\n" in stat_of(image, "/opt/chance")
+    copy = tmp_path / "copy"
+    debugfs(image, f"dump /swapfile {copy}")
+    assert filecmp.cmp(copy, swap, shallow=False)
+
+
+@needs_root
+def test_what_cannot_be_changed_cannot_be_changed_in_the_image(tree: Path) -> None:
+    kept, log, folder = tree / "etc/kept", tree / "opt/log", tree / 'opt/a "b" c'
+    for path in (kept, log, folder / "below"):
+        write_file(path, b"x")
+    (tree / "opt/kept too").hardlink_to(kept)
+    for attribute, path in (("+i", kept), ("+a", log), ("+i", folder)):
+        if subprocess.run(["chattr", attribute, path], check=False).returncode:
+            pytest.skip("the file system of temporary files has no such attributes")
+    image = write(tree, "root.ext4")
+    assert "Flags: 0x80010\n" in stat_of(image, "/etc/kept")
+    assert "Links: 2 " in stat_of(image, "/opt/kept too")
+    assert "Flags: 0x80020\n" in stat_of(image, "/opt/log")
+    assert "Flags: 0x80010\n" in stat_of(image, '/opt/a ""b"" c')
+    assert "Flags: 0x80000\n" in stat_of(image, '/opt/a ""b"" c/below')
+
+
 def test_what_is_free_holds_zeros(tree: Path) -> None:
     image = write(tree, "root.ext4")
     told = subprocess.run(["dumpe2fs", image], check=True, capture_output=True, env=TOOLS).stdout
@@ -167,7 +249,7 @@ def test_what_is_free_holds_zeros(tree: Path) -> None:
             assert content.count(0) == len(content), span
 
 
-# ---- where it lies
+# ---- where they lie
 
 
 def test_the_same_tree_gives_the_same_bytes(tree: Path, tmp_path: Path) -> None:
@@ -210,7 +292,7 @@ def test_a_small_change_moves_little(tree: Path, change: Callable[[Path], None])
 
 
 def compare(before: Path, after: Path) -> tuple[int, int]:
-    """How many of EBS's blocks differ, and how many of the later file are not all zeros."""
+    """How many of EBS's blocks differ, and how many blocks of the later file are not all zeros."""
     changed = used = 0
     assert before.stat().st_size == after.stat().st_size
     with before.open("rb") as one, after.open("rb") as other:

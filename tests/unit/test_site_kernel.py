@@ -1,5 +1,5 @@
-"""The ramdisk that stands for a Xen site's, and the machine that boots a bare file system. That it
-boots, `tests/boot` sees."""
+"""The ramdisk that stands in for a Xen site's, and the machine that boots a bare file system.
+`tests/boot` boots it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.clouds.nimbus.cloud import Nimbus
+from pipeline.disk import initramfs
+from pipeline.disk.superblock import is_ext_at
 from pipeline.errors import DefinitionError, GuestCheckError, HostError
+from pipeline.machine import qemu, site_kernel
 from pipeline.model import KIB, MIB, Machine, Sha256, Site
 from pipeline.stages.base import LocalFile
 from pipeline.stages.boot import BootCheck, edit_as_node, find_root
-from pipeline.tools import ext4, initramfs, qemu, sfdisk, site_kernel
+from pipeline.tools import sfdisk
 
 
 def make_site(**options: object) -> Site:
@@ -38,11 +41,11 @@ def make_bare(folder: Path) -> Path:
 
 
 def words_of(machine: Machine, disk: Path, option: str) -> list[str]:
-    command = qemu.command(machine, disk, qemu.Network(metadata_port=4711), "tcg")
+    command = qemu.command(machine, disk, qemu.Network(metadata_socket="phantom-1"), "tcg")
     return [command[place + 1] for place, word in enumerate(command) if word == option]
 
 
-def test_what_a_site_of_xen_boots() -> None:
+def test_boot_command_of_a_xen_site() -> None:
     site = Nimbus(make_site(root="sda1"))
     assert (site.disk.layout, site.disk.suffix) == ("bare", ".raw.gz")
     assert not site.hardware.own_kernel
@@ -57,7 +60,7 @@ def test_what_a_site_of_xen_boots() -> None:
 
 
 def test_ramdisk(tmp_path: Path) -> None:
-    """As the kernel reads it: cpio lists it, and it needs nothing that is not in it."""
+    """cpio reads it as the kernel does, and it needs nothing from outside."""
     kernel, ramdisk = site_kernel.make(tmp_path)
     assert kernel == site_kernel.find_kernel()
     words = ["cpio", "--quiet", "-itv", "-F", str(ramdisk)]
@@ -73,7 +76,7 @@ def test_ramdisk(tmp_path: Path) -> None:
     assert sorted(order) == sorted(
         each.name for each in (unpacked / "modules").iterdir() if each.suffix == ".ko"
     )
-    # Each comes after what it needs.
+    # Each module comes after those that it needs.
     seen: set[str] = set()
     for name in order:
         words = ["modinfo", "-F", "depends", str(unpacked / "modules" / name)]
@@ -87,7 +90,7 @@ def test_ramdisk(tmp_path: Path) -> None:
 
 
 def test_machine_with_this_hosts_kernel(tmp_path: Path) -> None:
-    """The file is the machine's disk as it is."""
+    """The file becomes the machine's disk without a change."""
     machine, disk = machine_of(), make_bare(tmp_path)
     before = hashlib.sha256(disk.read_bytes()).digest()
     qemu.ready_disk(machine, disk)
@@ -103,7 +106,7 @@ def test_machine_with_this_hosts_kernel(tmp_path: Path) -> None:
 
 
 def test_machine_with_the_sites_own_kernel(tmp_path: Path) -> None:
-    """Such a kernel finds sda1 as a partition only."""
+    """Such a kernel finds sda1 only as a partition."""
     kernel, ramdisk = tmp_path / "vmlinuz", tmp_path / "initrd"
     kernel.write_bytes(b"k")
     ramdisk.write_bytes(b"r")
@@ -129,7 +132,7 @@ def check_of(machine: Machine) -> BootCheck:
 
 
 def test_the_sites_own_kernel_is_part_of_the_key(tmp_path: Path) -> None:
-    """Where it lies is not."""
+    """Its path is not."""
     for folder, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "vmlinuz").write_bytes(content)
@@ -158,13 +161,13 @@ def test_node_edits_a_bare_file_system(tmp_path: Path) -> None:
     )
 
 
-def test_a_superblock_of_something_larger_is_none(tmp_path: Path) -> None:
-    """As a boot loader's code may hold its magic by chance."""
+def test_a_superblock_larger_than_its_disk_is_ignored(tmp_path: Path) -> None:
+    """The code of a boot loader may contain the magic number by chance."""
     disk = make_bare(tmp_path)
-    assert ext4.is_at(disk, 0)
-    assert not ext4.is_at(disk, 4 * KIB)
+    assert is_ext_at(disk, 0)
+    assert not is_ext_at(disk, 4 * KIB)
     os.truncate(disk, 7 * MIB)
-    assert not ext4.is_at(disk, 0)
+    assert not is_ext_at(disk, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Sparse files: what is read, copied and hashed is the file as everybody else reads it."""
+"""Sparse files are read, copied and hashed as any other program would read them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 
 from files import extents, sizes, write_sparse
 from hypothesis import given, settings
+from soak import examples
 
 from pipeline import sparse
 from pipeline.model import GIB
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(size=sizes, data=extents)
 def test_sha256_is_that_of_the_file(size: int, data: list[tuple[int, bytes, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -22,7 +23,7 @@ def test_sha256_is_that_of_the_file(size: int, data: list[tuple[int, bytes, int]
         assert sparse.sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(size=sizes, data=extents)
 def test_a_copy_is_the_same_at_its_offset(size: int, data: list[tuple[int, bytes, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -34,10 +35,10 @@ def test_a_copy_is_the_same_at_its_offset(size: int, data: list[tuple[int, bytes
         assert copy.read_bytes() == bytes(1000) + path.read_bytes()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(size=sizes, data=extents)
 def test_the_digest_comes_from_the_content(size: int, data: list[tuple[int, bytes, int]]) -> None:
-    """Where a file system put holes decides nothing."""
+    """It does not depend on where the file system has holes."""
     with tempfile.TemporaryDirectory() as folder:
         path, dense = Path(folder, "file"), Path(folder, "dense")
         write_sparse(path, size, data)

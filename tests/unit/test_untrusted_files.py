@@ -1,4 +1,4 @@
-"""Files of an image that were made to keep this host busy, read on the host."""
+"""Files of an image that were made to exhaust the host that reads them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from pipeline.disk import ext4, initramfs
 from pipeline.errors import FileSystemError, KernelError
 from pipeline.model import MIB
-from pipeline.tools import ext4, initramfs, run
+from pipeline.tools import run
 
 
 def make_root(folder: Path, *names: str) -> Path:
@@ -49,7 +50,8 @@ def test_a_folder_that_is_larger_than_is_read(
     image = make_root(tmp_path, *(f"{number:0100}" for number in range(100)))
     tree = ext4.FileSystem(image, 0)
     assert len(tree.names(PurePosixPath("/"))) > 100
-    monkeypatch.setattr(ext4, "_TEXT_LIMIT", 4096)
+    assert tree.exists(PurePosixPath("/link")) and not tree.exists(PurePosixPath("/lost"))
+    monkeypatch.setattr(ext4, "TEXT_LIMIT", 4096)
     with pytest.raises(FileSystemError) as caught:
         tree.names(PurePosixPath("/"))
     assert str(caught.value) == (
@@ -86,7 +88,7 @@ def test_an_initramfs_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "two").write_bytes(2 * archive + gzip.compress(archive))
     assert len(initramfs.list_files(tmp_path / "two", tmp_path)) == 270
 
-    # the limits hold for all archives together
+    # The limits hold for all archives together.
     with monkeypatch.context() as patch:
         patch.setattr(initramfs, "_ENTRY_LIMIT", 250)
         assert refused(tmp_path, 3 * archive) == "it holds more files than any that boots"
@@ -106,5 +108,5 @@ def test_an_initramfs_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_an_initramfs_whose_window_is_too_large(tmp_path: Path) -> None:
     packed = bytearray(lzma.compress(bytes(100), format=lzma.FORMAT_ALONE))
-    packed[1:5] = (1 << 30).to_bytes(4, "little")  # of its window
+    packed[1:5] = (1 << 30).to_bytes(4, "little")  # the size of its window
     assert refused(tmp_path, bytes(packed)) == "Memory usage limit exceeded"

@@ -1,4 +1,4 @@
-"""The folder of builds: names for stored files."""
+"""The folder of builds, which gives names to stored files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.workspace import Workspace, link
 
 
 def test_many_threads_give_the_same_name(tmp_path: Path) -> None:
-    """Two sites of one cloud have one image, and are delivered side by side."""
+    """Two sites of one cloud share one image and are delivered at the same time."""
     errors: list[OSError] = []
     for number in range(50):
         stored = tmp_path / f"stored-{number}"
@@ -39,7 +39,7 @@ def test_many_threads_give_the_same_name(tmp_path: Path) -> None:
 
 
 def test_a_copy_keeps_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the store lies on another file system, a large disk must not fill this one."""
+    """If the store is on another file system, a copy of a large disk must not fill this one."""
     stored = tmp_path / "disk.raw"
     with stored.open("wb") as file:
         file.truncate(64 * MIB)
@@ -62,7 +62,9 @@ def test_a_copy_keeps_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(("number", "kind"), [(28, NoSpaceError), (13, StoreError)])
-def test_what_the_file_system_says(tmp_path: Path, number: int, kind: type[Exception]) -> None:
+def test_errors_of_the_file_system_are_translated(
+    tmp_path: Path, number: int, kind: type[Exception]
+) -> None:
     store = Store(tmp_path / "store")
     workspace = Workspace(build=tmp_path, store=store, progress=lambda _: NoProgress())
     with pytest.raises(kind), workspace.errors():

@@ -1,26 +1,27 @@
-"""A disk as EBS sees it: blocks of 512 KiB, told apart by their SHA-256.
+"""A disk as EBS sees it: blocks of 512 KiB, compared by their SHA-256.
 
-`Digests` holds one digest for each block that is not all zeros. With the snapshot that they were
-sent to they are a `BlockIndex`, which lies beside the build: the next build of the appliance sends
-only the blocks that differ from it. (EBS's own block tokens are no digests, and expire.)
+`Digests` holds a digest of every block that is not all zeros. A `BlockIndex` says which snapshot
+holds those blocks, and is kept beside the build: the next build of the appliance sends only the
+blocks that differ from it. (EBS's own block tokens are no digests, and expire.)
 """
 
 from __future__ import annotations
 
 import base64
-import errno
+import glob
 import hashlib
+import heapq
 import itertools
 import json
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import sparse
-from pipeline.errors import NoSpaceError, StoreError
+from pipeline import records, sparse
+from pipeline.errors import NoSpaceError, StoreError, translated
 from pipeline.model import GIB, KIB, Sha256
 from pipeline.store import sync
 
@@ -29,22 +30,47 @@ BLOCK = 512 * KIB
 ZEROS = bytes(BLOCK)
 ZEROS_DIGEST = hashlib.sha256(ZEROS).digest()
 
-MAX_CHAIN = 16
-"""So many deltas may follow a full upload. EBS itself sets no bound; but were one block wrong, by a
-fault of ours or on the way, every delta would carry it on, and a full upload ends that."""
+MAX_VOLUME_GIB = 1 << 16
+"""The largest volume that EBS has."""
 
-CANDIDATES = 8  # indexes that are asked for their snapshot, the newest first: each costs a call
+MAX_CHAIN = 16
+"""How many deltas may follow a full upload. EBS sets no limit, but a block that went wrong once
+would stay wrong in all deltas that follow; a full upload ends that."""
+
+CANDIDATES = 8  # indexes whose snapshots are looked up, the newest first: each costs a call
 
 _SIZE = hashlib.sha256().digest_size
 _NONE = bytes(_SIZE)
 _PAGE = 4096  # entries that are looked at together
 _FORMAT = 1
+_HEADER = {
+    "snapshot": "snapshot_id",
+    "region": "region",
+    "parent": "parent_id",
+    "chain": "chain",
+    "volume_gib": "volume_gib",
+    "content": "content",
+    "encrypted": "encrypted",
+    "kms_key": "kms_key",
+}
+"""The keys of an index's first line, and the fields that they hold."""
+_SHAPE = {
+    "format": int,
+    "snapshot": str,
+    "region": str,
+    "parent": (str, None),
+    "chain": int,
+    "volume_gib": int,
+    "content": str,
+    "encrypted": bool,
+    "kms_key": (str, None),
+}
 
 
 class Digests:
     """SHA-256 by block number, for the blocks that have one.
 
-    A flat table, whose pages take memory only where something is noted: 64 bytes a MiB of data.
+    A flat table, whose pages take memory only where a digest is noted: 64 bytes a MiB of data.
     """
 
     def __init__(self, blocks: int) -> None:
@@ -72,13 +98,13 @@ class Digests:
         """The numbers of the blocks that have a digest, in order."""
         for first in range(0, self.blocks, _PAGE):
             last = min(first + _PAGE, self.blocks)
-            # Most of a large volume holds nothing, and is passed over a page at a time.
+            # Most of a large volume is empty, and is skipped a page at a time.
             if self._table[first * _SIZE : last * _SIZE] != _NONE * (last - first):
-                yield from (each for each in range(first, last) if self._at(each) != _NONE)
+                yield from (number for number in range(first, last) if self._at(number) != _NONE)
 
     def summary(self) -> tuple[int, str]:
-        """How many digests there are, and the checksum of all that EBS calls LINEAR: the SHA-256,
-        in base64, of the digests in the order of their blocks."""
+        """The number of digests, and the checksum that EBS calls LINEAR: the SHA-256, in base64, of
+        all digests in the order of their blocks."""
         hashed, count = hashlib.sha256(), 0
         for number in self.numbers():
             hashed.update(self._at(number))
@@ -91,12 +117,12 @@ class Digests:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockIndex:
-    """What a completed snapshot holds."""
+    """The content of a completed snapshot."""
 
     snapshot_id: str
     region: str
     parent_id: str | None
-    """The snapshot that it was sent as a delta to."""
+    """The snapshot that this one is a delta to."""
     chain: int
     """How many deltas lie between it and a full upload; 0 for a full one."""
     volume_gib: int
@@ -108,24 +134,14 @@ class BlockIndex:
 
     def write(self, file: Path) -> None:
         """Writes it whole or not at all. Raises NoSpaceError and StoreError."""
-        header = {
-            "format": _FORMAT,
-            "snapshot": self.snapshot_id,
-            "region": self.region,
-            "parent": self.parent_id,
-            "chain": self.chain,
-            "volume_gib": self.volume_gib,
-            "content": self.content,
-            "encrypted": self.encrypted,
-            "kms_key": self.kms_key,
-        }
-        write_record(file, self._make_lines(header))
+        write_record(file, self._make_lines())
 
-    def _make_lines(self, header: dict[str, object]) -> Iterator[bytes]:
+    def _make_lines(self) -> Iterator[bytes]:
+        values = {key: getattr(self, name) for key, name in _HEADER.items()}
         hashed = hashlib.sha256()
         for line in itertools.chain(
-            [json.dumps(header).encode() + b"\n"],
-            (b"%d %s\n" % (each, found.hex().encode()) for each, found in self.digests.items()),
+            [json.dumps({"format": _FORMAT, **values}).encode() + b"\n"],
+            (b"%d %s\n" % (n, digest.hex().encode()) for n, digest in self.digests.items()),
         ):
             hashed.update(line)
             yield line
@@ -135,28 +151,21 @@ class BlockIndex:
     def read(cls, file: Path) -> BlockIndex | None:
         """The index in a file; None where there is none, or not a whole one."""
         try:
-            with file.open("rb") as opened:
+            with records.opened(file) as opened:
                 return cls._parse(opened)
         except (OSError, ValueError, KeyError, TypeError, IndexError):
-            return None  # it only saves work: without it everything is sent
+            return None  # an index only saves work: without one everything is sent
 
     @classmethod
     def _parse(cls, lines: Iterable[bytes]) -> BlockIndex:
         lines = iter(lines)
         first = next(lines, b"")
-        header = json.loads(first)
-        if header["format"] != _FORMAT:
+        header = records.parse(first, _SHAPE)
+        if header["format"] != _FORMAT or not 0 < header["volume_gib"] <= MAX_VOLUME_GIB:
             raise ValueError("another format")
         index = cls(
-            snapshot_id=str(header["snapshot"]),
-            region=str(header["region"]),
-            parent_id=header["parent"],
-            chain=int(header["chain"]),
-            volume_gib=int(header["volume_gib"]),
-            content=Sha256(header["content"]),
-            encrypted=bool(header["encrypted"]),
-            kms_key=header["kms_key"],
-            digests=Digests(count_blocks(int(header["volume_gib"]) * GIB)),
+            **{name: header[key] for key, name in _HEADER.items()},
+            digests=Digests(count_blocks(header["volume_gib"] * GIB)),
         )
         hashed = hashlib.sha256(first)
         for line in lines:
@@ -171,7 +180,8 @@ class BlockIndex:
 
 
 def index_file(records: Path) -> Path:
-    """Where the index of a build's snapshot lies. `records` is what all its files start with."""
+    """The file with the index of a build's snapshot. All files of the upload start with
+    `records`."""
     return records.with_name(f"{records.name}.blocks")
 
 
@@ -181,29 +191,30 @@ def find_parent(
     """The newest snapshot of an appliance's builds that the next one can be a delta to.
 
     `builds` holds a folder for each build, with `<name>.blocks` in it where a snapshot was
-    completed. `usable` says of a snapshot whether it may be a parent: it is there, completed, ours,
-    and encrypted as it must be. None where there is none, or its chain is as long as it may be.
+    completed. `usable` tells whether a snapshot may be a parent: it exists, is completed and ours,
+    and is encrypted as the site asks. None where no snapshot may, or the newest one's chain has
+    reached its limit.
     """
-    files = sorted(builds.glob(f"*/{_escaped(name)}.blocks"), key=_modified, reverse=True)
+    files = sorted(builds.glob(f"*/{glob.escape(name)}.blocks"), key=_modified, reverse=True)
     for file in files[:CANDIDATES]:
         index = BlockIndex.read(file)
         if index is None or index.region != region or index.volume_gib > volume_gib:
             continue
-        if not usable(index.snapshot_id):
-            continue
-        # An older one would do, but each build would then be a delta to that one, and a larger one.
-        return index if index.chain < MAX_CHAIN else None
+        if usable(index.snapshot_id):
+            # An older one would do, but every later build would then be a delta to that one, and a
+            # larger one.
+            return index if index.chain < MAX_CHAIN else None
     return None
 
 
 def count_blocks(size: int) -> int:
-    """How many blocks hold so many bytes."""
+    """How many blocks it takes to hold `size` bytes."""
     return -(-size // BLOCK)
 
 
 def find_blocks(descriptor: int) -> Iterator[int]:
-    """The numbers of the blocks of a file that hold data, for all that its file system knows: holes
-    are left out, stored zeros are not."""
+    """The numbers of the blocks of a file that hold data, as its file system knows it: without
+    holes, but with stored zeros."""
     following = 0
     for start, end in sparse.extents(descriptor):
         first = max(following, start // BLOCK)
@@ -212,7 +223,7 @@ def find_blocks(descriptor: int) -> Iterator[int]:
 
 
 def read_block(descriptor: int, number: int, buffer: bytearray) -> None:
-    """Fills a buffer of one block; what lies after the end of the file reads as zeros."""
+    """Reads one block into a buffer of its size, with zeros after the end of the file."""
     view, at = memoryview(buffer), number * BLOCK
     while view:
         count = os.preadv(descriptor, [view], at)
@@ -223,26 +234,20 @@ def read_block(descriptor: int, number: int, buffer: bytearray) -> None:
 
 
 def digest_blocks(disk: Path, blocks: int) -> Digests:
-    """The digests of a disk's blocks that are not all zeros, on a volume of so many. Raises
+    """The digests of a disk's blocks that are not all zeros, on a volume of `blocks` blocks. Raises
     StoreError."""
-    found, buffer = Digests(blocks), bytearray(BLOCK)
+    digests, buffer = Digests(blocks), bytearray(BLOCK)
     with reading(disk), disk.open("rb", buffering=0) as opened:
         for number in find_blocks(opened.fileno()):
             read_block(opened.fileno(), number, buffer)
             if buffer != ZEROS:
-                found.note(number, hashlib.sha256(buffer).digest())
-    return found
+                digests.note(number, hashlib.sha256(buffer).digest())
+    return digests
 
 
 def merge(*numbers: Iterator[int]) -> Iterator[int]:
-    """Ordered numbers in one order, each once."""
-    import heapq
-
-    last = -1
-    for number in heapq.merge(*numbers):
-        if number != last:
-            yield number
-        last = number
+    """Several ordered series of numbers as one, without repetitions."""
+    return (number for number, _ in itertools.groupby(heapq.merge(*numbers)))
 
 
 def write_record(file: Path, lines: Iterable[bytes]) -> None:
@@ -258,39 +263,35 @@ def write_record(file: Path, lines: Iterable[bytes]) -> None:
         sync(file.parent)
 
 
-@contextmanager
-def recording(file: Path) -> Iterator[None]:
-    """Turns what the file system says of a record into NoSpaceError and StoreError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(
-                "no space for the record of the upload",
-                where=str(file.parent),
-                todo="free some space there, then run the same command again: it goes on where it "
-                "was",
-            ) from error
-        raise StoreError(
+def recording(file: Path) -> AbstractContextManager[None]:
+    """Turns an error of the file system about a record into NoSpaceError or StoreError."""
+    return translated(
+        lambda _: NoSpaceError(
+            "no space for the record of the upload",
+            where=str(file.parent),
+            todo="free some space there, then run the same command again: it goes on where it was",
+        ),
+        lambda error: StoreError(
             f"the record of the upload cannot be written: {error.strerror or error}",
             where=str(file),
             todo="let this user write there (--build names another folder), then run the same "
             "command again",
-        ) from error
+        ),
+    )
 
 
-@contextmanager
-def reading(disk: Path) -> Iterator[None]:
-    """Turns what the file system says of a disk into StoreError."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(
+def reading(disk: Path) -> AbstractContextManager[None]:
+    """Turns an error of the file system about a disk into StoreError."""
+
+    def make(error: OSError) -> StoreError:
+        return StoreError(
             f"the disk cannot be read: {error.strerror or error}",
             where=str(disk),
             todo="see that it is there, that this user may read it, and what the kernel says of "
             "its device (`dmesg`); then run the same command again",
-        ) from error
+        )
+
+    return translated(make, make)
 
 
 def _modified(file: Path) -> float:
@@ -298,9 +299,3 @@ def _modified(file: Path) -> float:
         return file.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _escaped(name: str) -> str:
-    import glob
-
-    return glob.escape(name)

@@ -1,7 +1,8 @@
-"""PutSnapshotBlock over connections of our own: signed, sent, and its answer understood.
+"""PutSnapshotBlock over connections of our own: signs a block, sends it, and reads the answer.
 
-A call through botocore costs more than reading, hashing and sending a block; urllib3 alone costs a
-fifth of the rate. http.client does all that is needed.
+A call through botocore costs more than reading, hashing and sending a block. http.client takes
+0.21 ms of a core to send one, urllib3's pool 0.35 ms: with hashing (0.48 ms) that leaves too little
+of the millisecond that Amazon's limit, 1,000 blocks a second, gives each block on one core.
 """
 
 from __future__ import annotations
@@ -12,29 +13,24 @@ import hmac
 import http.client
 import json
 import os
-import socket
 import ssl
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 from typing import Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
-from pipeline.clouds.ec2.aws import CONNECT_SECONDS, Account, Cut, Refused
 from pipeline.clouds.ec2.blocks import BLOCK
+from pipeline.tools.aws import CONNECT_SECONDS, Account, Cut, Refused
 
 ANSWER_SECONDS = 60.0
-"""Limit of sending a block, and of waiting for the answer. A line of 5 Mbit/s needs it when 64
+"""The limit for sending a block, and for the answer to come. A line of 5 Mbit/s needs it when 64
 connections share it."""
 
 PUT = "ebs:PutSnapshotBlock"
 _PORTS = {"http": 80, "https": 443}
-_SIGNED = (
-    "host;x-amz-checksum;x-amz-checksum-algorithm;x-amz-content-sha256;x-amz-data-length;x-amz-date"
-)
 
 
 class TimedOut(Cut):
@@ -52,19 +48,10 @@ class Service:
         self._address = (parts.hostname, parts.port or usual)
         self.host = parts.hostname if self._address[1] == usual else parts.netloc
         self.path = parts.path.rstrip("/")
-        self._context = _make_context(account) if parts.scheme == "https" else None
-        proxy = _find_proxy(account, url)
-        self._proxy = urlsplit(proxy) if proxy else None
-        self._proxy_context = (
-            _make_context(account)
-            if (self._proxy is not None and self._proxy.scheme == "https")
-            else None
-        )
-        self._authorization = (
-            _authorize(self._proxy.username, self._proxy.password)
-            if (self._proxy is not None and self._proxy.username)
-            else {}
-        )
+        self._context = _make_context(account, parts.scheme)
+        self._proxy = _find_proxy(account, url)
+        self._proxy_context = _make_context(account, self._proxy.scheme) if self._proxy else None
+        self._authorization = _authorize(self._proxy) if self._proxy else {}
         self.signer = Signer(account, region, self.host)
         account.note(PUT)
         # To a proxy, what is asked for in the clear is named whole.
@@ -80,13 +67,21 @@ class Service:
         first = (self._proxy.hostname or "", port)
         if self._context is None:  # it is the proxy that is spoken to
             return _make_connection(first, self._proxy_context)
-        connection = (
-            _make_connection(first, self._context)
-            if self._proxy_context is None
-            else _TwiceEncrypted(first, self._proxy_context, self._context)
+        if self._proxy_context is None:
+            connection = _make_connection(first, self._context)
+            connection.set_tunnel(*self._address, headers=self._authorization)
+            return connection
+        # http.client encrypts once: to the proxy, or to the service behind it.
+        from urllib3.connection import HTTPSConnection, ProxyConfig
+
+        twice = HTTPSConnection(
+            *first,
+            timeout=CONNECT_SECONDS,
+            ssl_context=self._context,
+            proxy_config=ProxyConfig(self._proxy_context, False, None, None),
         )
-        connection.set_tunnel(*self._address, headers=self._authorization)
-        return connection
+        twice.set_tunnel(*self._address, headers=self._authorization, scheme="https")
+        return twice
 
 
 def _make_connection(
@@ -95,36 +90,6 @@ def _make_connection(
     if context is None:
         return http.client.HTTPConnection(*address, timeout=CONNECT_SECONDS)
     return http.client.HTTPSConnection(*address, timeout=CONNECT_SECONDS, context=context)
-
-
-class _TwiceEncrypted(http.client.HTTPConnection):
-    """TLS to a service through a proxy that is spoken to over TLS too. http.client knows only one
-    of the two, and a socket of `ssl` can be wrapped in no other."""
-
-    def __init__(
-        self, proxy: tuple[str, int], outer: ssl.SSLContext, inner: ssl.SSLContext
-    ) -> None:
-        super().__init__(*proxy, timeout=CONNECT_SECONDS)
-        self._outer = outer
-        self._inner = inner
-        self._name = ""
-
-    def set_tunnel(
-        self, host: str, port: int | None = None, headers: Mapping[str, str] | None = None
-    ) -> None:
-        """Names the service behind the proxy."""
-        self._name = host
-        super().set_tunnel(host, port, headers)
-
-    def connect(self) -> None:
-        """Connects to the proxy, through it to the service, and greets that."""
-        from urllib3.util.ssltransport import SSLTransport
-
-        plain = socket.create_connection((self.host, self.port), CONNECT_SECONDS)
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock = self._outer.wrap_socket(plain, server_hostname=self.host)
-        self._tunnel()  # type: ignore[attr-defined]
-        self.sock = SSLTransport(self.sock, self._inner, server_hostname=self._name)
 
 
 class BlockConnection:
@@ -149,15 +114,18 @@ class BlockConnection:
         answer, body = self._exchange(self._service.before + path, block, headers)
         if answer.status != 201:
             raise _make_refused(answer.status, answer.headers, body)
-        if (answer.getheader("x-amz-Checksum") or checksum) != checksum:
+        if (answer.headers.get("x-amz-Checksum") or checksum) != checksum:
             raise Refused(PUT, "ValidationException", "the answer has another checksum", status=201)
 
     def _exchange(
         self, path: str, block: bytearray, headers: dict[str, str]
     ) -> tuple[http.client.HTTPResponse, bytes]:
+        import urllib3.exceptions as known
+
         connected = self._http.sock is not None
         try:
             if not connected:
+                self._http = self._service.connect()  # urllib3's forgets its tunnel when it breaks
                 self._http.connect()
                 connected = True
                 self._http.sock.settimeout(ANSWER_SECONDS)
@@ -166,11 +134,11 @@ class BlockConnection:
                 self._http.request("PUT", path, block, headers | self._service.more_headers)
             answer = self._http.getresponse()
             return answer, answer.read()
-        except TimeoutError as error:
+        except (TimeoutError, known.TimeoutError) as error:
             self._http.close()
             reason = f"{self._service.host} does not answer in time"
             raise TimedOut(reason, connected=connected) from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, known.HTTPError) as error:
             self._http.close()
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise Cut(f"{self._service.host}: {reason}", connected=connected) from error
@@ -178,7 +146,7 @@ class BlockConnection:
 
 @dataclass(frozen=True)
 class _Moment:
-    """What signatures of one second have in common."""
+    """What all signatures of one second share."""
 
     second: int
     date: str
@@ -188,15 +156,15 @@ class _Moment:
     token: str | None
 
 
+@dataclass(eq=False)
 class Signer:
-    """Signature version 4 of PutSnapshotBlock. The body is not signed, but its checksum is; so says
-    the service's model. botocore's signer gives the same, in 55 µs instead of 3."""
+    """Signature version 4 of PutSnapshotBlock. As the service's model says, the body's checksum is
+    signed, and the body is not. botocore's signer gives the same, in 55 µs instead of 4."""
 
-    def __init__(self, account: Account, region: str, host: str) -> None:
-        self._account = account
-        self._region = region
-        self._host = host
-        self._moment: _Moment | None = None
+    account: Account
+    region: str
+    host: str
+    _moment: _Moment | None = None
 
     def sign(self, path: str, checksum: str, now: float | None = None) -> dict[str, str]:
         """The headers of a request. Raises NoCredentials, and Cut where renewing them failed."""
@@ -204,39 +172,32 @@ class Signer:
         moment = self._moment
         if moment is None or moment.second != second:
             moment = self._moment = self._make_moment(second)
-        secret = f"x-amz-security-token:{moment.token}\n" if moment.token else ""
-        signed = f"{_SIGNED};x-amz-security-token" if secret else _SIGNED
-        asked = (
-            f"PUT\n{path}\n\nhost:{self._host}\nx-amz-checksum:{checksum}\n"
-            "x-amz-checksum-algorithm:SHA256\nx-amz-content-sha256:UNSIGNED-PAYLOAD\n"
-            f"x-amz-data-length:{BLOCK}\nx-amz-date:{moment.date}\n{secret}\n"
-            f"{signed}\nUNSIGNED-PAYLOAD"
-        )
-        digest = hashlib.sha256(asked.encode()).hexdigest()
-        text = f"AWS4-HMAC-SHA256\n{moment.date}\n{moment.scope}\n{digest}"
-        signature = hmac.digest(moment.key, text.encode(), "sha256").hex()
-        headers = {
-            "Host": self._host,
-            "Content-Length": str(BLOCK),
-            "User-Agent": "phantom-image",
+        headers = {  # in the order in which they are signed
+            "Host": self.host,
             "X-Amz-Checksum": checksum,
             "X-Amz-Checksum-Algorithm": "SHA256",
             "X-Amz-Content-SHA256": "UNSIGNED-PAYLOAD",
             "X-Amz-Data-Length": str(BLOCK),
             "X-Amz-Date": moment.date,
-            "Authorization": (
-                f"AWS4-HMAC-SHA256 Credential={moment.access_key}/{moment.scope}, "
-                f"SignedHeaders={signed}, Signature={signature}"
-            ),
         }
         if moment.token:
             headers["X-Amz-Security-Token"] = moment.token
-        return headers
+        lines = "".join([f"{name.lower()}:{value}\n" for name, value in headers.items()])
+        signed = ";".join(headers).lower()
+        asked = f"PUT\n{path}\n\n{lines}\n{signed}\nUNSIGNED-PAYLOAD"
+        digest = hashlib.sha256(asked.encode()).hexdigest()
+        text = f"AWS4-HMAC-SHA256\n{moment.date}\n{moment.scope}\n{digest}"
+        signature = hmac.digest(moment.key, text.encode(), "sha256").hex()
+        headers["Authorization"] = (
+            f"AWS4-HMAC-SHA256 Credential={moment.access_key}/{moment.scope}, "
+            f"SignedHeaders={signed}, Signature={signature}"
+        )
+        return headers | {"Content-Length": str(BLOCK), "User-Agent": "phantom-image"}
 
     def _make_moment(self, second: int) -> _Moment:
-        credentials = self._account.credentials()
+        credentials = self.account.credentials()
         date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
-        words = [date[:8], self._region, "ebs", "aws4_request"]
+        words = [date[:8], self.region, "ebs", "aws4_request"]
         key = f"AWS4{credentials.secret_key}".encode()
         for word in words:
             key = hmac.digest(key, word.encode(), "sha256")
@@ -245,10 +206,12 @@ class Signer:
         )
 
 
-def _make_context(account: Account) -> ssl.SSLContext:
-    """As botocore would have it: its own certificates, or those that the settings name."""
+def _make_context(account: Account, scheme: str) -> ssl.SSLContext | None:
+    """The certificates that botocore would use: its own, or those that the settings name."""
     from botocore.httpsession import get_cert_path
 
+    if scheme != "https":
+        return None
     verify = account.verify
     if verify is True:
         named = account.session._session.get_config_variable("ca_bundle")
@@ -264,7 +227,7 @@ def _make_context(account: Account) -> ssl.SSLContext:
         raise Cut(f"certificates {file}: {error.strerror or error}", connected=False) from error
 
 
-def _find_proxy(account: Account, url: str) -> str | None:
+def _find_proxy(account: Account, url: str) -> SplitResult | None:
     from botocore.httpsession import ProxyConfiguration
     from botocore.utils import get_environ_proxies
 
@@ -272,18 +235,20 @@ def _find_proxy(account: Account, url: str) -> str | None:
         return None
     # It takes a proxy without a scheme, as many hosts name theirs.
     proxy = ProxyConfiguration(get_environ_proxies(url)).proxy_url_for(url)
-    return str(proxy) if proxy else None
+    return urlsplit(str(proxy)) if proxy else None
 
 
-def _authorize(user: str | None, password: str | None) -> dict[str, str]:
-    words = f"{unquote(user or '')}:{unquote(password or '')}"
+def _authorize(proxy: SplitResult) -> dict[str, str]:
+    if not proxy.username:
+        return {}
+    words = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
     return {"Proxy-Authorization": f"Basic {base64.b64encode(words.encode()).decode()}"}
 
 
 def _make_refused(status: int, headers: Message, body: bytes) -> Refused:
     try:
         told = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         told = None
     told = told if isinstance(told, dict) else {}
     code = headers.get("x-amzn-ErrorType") or told.get("__type") or told.get("code") or str(status)

@@ -1,7 +1,6 @@
-"""The EBS direct APIs: snapshots written and read block by block.
+"""The EBS direct APIs, which write and read snapshots block by block.
 
-Blocks are written over connections of our own (`connection.py`). Everything else goes through
-boto3.
+Blocks are sent over connections of our own (`connection.py`), everything else through boto3.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ import hashlib
 import threading
 from collections.abc import Iterator, Mapping
 
-from pipeline.clouds.ec2.aws import Account, Cut, translated
 from pipeline.clouds.ec2.connection import BlockConnection, Service
+from pipeline.tools.aws import Account, Cut, translated
 
 CONNECTIONS = 64
 """One connection makes about 10 puts a second, and an account may make 1,000."""
@@ -44,8 +43,8 @@ class Ebs:
         return BlockConnection(self._service)
 
     def complete(self, snapshot_id: str, count: int, checksum: str) -> None:
-        """Says that `count` blocks were written, whose digests in order have this checksum. EBS
-        completes the snapshot afterwards, in its own time."""
+        """Tells EBS that `count` blocks were written, with the checksum of their digests in order.
+        EBS completes the snapshot afterwards, in its own time."""
         digests = (
             {
                 "Checksum": checksum,
@@ -53,7 +52,7 @@ class Ebs:
                 "ChecksumAggregationMethod": "LINEAR",
             }
             if count
-            else {}  # of nothing there is no checksum
+            else {}  # without blocks there is no checksum
         )
         self._account.call(
             "ebs",
@@ -69,10 +68,10 @@ class Ebs:
         pages = self._account.pages(
             "ebs", self.region, "ListSnapshotBlocks", "Blocks", SnapshotId=snapshot_id
         )
-        return ((int(each["BlockIndex"]), str(each["BlockToken"])) for each in pages)
+        return ((int(block["BlockIndex"]), str(block["BlockToken"])) for block in pages)
 
     def get_block(self, snapshot_id: str, number: int, token: str) -> bytes:
-        """One block of a snapshot. Raises Cut too where it is not what its checksum says."""
+        """One block of a snapshot. Raises Cut too when its checksum does not match."""
         reply = self._account.call(
             "ebs",
             self.region,

@@ -1,8 +1,11 @@
-"""What an upload notes beside its build, so that a killed one goes on where it was.
+"""The notes of an upload, kept beside its build, so that a killed one goes on where it was.
 
-The token of StartSnapshot is noted before it is used: the same token with the same parameters gives
-the same snapshot again, whether the answer was heard or not. A line for a block is written after
-EBS took it, and need not last: a block whose line is lost is sent again.
+The token of StartSnapshot is noted before it is used: the same token with the same parameters
+returns the same snapshot, also where the first answer was lost. A block's line is written after EBS
+took the block, and need not last: a block whose line is lost is sent again.
+
+The file is text, not a database: after a power cut the token and all whole lines can still be read
+though nothing but the token was forced to the disk.
 """
 
 from __future__ import annotations
@@ -14,86 +17,80 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
-from pipeline.clouds.ec2.blocks import Digests, count_blocks, recording, write_record
+from pipeline import records
+from pipeline.clouds.ec2.blocks import (
+    MAX_VOLUME_GIB,
+    Digests,
+    count_blocks,
+    recording,
+    write_record,
+)
 from pipeline.model import GIB, Sha256
 
 _FORMAT = 2
+_HEADER = ("token", "content", "region", "start", "chain", "encrypted", "kms_key")
+_SHAPE = {
+    "format": int,
+    "token": re.compile("[!-~]{1,64}"),
+    "content": str,
+    "region": str,
+    "start": {"VolumeSize": int},
+    "chain": int,
+    "encrypted": bool,
+    "kms_key": (str, None),
+}
 _BLOCK = re.compile(rb"block (\d{1,12}) ([0-9a-f]{64})\n")
-_SNAPSHOT = re.compile(rb"snapshot (snap-[0-9a-zA-Z]+) (\d+)\n")
+_SNAPSHOT = re.compile(rb"snapshot (snap-[0-9a-zA-Z]+) (\d{1,18})\n")
 _COMPLETING = b"completing\n"
 
 
 @dataclass
 class Journal:
-    """One upload's notes. `begin` makes new ones, `read` finds those of an earlier run. What writes
-    them raises NoSpaceError and StoreError."""
+    """One upload's notes. `begin` writes new ones, `read` finds those of an earlier run. What
+    writes them raises NoSpaceError and StoreError."""
 
     file: Path
-    token: str
+    _: KW_ONLY
     content: Sha256
     region: str
     start: Mapping[str, object]
     """The parameters of StartSnapshot, without the token."""
-    chain: int
+    chain: int = 0
     """How many deltas will lie between the snapshot and a full upload."""
-    encrypted: bool
-    kms_key: str | None
-    """That of the snapshot; with a parent `start` does not say it."""
-    sent: Digests
-    """What EBS has taken."""
+    encrypted: bool = False
+    kms_key: str | None = None
+    """The snapshot's key, which `start` does not name where there is a parent."""
+    token: str = field(default_factory=lambda: secrets.token_hex(16))
+    sent: Digests = field(init=False)
+    """The blocks that EBS has taken."""
     snapshot_id: str | None = None
     started_at: int = 0
-    """When StartSnapshot answered: seconds of the epoch."""
+    """When StartSnapshot answered, in seconds since the epoch."""
     completing: bool = False
     """CompleteSnapshot may have been called."""
     _opened: BinaryIO | None = field(default=None, repr=False)
 
-    @classmethod
-    def begin(
-        cls,
-        file: Path,
-        *,
-        content: Sha256,
-        region: str,
-        start: Mapping[str, object],
-        chain: int = 0,
-        encrypted: bool = False,
-        kms_key: str | None = None,
-    ) -> Journal:
-        """Notes a new token. It lasts when this returns."""
-        token = secrets.token_hex(16)
-        header = {
-            "format": _FORMAT,
-            "token": token,
-            "content": content,
-            "region": region,
-            "start": start,
-            "chain": chain,
-            "encrypted": encrypted,
-            "kms_key": kms_key,
-        }
-        write_record(file, [json.dumps(header).encode() + b"\n"])
-        return cls(
-            file=file,
-            token=token,
-            content=content,
-            region=region,
-            start=start,
-            chain=chain,
-            encrypted=encrypted,
-            kms_key=kms_key,
-            sent=_make_table(start),
-        )
+    def __post_init__(self) -> None:
+        volume_gib = self.start["VolumeSize"]
+        if not isinstance(volume_gib, int):
+            raise TypeError("the volume's size is no number")
+        self.sent = Digests(count_blocks(volume_gib * GIB))
+
+    def begin(self) -> Self:
+        """Notes the token. It lasts when this returns."""
+        header = {"format": _FORMAT} | {name: getattr(self, name) for name in _HEADER}
+        write_record(self.file, [json.dumps(header).encode() + b"\n"])
+        return self
 
     @classmethod
     def read(cls, file: Path) -> Journal | None:
-        """The notes in a file, as far as they are whole; None where not even the token is."""
+        """The notes in a file, up to a cut line; None where even the line of the token is cut."""
         try:
-            with file.open("rb") as opened:
+            with records.opened(file) as opened:
                 journal = cls._parse_header(file, opened.readline())
                 journal._take(opened)
         except (OSError, ValueError, KeyError, TypeError):
@@ -102,21 +99,12 @@ class Journal:
 
     @classmethod
     def _parse_header(cls, file: Path, line: bytes) -> Journal:
-        header = json.loads(line)
+        header = records.parse(line, _SHAPE)
         if header["format"] != _FORMAT:
             raise ValueError("another format")
-        start = dict(header["start"])
-        return cls(
-            file=file,
-            token=str(header["token"]),
-            content=Sha256(header["content"]),
-            region=str(header["region"]),
-            start=start,
-            chain=int(header["chain"]),
-            encrypted=bool(header["encrypted"]),
-            kms_key=header["kms_key"],
-            sent=_make_table(start),
-        )
+        if not 0 < header["start"]["VolumeSize"] <= MAX_VOLUME_GIB:
+            raise ValueError("no volume is so large")
+        return cls(file, **{name: header[name] for name in _HEADER})
 
     @property
     def parent_id(self) -> str | None:
@@ -126,13 +114,13 @@ class Journal:
 
     def _take(self, lines: Iterable[bytes]) -> None:
         for line in lines:
-            if found := _BLOCK.fullmatch(line):
-                number = int(found[1])
+            if match := _BLOCK.fullmatch(line):
+                number = int(match[1])
                 if number < self.sent.blocks:
-                    self.sent.note(number, bytes.fromhex(found[2].decode()))
-            elif found := _SNAPSHOT.fullmatch(line):
-                self.snapshot_id = found[1].decode()
-                self.started_at = int(found[2])
+                    self.sent.note(number, bytes.fromhex(match[2].decode()))
+            elif match := _SNAPSHOT.fullmatch(line):
+                self.snapshot_id = match[1].decode()
+                self.started_at = int(match[2])
             elif line == _COMPLETING:
                 self.completing = True
 
@@ -183,12 +171,5 @@ class Journal:
 
 
 def journal_file(records: Path) -> Path:
-    """Where an upload's notes lie. `records` is what all files of the build's upload start with."""
+    """The file of an upload's notes. All files of the upload have names that start as `records`."""
     return records.with_name(f"{records.name}.journal")
-
-
-def _make_table(start: Mapping[str, object]) -> Digests:
-    volume_gib = start["VolumeSize"]
-    if not isinstance(volume_gib, int):
-        raise TypeError("the volume's size is no number")
-    return Digests(count_blocks(volume_gib * GIB))

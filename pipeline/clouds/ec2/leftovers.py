@@ -1,15 +1,16 @@
-"""What killed runs left at EC2 and S3: found by our tags and key prefix, and removed one by one.
+"""What killed runs left at EC2 and S3, known by our tags and key prefix, and how to remove it.
 
-A pending snapshot may be of a run that goes on right now, or that is to be taken up again: `since`
-tells, and nothing is removed unasked.
+A pending snapshot may belong to a run that is still going on, or that is to be taken up again:
+`since` tells, and nothing is removed unasked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
-from pipeline.clouds.ec2.aws import Refused
 from pipeline.clouds.ec2.region import (
     FAILED_STATES,
     Described,
@@ -23,15 +24,10 @@ from pipeline.clouds.ec2.region import (
     parse_time,
 )
 from pipeline.clouds.ec2.rights import KEY_PREFIX
-from pipeline.clouds.ec2.settings import (
-    PIPELINE,
-    PIPELINE_TAG,
-    SITE_TAG,
-    STARTED_TAG,
-    Ec2Settings,
-)
+from pipeline.clouds.ec2.settings import PIPELINE, PIPELINE_TAG, SITE_TAG, STARTED_TAG, Ec2Settings
 from pipeline.errors import UsageError
 from pipeline.model import Leftover
+from pipeline.tools.aws import Refused, list_pages
 
 PENDING = "pending snapshot"
 FAILED = "failed snapshot"
@@ -48,22 +44,37 @@ _REASONS = {
 }
 
 
+_NEXT_OBJECTS = {"NextContinuationToken": "ContinuationToken"}
+_NEXT_UPLOADS = {"NextKeyMarker": "KeyMarker", "NextUploadIdMarker": "UploadIdMarker"}
+
+
+_Row = tuple[str, str, Any, str]
+"""The kind, id, time of origin and reason of a leftover."""
+
+
 def find_leftovers(region: Region, settings: Ec2Settings) -> Iterator[Leftover]:
-    """What the site left in a region."""
+    """The leftovers of a site in a region."""
+    for kind, described, since, reason in _find(region, settings):
+        yield Leftover(
+            site=settings.site,
+            kind=kind,
+            id=described,
+            region=region.name,
+            since=format_moment(parse_time(since)),
+            reason=reason,
+        )
+
+
+def _find(region: Region, settings: Ec2Settings) -> Iterator[_Row]:
     ours = make_tag_filters({PIPELINE_TAG: PIPELINE, SITE_TAG: settings.site})
-    images = region.find_images(ours)
-    for image in images:
+    for image in region.find_images(ours):
         if image.get("State") in FAILED_STATES:
-            made = parse_time(image["CreationDate"])
-            reason = "EC2 could not make it"
-            yield _make(settings, region, FAILED_IMAGE, str(image["ImageId"]), made, reason)
+            yield FAILED_IMAGE, image["ImageId"], image["CreationDate"], "EC2 could not make it"
     for snapshot in region.find_snapshots(ours):
-        known = _REASONS.get(str(snapshot["State"]))
-        if known is None or (known[0] == UNUSED and _is_used(region, snapshot)):
-            continue
-        made = parse_time(snapshot["StartTime"])
-        yield _make(settings, region, known[0], str(snapshot["SnapshotId"]), made, known[1])
-    # Whatever the method is now: the bucket tells that it was `import` once.
+        kind, reason = _REASONS.get(snapshot["State"], ("", ""))
+        if kind and not (kind == UNUSED and _is_used(region, snapshot)):
+            yield kind, snapshot["SnapshotId"], snapshot["StartTime"], reason
+    # Whatever the method is now, the bucket shows that it once was `import`.
     if settings.bucket is not None and region.name == settings.region:
         yield from _find_tasks(region, settings)
         yield from _find_objects(region, settings)
@@ -73,71 +84,46 @@ def _is_used(region: Region, snapshot: Described) -> bool:
     """Whether any image of the account uses a snapshot, whoever made the image."""
     snapshot_id = str(snapshot["SnapshotId"])
     wanted = [{"Name": "block-device-mapping.snapshot-id", "Values": [snapshot_id]}]
-    return any(snapshot_id in get_snapshots(each) for each in region.find_images(wanted))
+    return any(snapshot_id in get_snapshots(image) for image in region.find_images(wanted))
 
 
-def _find_tasks(region: Region, settings: Ec2Settings) -> Iterator[Leftover]:
+def _list_tasks(region: Region) -> Iterator[tuple[Described, Described]]:
+    """The account's import tasks, each with what it tells of its snapshot."""
     for task in region.pages("DescribeImportSnapshotTasks", "ImportSnapshotTasks"):
+        yield task, task.get("SnapshotTaskDetail") or {}
+
+
+def _find_tasks(region: Region, settings: Ec2Settings) -> Iterator[_Row]:
+    for task, detail in _list_tasks(region):
         if find_site(task) != settings.site:
             continue
-        task_id, detail = str(task["ImportTaskId"]), task.get("SnapshotTaskDetail") or {}
         if detail.get("Status") in ("active", "pending"):
-            since = parse_time(get_tags(task).get(STARTED_TAG) or datetime.fromtimestamp(0, UTC))
-            reason = "an import that nobody waits for"
-            yield _make(settings, region, TASK, task_id, since, reason)
+            since = get_tags(task).get(STARTED_TAG) or datetime.fromtimestamp(0, UTC)
+            yield TASK, task["ImportTaskId"], since, "an import that nobody waits for"
         elif detail.get("Status") == "completed" and detail.get("SnapshotId"):
-            snapshot = region.describe_snapshot(str(detail["SnapshotId"]))
-            # With our tags it was found already.
-            if snapshot is None or is_ours(snapshot) or _is_used(region, snapshot):
-                continue
-            made, reason = parse_time(snapshot["StartTime"]), f"of {task_id}; no image uses it"
-            yield _make(settings, region, UNUSED, str(snapshot["SnapshotId"]), made, reason)
+            snapshot = region.describe_snapshot(detail["SnapshotId"])
+            # A snapshot with our tags is listed already.
+            if snapshot is not None and not is_ours(snapshot) and not _is_used(region, snapshot):
+                reason = f"of {task['ImportTaskId']}; no image uses it"
+                yield UNUSED, snapshot["SnapshotId"], snapshot["StartTime"], reason
 
 
-def _find_objects(region: Region, settings: Ec2Settings) -> Iterator[Leftover]:
+def _find_objects(region: Region, settings: Ec2Settings) -> Iterator[_Row]:
     prefix = f"{KEY_PREFIX}{settings.site}/"
-    token: dict[str, str] = {}
-    while True:
-        page = region.call(
-            "ListObjectsV2", service="s3", Bucket=settings.bucket, Prefix=prefix, **token
-        )
-        for each in page.get("Contents") or ():
-            reason = "an image on its way through the import service"
-            yield _make(settings, region, OBJECT, each["Key"], each["LastModified"], reason)
-        if not page.get("NextContinuationToken"):
-            break
-        token = {"ContinuationToken": page["NextContinuationToken"]}
-    token = {}
-    while True:
-        page = region.call(
-            "ListMultipartUploads", service="s3", Bucket=settings.bucket, Prefix=prefix, **token
-        )
-        for each in page.get("Uploads") or ():
-            described = f"{each['Key']}?uploadId={each['UploadId']}"
-            reason = "parts of an upload that did not come to its end"
-            yield _make(settings, region, PARTS, described, each["Initiated"], reason)
-        if not page.get("IsTruncated"):
-            break
-        token = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
-
-
-def _make(
-    settings: Ec2Settings, region: Region, kind: str, described: str, since: datetime, reason: str
-) -> Leftover:
-    return Leftover(
-        site=settings.site,
-        kind=kind,
-        id=described,
-        region=region.name,
-        since=format_moment(since),
-        reason=reason,
-    )
+    call = partial(region.call, service="s3", Bucket=settings.bucket, Prefix=prefix)
+    for stored in list_pages(partial(call, "ListObjectsV2"), "Contents", _NEXT_OBJECTS):
+        reason = "an image on its way through the import service"
+        yield OBJECT, stored["Key"], stored["LastModified"], reason
+    for upload in list_pages(partial(call, "ListMultipartUploads"), "Uploads", _NEXT_UPLOADS):
+        described = f"{upload['Key']}?uploadId={upload['UploadId']}"
+        reason = "parts of an upload that did not come to its end"
+        yield PARTS, described, upload["Initiated"], reason
 
 
 def remove_leftover(leftover: Leftover, region: Region, settings: Ec2Settings) -> None:
-    """Removes one, after another look at whether it is ours. One that is gone is no error.
+    """Removes a leftover after checking again that it is ours. One that is gone is no error.
 
-    Raises UsageError for what is not ours, or is in use by now.
+    Raises UsageError for what is not ours, or is now in use.
     """
     if leftover.kind in (PENDING, FAILED, UNUSED):
         _remove_snapshot(leftover, region, settings)
@@ -170,26 +156,25 @@ def _remove_snapshot(leftover: Leftover, region: Region, settings: Ec2Settings) 
 
 
 def _is_imported(leftover: Leftover, region: Region, settings: Ec2Settings) -> bool:
-    """Whether a task of the site made a snapshot: the import service gives it no tags."""
+    """Whether an import task of the site made a snapshot: such snapshots have no tags."""
     if settings.bucket is None or region.name != settings.region:
         return False
     return any(
-        find_site(task) == settings.site
-        and (task.get("SnapshotTaskDetail") or {}).get("SnapshotId") == leftover.id
-        for task in region.pages("DescribeImportSnapshotTasks", "ImportSnapshotTasks")
+        find_site(task) == settings.site and detail.get("SnapshotId") == leftover.id
+        for task, detail in _list_tasks(region)
     )
 
 
 def _cancel_task(leftover: Leftover, region: Region, settings: Ec2Settings) -> None:
-    tasks = region.pages("DescribeImportSnapshotTasks", "ImportSnapshotTasks")
-    task = next((each for each in tasks if each["ImportTaskId"] == leftover.id), None)
+    tasks = (task for task, _ in _list_tasks(region))
+    task = next((task for task in tasks if task["ImportTaskId"] == leftover.id), None)
     if task is None:
         return
     _check_ours(leftover, task, settings)
     try:
         region.call("CancelImportTask", ImportTaskId=leftover.id)
     except Refused as refused:
-        # It ended, or is forgotten, since it was found.
+        # The task has ended since it was listed, or EC2 has forgotten it.
         if refused.code != "IncorrectState" and "ConversionTask" not in refused.code:
             raise
 

@@ -1,6 +1,6 @@
-"""EC2 in one region: what a site asks of it, in few verbs. Each repeats what may go well later.
+"""EC2 in one region, as a site uses it. Calls that may succeed later are repeated.
 
-The verbs raise Refused, Cut and NoCredentials as `aws.py` does.
+All raise Refused, Cut and NoCredentials, as `aws.py` does.
 """
 
 from __future__ import annotations
@@ -9,29 +9,30 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
-from pipeline.clouds.ec2.aws import Account, Outage, Refused, retrying
 from pipeline.clouds.ec2.settings import PIPELINE, PIPELINE_TAG, SITE_TAG
-from pipeline.errors import UploadError
+from pipeline.errors import SiteUnreachableError, UploadError
 from pipeline.model import NoProgress, Progress
+from pipeline.tools.aws import Account, Outage, Refused, list_pages, retrying
 
 ROOT_DEVICE = "/dev/xvda"
-FIRST_POLL, LONGEST_POLL = 1.0, 15.0  # seconds between two looks
+FIRST_POLL, LONGEST_POLL = 1.0, 15.0  # seconds between two calls that ask for a state
 SNAPSHOT_SECONDS = 3600.0  # to complete a snapshot takes seconds to minutes
 IMAGE_SECONDS = 3 * 3600.0  # to copy an image between regions takes minutes to an hour
 
 UNKNOWN_SECONDS = 120.0
-"""So long EC2 may not know of what it just made."""
+"""For how long EC2 may not know what it has just made."""
 
 UNREACHED_SECONDS = 5.0
-"""So long a call is repeated before the first one that goes well: a wrong endpoint is told soon."""
+"""For how long calls are repeated until one has succeeded: a wrong endpoint is reported soon."""
 
 Described = Mapping[str, Any]
 """An image, snapshot or task as EC2 describes it."""
 
 FAILED_STATES = ("failed", "error", "invalid")
-"""Of an image that nothing can come of."""
+"""States of an image that will never be available."""
 
 _GONE = frozenset(
     {
@@ -58,7 +59,7 @@ class Registration:
 
 def get_tags(described: Described) -> dict[str, str]:
     """The tags of what EC2 describes."""
-    return {each["Key"]: each["Value"] for each in described.get("Tags") or ()}
+    return {tag["Key"]: tag["Value"] for tag in described.get("Tags") or ()}
 
 
 def is_ours(described: Described) -> bool:
@@ -74,8 +75,8 @@ def find_site(described: Described) -> str | None:
 def get_snapshots(image: Described) -> list[str]:
     """The ids of an image's snapshots."""
     mappings = image.get("BlockDeviceMappings") or ()
-    found = [each.get("Ebs", {}).get("SnapshotId") for each in mappings]
-    return [str(each) for each in found if each]
+    snapshot_ids = [mapping.get("Ebs", {}).get("SnapshotId") for mapping in mappings]
+    return [str(snapshot_id) for snapshot_id in snapshot_ids if snapshot_id]
 
 
 def make_tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
@@ -83,43 +84,28 @@ def make_tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
-def make_filters(**wanted: str | Sequence[str]) -> list[dict[str, Any]]:
-    """Filters of a Describe call: `_` in a name stands for `-`."""
-    return [
-        {"Name": name.replace("_", "-"), "Values": [value] if isinstance(value, str) else [*value]}
-        for name, value in wanted.items()
-    ]
-
-
 def make_tag_filters(tags: Mapping[str, str]) -> list[dict[str, Any]]:
     """Filters for what has all these tags."""
     return [{"Name": f"tag:{key}", "Values": [value]} for key, value in tags.items()]
 
 
+@dataclass(eq=False)
 class Region:
     """One region of an account. Threads may share it."""
 
-    def __init__(
-        self,
-        account: Account,
-        name: str,
-        *,
-        pause: Callable[[float], None] = time.sleep,
-        find_progress: Callable[[], Progress] = NoProgress,
-    ) -> None:
-        self.name = name
-        self._account = account
-        self.pause = pause
-        self._find_progress = find_progress
-        self._reached = False
+    account: Account
+    name: str
+    pause: Callable[[float], None] = time.sleep
+    find_progress: Callable[[], Progress] = NoProgress
+    _reached: bool = False
 
     def call(self, operation: str, *, service: str = "ec2", **parameters: Any) -> Any:
         """One call, repeated while it is cut or throttled, for as long as an outage may last."""
         outage = Outage() if self._reached else Outage(seconds=UNREACHED_SECONDS)
         answer = retrying(
-            lambda: self._account.call(service, self.name, operation, **parameters),
+            lambda: self.account.call(service, self.name, operation, **parameters),
             outage=outage,
-            progress=self._find_progress(),
+            progress=self.find_progress(),
             pause=self.pause,
         )
         self._reached = True
@@ -127,13 +113,16 @@ class Region:
 
     def pages(self, operation: str, key: str, **parameters: Any) -> Iterator[Described]:
         """What is under `key` in all pages of a listing."""
-        token: dict[str, str] = {}
-        while True:
-            page = self.call(operation, **parameters, **token)
-            yield from page.get(key) or ()
-            if not page.get("NextToken"):
-                return
-            token = {"NextToken": page["NextToken"]}
+        return list_pages(partial(self.call, operation, **parameters), key)
+
+    def _call_unless_gone(self, operation: str, **parameters: Any) -> Any:
+        """As `call`; None where there is no such image or snapshot."""
+        try:
+            return self.call(operation, **parameters)
+        except Refused as refused:
+            if refused.code not in _GONE:
+                raise
+            return None
 
     def find_account(self) -> str:
         """The number of the account that the credentials are of."""
@@ -143,44 +132,34 @@ class Region:
 
     def find_images(self, filters: Sequence[Mapping[str, Any]]) -> list[Described]:
         """The account's own images, also those that are deprecated or disabled."""
-        listing = self.pages(
-            "DescribeImages",
-            "Images",
-            Owners=["self"],
-            Filters=list(filters),
-            IncludeDisabled=True,
-        )
-        return list(listing)
+        wanted = {"Owners": ["self"], "Filters": [*filters], "IncludeDisabled": True}
+        return [*self.pages("DescribeImages", "Images", **wanted)]
 
     def describe_image(self, image_id: str) -> Described | None:
-        """One image, whoever owns it; None when there is none."""
-        try:
-            found = self.call("DescribeImages", ImageIds=[image_id])["Images"]
-        except Refused as refused:
-            if refused.code in _GONE:
-                return None
-            raise
-        return found[0] if found and found[0].get("State") != "deregistered" else None
+        """One image, whoever owns it; None where there is no such image."""
+        answer = self._call_unless_gone("DescribeImages", ImageIds=[image_id])
+        images = answer["Images"] if answer else ()
+        return images[0] if images and images[0].get("State") != "deregistered" else None
 
     def find_new_image(self, image_id: str) -> Described | None:
-        """An image of which EC2 just told the id; None when it is gone. For a while nobody may know
-        of one that is new, and a repeated token brings back the id of one that was removed."""
+        """The image whose id EC2 has just returned; None where it is gone. EC2 may not know a new
+        image for a while, and a repeated token returns the id of one that was removed."""
         for seconds in self.polls(UNKNOWN_SECONDS):
             try:
-                found = self.call("DescribeImages", ImageIds=[image_id])["Images"]
+                images = self.call("DescribeImages", ImageIds=[image_id])["Images"]
             except Refused as refused:
                 if refused.code == "InvalidAMIID.Unavailable":
                     return None
                 if refused.code not in _GONE:
                     raise
             else:
-                if found:
-                    return found[0] if found[0].get("State") != "deregistered" else None
+                if images:
+                    return images[0] if images[0].get("State") != "deregistered" else None
             self.pause(seconds)
         return None
 
     def register(self, wanted: Registration) -> str:
-        """Makes an image of a snapshot and returns its id. All that has an older default is said.
+        """Makes an image of a snapshot and returns its id. Nothing is left to EC2's older defaults.
 
         No TPM: an image with one starts only where UEFI does, and `uefi-preferred` starts anywhere.
         """
@@ -212,13 +191,9 @@ class Region:
 
     def deregister(self, image_id: str) -> None:
         """Removes an image; its snapshots stay. One that is gone is no error."""
-        try:
-            self.call("DeregisterImage", ImageId=image_id)
-        except Refused as refused:
-            if refused.code not in _GONE:
-                raise
+        self._call_unless_gone("DeregisterImage", ImageId=image_id)
 
-    def wait_image(self, image_id: str, progress: Progress | None = None) -> Described:
+    def wait_image(self, image_id: str, progress: Progress) -> Described:
         """Waits until an image can be started. Raises UploadError when it never will."""
         image = self.find_new_image(image_id)
         for seconds in self.polls(IMAGE_SECONDS):
@@ -237,7 +212,7 @@ class Region:
                     f"image {image_id} in {self.name} is {state}: {reason}",
                     todo="run the same command again; `phantom-image clean` removes what is left",
                 )
-            (progress or NoProgress()).output(f"{image_id} in {self.name} is {state}")
+            progress.output(f"{image_id} in {self.name} is {state}")
             self.pause(seconds)
             image = self.describe_image(image_id)
         raise self._late("image", image_id, IMAGE_SECONDS, "is not available")
@@ -246,39 +221,28 @@ class Region:
 
     def find_snapshots(self, filters: Sequence[Mapping[str, Any]]) -> list[Described]:
         """The account's own snapshots."""
-        listing = self.pages(
-            "DescribeSnapshots", "Snapshots", OwnerIds=["self"], Filters=list(filters)
-        )
-        return list(listing)
+        wanted = {"OwnerIds": ["self"], "Filters": [*filters]}
+        return [*self.pages("DescribeSnapshots", "Snapshots", **wanted)]
 
     def describe_snapshot(self, snapshot_id: str) -> Described | None:
-        """One snapshot of the account's own; None when there is none."""
-        try:
-            found = self.call("DescribeSnapshots", SnapshotIds=[snapshot_id], OwnerIds=["self"])[
-                "Snapshots"
-            ]
-        except Refused as refused:
-            if refused.code in _GONE:
-                return None
-            raise
-        return found[0] if found else None
+        """One of the account's own snapshots; None where there is no such snapshot."""
+        answer = self._call_unless_gone(
+            "DescribeSnapshots", SnapshotIds=[snapshot_id], OwnerIds=["self"]
+        )
+        return answer["Snapshots"][0] if answer and answer["Snapshots"] else None
 
     def state(self, snapshot_id: str) -> str | None:
-        """`pending`, `completed` or `error`; None when there is no such snapshot."""
-        found = self.describe_snapshot(snapshot_id)
-        return None if found is None else str(found["State"])
+        """`pending`, `completed` or `error`; None where there is no such snapshot."""
+        snapshot = self.describe_snapshot(snapshot_id)
+        return None if snapshot is None else str(snapshot["State"])
 
     def delete(self, snapshot_id: str) -> None:
         """Removes a snapshot. One that is gone is no error."""
-        try:
-            self.call("DeleteSnapshot", SnapshotId=snapshot_id)
-        except Refused as refused:
-            if refused.code not in _GONE:
-                raise
+        self._call_unless_gone("DeleteSnapshot", SnapshotId=snapshot_id)
 
     def delete_unused(self, snapshot_id: str) -> None:
-        """Removes a snapshot unless an image uses it, as it may under another name: the last of
-        them takes it along."""
+        """Removes a snapshot unless an image uses it. Images of several names may share one: it
+        goes with the last of them."""
         try:
             self.delete(snapshot_id)
         except Refused as refused:
@@ -286,8 +250,8 @@ class Region:
                 raise
 
     def remove_failed(self, image: Described, site: str) -> None:
-        """Removes an image that nothing can come of, with those of its snapshots that are proven
-        to be the site's."""
+        """Removes an image that failed, with those of its snapshots that their tags prove to be the
+        site's."""
         self.deregister(str(image["ImageId"]))
         for snapshot_id in get_snapshots(image):
             snapshot = self.describe_snapshot(snapshot_id)
@@ -298,18 +262,18 @@ class Region:
         """Waits until a snapshot is completed. Raises UploadError when it never will be."""
         told = ""
         for seconds in self.polls(SNAPSHOT_SECONDS):
-            found = self.describe_snapshot(snapshot_id)
-            state = str(found["State"]) if found else "unknown"
+            snapshot = self.describe_snapshot(snapshot_id)
+            state = str(snapshot["State"]) if snapshot else "unknown"
             if state == "completed":
                 return
             if state == "error":
-                reason = (found or {}).get("StateMessage") or "no reason is told"
+                reason = (snapshot or {}).get("StateMessage") or "no reason is told"
                 raise UploadError(
                     f"snapshot {snapshot_id} in {self.name} failed: {reason}",
                     todo="run the same command again: it makes a new one; `phantom-image clean` "
                     "removes this one",
                 )
-            done = str((found or {}).get("Progress") or "")
+            done = str((snapshot or {}).get("Progress") or "")
             if done != told:
                 told = done
                 progress.step(f"EC2 completes snapshot {snapshot_id} ({done or state})")
@@ -326,12 +290,15 @@ class Region:
         if missing:
             self.call("CreateTags", Resources=[described_id], Tags=make_tag_list(missing))
 
-    def polls(self, limit: float) -> Iterator[float]:
-        """Pauses between looks, growing, until they make up the limit."""
-        waited, seconds = 0.0, FIRST_POLL
+    def polls(
+        self, limit: float, first: float = FIRST_POLL, longest: float = LONGEST_POLL
+    ) -> Iterator[float]:
+        """Growing pauses between calls that ask for a state, `limit` seconds in all. botocore's
+        waiters would neither report progress meanwhile, nor tell why a state is final."""
+        waited, seconds = 0.0, first
         while waited < limit:
             yield seconds
-            waited, seconds = waited + seconds, min(seconds * 1.5, LONGEST_POLL)
+            waited, seconds = waited + seconds, min(seconds * 1.5, longest)
 
     def _late(self, kind: str, described_id: str, limit: float, state: str) -> UploadError:
         return UploadError(
@@ -344,7 +311,13 @@ def parse_time(value: object) -> datetime:
     """A time as EC2 writes it, or as boto3 gives it, in UTC."""
     if isinstance(value, datetime):
         return value.astimezone(UTC)
-    return datetime.fromisoformat(str(value).replace("Z", "+00:00")).astimezone(UTC)
+    try:
+        return datetime.fromisoformat(str(value).replace("Z", "+00:00")).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise SiteUnreachableError(
+            f"an answer of EC2 cannot be understood: {str(value)[:40]!r} is no time",
+            todo="see which service or proxy answers at the site's end point",
+        ) from None
 
 
 def format_moment(moment: datetime) -> str:

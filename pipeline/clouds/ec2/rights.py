@@ -1,5 +1,5 @@
-"""What a site will ask AWS for, tried out before anything is built: dry runs where EC2 has them,
-and calls about things that do not exist where EBS and S3 have none."""
+"""The rights that a site needs, tested before anything is built: EC2's by dry runs; those of EBS
+and S3, which have none, by calls about things that do not exist."""
 
 from __future__ import annotations
 
@@ -7,43 +7,34 @@ import base64
 import hashlib
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pipeline.clouds.ec2.aws import Account, Cut, Refused
 from pipeline.clouds.ec2.blocks import ZEROS, ZEROS_DIGEST
-from pipeline.clouds.ec2.explain import explain, make_role_error
+from pipeline.clouds.ec2.errors import make_disabled_region, make_error, make_role_error
 from pipeline.clouds.ec2.region import ROOT_DEVICE, Region, make_tag_list
+from pipeline.clouds.ec2.replicate import check_sharing
+from pipeline.clouds.ec2.session import Session
 from pipeline.clouds.ec2.settings import PIPELINE, PIPELINE_TAG, SITE_TAG, Ec2Settings
-from pipeline.clouds.ec2.spread import check_sharing
 from pipeline.errors import DefinitionError, RegionError
-from pipeline.model import Site
+from pipeline.tools.aws import Cut, Refused
 
 NO_IMAGE, NO_SNAPSHOT = "ami-00000000000000000", "snap-00000000000000000"
-"""Well formed, and nobody's."""
+"""Well-formed ids that no account has."""
 
 KEY_PREFIX = "phantom-image/"
-"""What the keys of all S3 objects of ours start with."""
+"""The start of the keys of all our S3 objects."""
 
 _DEFAULT_REGION = "us-east-1"  # of the partition `aws`; it can be asked about all the others
 
 
-@dataclass(frozen=True, kw_only=True)
-class Probe:
-    """A dry run that shows whether an action of EC2 is allowed."""
-
-    operation: str
-    parameters: dict[str, Any]
-
-
-def make_probes(settings: Ec2Settings, region: str) -> Iterator[Probe]:
-    """The dry runs for all that a site needs of EC2 in a region: first what every region is asked
-    for, then what the site's options ask for."""
+def make_probes(settings: Ec2Settings, region: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Operations and parameters of the dry runs for all that a site needs of EC2 in a region: first
+    what it needs in every region, then what its options ask for."""
     tags = make_tag_list({PIPELINE_TAG: PIPELINE, SITE_TAG: settings.site})
 
-    def probe(operation: str, **parameters: Any) -> Probe:
-        return Probe(operation=operation, parameters=parameters)
+    def probe(operation: str, **parameters: Any) -> tuple[str, dict[str, Any]]:
+        return operation, parameters
 
     yield probe("DescribeImages", Owners=["self"])
     yield probe("DescribeSnapshots", OwnerIds=["self"])
@@ -97,24 +88,16 @@ def make_probes(settings: Ec2Settings, region: str) -> Iterator[Probe]:
 class Checker:
     """Proves credentials, regions and rights of a site."""
 
-    def __init__(
-        self,
-        account: Account,
-        settings: Ec2Settings,
-        site: Site,
-        find_region: Callable[[str], Region],
-    ) -> None:
-        self._account = account
-        self._settings = settings
-        self._site = site
-        self._find_region = find_region
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._settings = session.settings
 
     def run(self) -> None:
-        """Raises what `explain` makes, RegionError, SharingBlockedError, ImportRoleError,
+        """Raises what `make_error` makes, RegionError, SharingBlockedError, ImportRoleError,
         DefinitionError."""
-        self.check_regions()
+        self._check_regions()
         for region in self._settings.regions:
-            self._check_actions(self._find_region(region))
+            self._check_actions(self._session.region(region))
         if self._settings.method == "import":
             self._check_bucket()
         else:
@@ -122,16 +105,16 @@ class Checker:
 
     # ---- regions
 
-    def check_regions(self) -> None:
-        """Proves credentials, and that all regions are there and enabled."""
+    def _check_regions(self) -> None:
+        """Proves that the credentials are good, and that all regions exist and are enabled."""
         settings = self._settings
-        home = self._find_region(settings.region)
+        home = self._session.home
         try:
             home.find_account()
             known = self._describe_regions(home)
         except Cut as cut:
-            if settings.endpoint is None and not self._is_known(settings.region):
-                raise self._make_region_error(settings.region, self._known()) from cut
+            if settings.endpoint is None and settings.region not in (known := self._known()):
+                raise self._make_region_error(settings.region, known) from cut
             raise
         except Refused as refused:
             # To a region that is not enabled, all credentials are unknown.
@@ -144,37 +127,29 @@ class Checker:
             if region not in known:
                 raise self._make_region_error(region, known)
             if known[region] == "not-opted-in":
-                raise RegionError(
-                    f"region {region} is not enabled for the account",
-                    where=self._site.where,
-                    todo="enable it in the account's settings, or leave it out of the site's "
-                    "options",
-                )
+                raise make_disabled_region(self._session.site.where, region)
 
     def _describe_regions(self, region: Region) -> dict[str, str]:
         answer = region.call("DescribeRegions", AllRegions=True)
-        return {each["RegionName"]: str(each.get("OptInStatus")) for each in answer["Regions"]}
+        return {
+            region["RegionName"]: str(region.get("OptInStatus")) for region in answer["Regions"]
+        }
 
     def _ask_default_region(self, refused: Refused) -> dict[str, str]:
         if self._settings.region == _DEFAULT_REGION:
             raise refused
         try:
-            return self._describe_regions(self._find_region(_DEFAULT_REGION))
+            return self._describe_regions(self._session.region(_DEFAULT_REGION))
         except (Refused, Cut):
             raise refused from None
 
     def _known(self) -> dict[str, str]:
-        session = self._account.session
-        partitions = session.get_available_partitions()
-        names = (
-            name
-            for each in partitions
-            for name in session.get_available_regions("ec2", partition_name=each)
-        )
-        return dict.fromkeys(names, "")
-
-    def _is_known(self, region: str) -> bool:
-        return region in self._known()
+        session = self._session.account.session
+        return {
+            name: ""
+            for partition in session.get_available_partitions()
+            for name in session.get_available_regions("ec2", partition_name=partition)
+        }
 
     def _make_region_error(self, region: str, known: dict[str, str]) -> RegionError:
         import difflib
@@ -183,106 +158,92 @@ class Checker:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return RegionError(
             f"there is no region {region!r}{hint}",
-            where=self._site.where,
+            where=self._session.site.where,
             todo="correct `region` or `copy_to` of the site; `aws ec2 describe-regions` lists all",
         )
 
     # ---- rights
 
     def _check_actions(self, region: Region) -> None:
-        for probe in make_probes(self._settings, region.name):
-            call = partial(region.call, probe.operation, DryRun=True, **probe.parameters)
+        for operation, parameters in make_probes(self._settings, region.name):
+            call = partial(region.call, operation, DryRun=True, **parameters)
             self._probe(call, region.name)
         check_sharing(region, self._settings)
 
     def _probe(self, call: Callable[[], object], region: str) -> None:
-        """Makes a call that cannot succeed; how it is refused tells whether it is allowed."""
+        """Makes a call that cannot succeed: the refusal shows whether the account has the right."""
         try:
             call()
         except Refused as refused:
             if refused.denied or refused.expired or refused.unknown_credentials:
-                raise explain(refused, self._settings, region) from refused
+                raise make_error(refused, self._settings, region) from refused
             if refused.action == "ec2:ImportSnapshot" and "role" in refused.message.lower():
-                where = f"site {self._settings.site}"
+                where = self._session.where
                 raise make_role_error(self._settings, where, refused.message) from refused
 
     def _check_blocks(self) -> None:
-        """The EBS direct APIs have no dry run."""
-        region = self._find_region(self._settings.region)
-        checksum = base64.b64encode(ZEROS_DIGEST).decode()
-        linear = base64.b64encode(hashlib.sha256(ZEROS_DIGEST).digest()).decode()
+        """Calls the EBS direct APIs, which have no dry runs, about a snapshot that does not
+        exist."""
+        region = self._session.home
+        call = partial(region.call, service="ebs")
 
         def start() -> None:
-            answer = region.call(
+            answer = call(
                 "StartSnapshot",
-                service="ebs",
                 VolumeSize=1,
                 ParentSnapshotId=NO_SNAPSHOT,
                 ClientToken=str(uuid.uuid4()),
                 Tags=make_tag_list({PIPELINE_TAG: PIPELINE, SITE_TAG: self._settings.site}),
                 Timeout=10,
             )
-            region.delete(str(answer["SnapshotId"]))  # of a service that minds no parents
+            region.delete(str(answer["SnapshotId"]))  # for a service that ignores parents
 
-        def put() -> None:
-            region.call(
-                "PutSnapshotBlock",
-                service="ebs",
-                SnapshotId=NO_SNAPSHOT,
-                BlockIndex=0,
-                BlockData=ZEROS,
-                DataLength=len(ZEROS),
-                Checksum=checksum,
-                ChecksumAlgorithm="SHA256",
-            )
-
-        def complete() -> None:
-            region.call(
-                "CompleteSnapshot",
-                service="ebs",
-                SnapshotId=NO_SNAPSHOT,
-                ChangedBlocksCount=1,
-                Checksum=linear,
-                ChecksumAlgorithm="SHA256",
-                ChecksumAggregationMethod="LINEAR",
-            )
-
-        for call in (start, put, complete):
-            self._probe(call, region.name)
+        put = partial(
+            call,
+            "PutSnapshotBlock",
+            SnapshotId=NO_SNAPSHOT,
+            BlockIndex=0,
+            BlockData=ZEROS,
+            DataLength=len(ZEROS),
+            Checksum=base64.b64encode(ZEROS_DIGEST).decode(),
+            ChecksumAlgorithm="SHA256",
+        )
+        complete = partial(
+            call,
+            "CompleteSnapshot",
+            SnapshotId=NO_SNAPSHOT,
+            ChangedBlocksCount=1,
+            Checksum=base64.b64encode(hashlib.sha256(ZEROS_DIGEST).digest()).decode(),
+            ChecksumAlgorithm="SHA256",
+            ChecksumAggregationMethod="LINEAR",
+        )
+        for attempt in (start, put, complete):
+            self._probe(attempt, region.name)
 
     def _check_bucket(self) -> None:
-        """That the bucket is there, and that objects can be written and removed."""
+        """Proves that the bucket exists, and that objects can be written to it and removed."""
         settings = self._settings
-        region = self._find_region(settings.region)
-        bucket, key = settings.bucket, f"{KEY_PREFIX}{settings.site}/rights-check"
+        region = self._session.home
+        call = partial(region.call, service="s3", Bucket=settings.bucket)
+        key = f"{KEY_PREFIX}{settings.site}/rights-check"
         try:
-            head = region.call("HeadBucket", service="s3", Bucket=bucket)
-            if head.get("BucketRegion") not in (None, region.name):
+            if call("HeadBucket").get("BucketRegion") not in (None, region.name):
                 raise self._make_bucket_error()
-            region.call("PutObject", service="s3", Bucket=bucket, Key=key, Body=b"")
-            region.call("GetObject", service="s3", Bucket=bucket, Key=key)["Body"].close()
-            region.call("DeleteObject", service="s3", Bucket=bucket, Key=key)
-            region.call("ListMultipartUploads", service="s3", Bucket=bucket, MaxUploads=1)
-            self._probe(
-                partial(
-                    region.call,
-                    "AbortMultipartUpload",
-                    service="s3",
-                    Bucket=bucket,
-                    Key=key,
-                    UploadId="none",
-                ),
-                region.name,
-            )
+            call("PutObject", Key=key, Body=b"")
+            call("GetObject", Key=key)["Body"].close()
+            call("DeleteObject", Key=key)
+            call("ListMultipartUploads", MaxUploads=1)
+            abort = partial(call, "AbortMultipartUpload", Key=key, UploadId="none")
+            self._probe(abort, region.name)
         except Refused as refused:
             if refused.status == 404:
                 raise self._make_bucket_error() from refused
-            raise explain(refused, settings, region.name) from refused
+            raise make_error(refused, settings, region.name) from refused
 
     def _make_bucket_error(self) -> DefinitionError:
         settings = self._settings
         return DefinitionError(
             f"site {settings.site}: there is no bucket {settings.bucket} in {settings.region}",
-            where=self._site.where,
+            where=self._session.site.where,
             todo="make it there, or correct `bucket` of the site",
         )

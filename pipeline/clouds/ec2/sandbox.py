@@ -1,4 +1,4 @@
-"""The sandbox of EC2: an emulator of the command's own, and what is remembered of rehearsals.
+"""The sandbox of EC2: the command's own emulator, and the records of rehearsals.
 
 The emulator (moto) forgets all when it is stopped, at the end of `Ec2.open`. What was rehearsed
 there is read back and compared, and a small record of it stays in the site's folder: so the same
@@ -11,24 +11,27 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 import sys
-import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pipeline.clouds.ec2.blocks import ZEROS, find_blocks, merge, read_block
+from pipeline import records
+from pipeline.clouds.ec2.blocks import ZEROS, find_blocks
 from pipeline.clouds.ec2.ebs import Ebs
-from pipeline.clouds.ec2.sandbox_server import LOG
+from pipeline.clouds.ec2.proof import find_difference
 from pipeline.clouds.ec2.tokens import make_space_error, written
+from pipeline.disk.untrusted import to_number
 from pipeline.errors import HostError, StageFailedError, UploadError
+from pipeline.files import make_folder
 from pipeline.model import MIB, Progress, Publication, format_size
+from pipeline.resources import setup_hint
 from pipeline.store import write_atomically
 from pipeline.tools import run
+from pipeline.tools.tails import tail
 
 CONNECTIONS = 4  # to an emulator that has the same cores as we
 
@@ -39,10 +42,17 @@ _ENVIRONMENT = {
     "MOTO_EC2_LOAD_DEFAULT_AMIS": "false",  # some hundred images of Amazon's that nobody asks for
 }
 
+_RECORD = {
+    "name": str,
+    "content": records.HEX64,
+    "publications": [records.PUBLICATION],
+    "published": bool,
+}
+
 
 def check_emulator() -> None:
     """Looks for the emulator's package. Raises HostError."""
-    missing = [each for each in _PACKAGES if importlib.util.find_spec(each) is None]
+    missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
     if missing:
         raise _make_missing(f"there is no {missing[0]}")
 
@@ -50,11 +60,8 @@ def check_emulator() -> None:
 def check_space(folder: Path, disk: Path) -> None:
     """Looks whether there is room for the blocks of a disk, which the emulator keeps in a file of
     the folder. Raises NoSpaceError."""
-    descriptor = os.open(disk, os.O_RDONLY)
-    try:
-        needed = sum(1 for _ in find_blocks(descriptor)) * len(ZEROS)
-    finally:
-        os.close(descriptor)
+    with disk.open("rb") as opened:
+        needed = sum(1 for _ in find_blocks(opened.fileno())) * len(ZEROS)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise make_space_error(
@@ -69,12 +76,12 @@ def start_emulator(folder: Path) -> Iterator[str]:
     Raises HostError where moto is not installed, and StageFailedError.
     """
     with written(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     argv = [sys.executable, "-P", "-m", "pipeline.clouds.ec2.sandbox_server", str(folder)]
     with run.start(argv, env=_ENVIRONMENT, lifeline=True) as process:
         assert process.stdout is not None
         told = process.stdout.readline().strip()
-        if not told.isdigit():
+        if to_number(told) is None:
             raise _explain_start(told + "\n" + process.stdout.read(), folder)
         yield f"http://127.0.0.1:{told}"
 
@@ -85,15 +92,14 @@ def _explain_start(output: str, folder: Path) -> HostError | StageFailedError:
     return StageFailedError(
         "the EC2 emulator (moto) did not start",
         todo=f"see whether {folder} can be written; `make setup` renews the installation",
-        detail="\n".join(output.strip().splitlines()[-run.LAST_LINES :]),
+        detail=tail(output.strip().splitlines()),
     )
 
 
 def _make_missing(detail: str) -> HostError:
     return HostError(
         "the EC2 emulator (moto) is not installed",
-        todo="`make setup` installs what is missing; with a site of cloud ec2 in sites.yaml it is "
-        "not needed",
+        todo=f"{setup_hint()}; with a site of cloud ec2 in sites.yaml it is not needed",
         detail=detail,
     )
 
@@ -101,44 +107,17 @@ def _make_missing(detail: str) -> HostError:
 def compare_blocks(
     ebs: Ebs, snapshot_id: str, disk: Path, progress: Progress, *, log: Path
 ) -> None:
-    """Reads a snapshot back, and holds every block of it, and every one that it should have,
-    against the disk. Raises UploadError at the first that differs."""
-    tokens = dict(ebs.list_blocks(snapshot_id))
-    descriptor = os.open(disk, os.O_RDONLY)
-    buffers = threading.local()
-
-    def differs(number: int) -> bool:
-        if not hasattr(buffers, "wanted"):
-            buffers.wanted = bytearray(len(ZEROS))
-        read_block(descriptor, number, buffers.wanted)
-        if number not in tokens:
-            return bool(buffers.wanted != ZEROS)
-        return bool(ebs.get_block(snapshot_id, number, tokens[number]) != buffers.wanted)
-
-    try:
-        numbers = list(merge(iter(sorted(tokens)), find_blocks(descriptor)))
-        total = len(numbers) * len(ZEROS)
-        with ThreadPoolExecutor(CONNECTIONS) as pool:
-            for done, (number, wrong) in enumerate(
-                zip(numbers, pool.map(differs, numbers), strict=True), 1
-            ):
-                if wrong:
-                    pool.shutdown(cancel_futures=True)
-                    raise UploadError(
-                        f"block {number} of snapshot {snapshot_id} is not the disk's "
-                        f"(at {number * len(ZEROS) // MIB} MiB)",
-                        todo="run the same command again; if it happens again, it is a defect of "
-                        "phantom-image or of its emulator: tell its maintainers",
-                        log=log,
-                    )
-                progress.advance(done * len(ZEROS), total)
-    finally:
-        os.close(descriptor)
-
-
-def emulator_log(folder: Path) -> Path:
-    """Where the emulator writes what it has to complain about."""
-    return folder / LOG
+    """Reads a snapshot back, and compares every block that it has, or should have, with the disk.
+    Raises UploadError at the first that differs."""
+    number = find_difference(ebs, snapshot_id, disk, progress, time.sleep, connections=CONNECTIONS)
+    if number is not None:
+        raise UploadError(
+            f"block {number} of snapshot {snapshot_id} is not the disk's "
+            f"(at {number * len(ZEROS) // MIB} MiB)",
+            todo="run the same command again; if it happens again, it is a defect of "
+            "phantom-image or of its emulator: tell its maintainers",
+            log=log,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +129,8 @@ class Rehearsal:
     """SHA-256 of the disk."""
     publications: tuple[Publication, ...]
     """The site's own first."""
-    published: bool
-    """False: a command was killed before it had rehearsed everything."""
+    published: bool = False
+    """False where a command was killed before it had rehearsed everything."""
 
 
 class Rehearsals:
@@ -161,13 +140,13 @@ class Rehearsals:
         self._folder = folder / "rehearsed"
 
     def find(self, name: str) -> Rehearsal | None:
-        """What was rehearsed under a name."""
+        """The rehearsal of an image of this name."""
         return self._read(self._file(name))
 
     def list(self) -> list[Rehearsal]:
         """All of them, by name."""
-        found = [self._read(each) for each in self._folder.glob("*.json")]
-        return sorted((each for each in found if each is not None), key=lambda each: each.name)
+        read = filter(None, map(self._read, self._folder.glob("*.json")))
+        return sorted(read, key=lambda rehearsal: rehearsal.name)
 
     def write(self, rehearsal: Rehearsal) -> None:
         """Writes one, in the place of any older one of its name.
@@ -175,33 +154,34 @@ class Rehearsals:
         Raises NoSpaceError, StoreError."""
         said = {**asdict(rehearsal), "format": 1}
         with written(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             write_atomically(self._file(rehearsal.name), json.dumps(said, indent=2) + "\n")
 
     def remove(self, publication: Publication) -> None:
         """Forgets a publication, and the record with its last one."""
-        for each in self.list():
-            left = tuple(one for one in each.publications if one.location != publication.location)
-            if len(left) == len(each.publications):
+        for rehearsal in self.list():
+            left = tuple(
+                other for other in rehearsal.publications if other.location != publication.location
+            )
+            if len(left) == len(rehearsal.publications):
                 continue
             if left:
-                self.write(replace(each, publications=left))
+                self.write(replace(rehearsal, publications=left))
             else:
                 with written(self._folder):
-                    self._file(each.name).unlink(missing_ok=True)
+                    self._file(rehearsal.name).unlink(missing_ok=True)
 
     def _file(self, name: str) -> Path:
         # Names of images hold slashes and more.
         return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
 
     def _read(self, file: Path) -> Rehearsal | None:
-        try:
-            said = json.loads(file.read_text())
-            return Rehearsal(
-                name=said["name"],
-                content=said["content"],
-                publications=tuple(Publication(**each) for each in said["publications"]),
-                published=said["published"],
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+        said = records.read(file, _RECORD)
+        if said is None or not said["publications"]:
             return None  # it only saves a rehearsal
+        return Rehearsal(
+            name=said["name"],
+            content=said["content"],
+            publications=tuple(map(records.to_publication, said["publications"])),
+            published=said["published"],
+        )

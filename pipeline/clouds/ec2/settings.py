@@ -1,7 +1,7 @@
-"""What a site of EC2 is, from its options and the environment.
+"""The settings of an EC2 site, from its options.
 
-Credentials are AWS's own affair: the option `profile`, or else the usual chain (environment,
-AWS_PROFILE, `~/.aws`, what a machine or container at Amazon is given).
+boto3 finds the credentials: by the option `profile`, or else by AWS's usual chain (environment,
+AWS_PROFILE, `~/.aws`, the role of a machine or container at Amazon).
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
+from pipeline.clouds.options import Schema, check_bundle, choice, file_name, flag, site_schema, text
 from pipeline.errors import DefinitionError, VolumeTooSmallError
 from pipeline.model import GIB, Release, Site, format_size, parse_size
 
-SANDBOX_REGION = "us-east-1"
-SANDBOX_ACCOUNT = "sandbox"
-"""Stands for the account in the locations of a sandbox, whose own number is the emulator's."""
-
-# ---- the tags that prove a thing is ours
+# ---- the tags that prove what is ours
 
 PREFIX = "phantom:"
 PIPELINE_TAG, PIPELINE = f"{PREFIX}pipeline", "phantom-image"
@@ -29,142 +27,114 @@ CONTENT_TAG = f"{PREFIX}sha256"
 """The SHA-256 of the raw disk."""
 SITE_TAG = f"{PREFIX}site"
 STARTED_TAG = f"{PREFIX}started"
-"""Of import tasks, which tell no time of their own."""
+"""Of import tasks: EC2 does not say when they started."""
 
+LONGEST_DESCRIPTION = 255  # characters, of images and of snapshots
 MOST_TAGS, LONGEST_TAG_KEY, LONGEST_TAG_VALUE = 50, 128, 256  # EC2 user guide, "Tag restrictions"
-_OWN_TAGS = 7  # the six above that images have, and Name
+_OWN_TAGS = 7  # the six of images above, and Name
 
 LARGEST_VOLUMES = {"gp3": 65536, "gp2": 16384, "standard": 1024}
-"""GiB, by type (EBS user guide, "EBS volume types")."""
+"""In GiB, by volume type (EBS user guide, "EBS volume types")."""
 
 # ---- the options
 
-_REGION = {"type": "string", "pattern": "^[a-z]{2,}(-[a-z]+)+-[0-9]+$"}
 _ORGANISATION = (
     "arn:aws[a-z-]*:organizations::[0-9]{12}:"
     "(organization/o-[a-z0-9]{10,32}|ou/o-[a-z0-9]{10,32}/ou-[0-9a-z]{4,32}-[0-9a-z]{8,32})"
 )
-_KEY_ARN = "^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+$"
+_REGION: Schema = {
+    "type": "string",
+    "pattern": "^[a-z]{2,}(-[a-z]+)+-[0-9]+$",
+    "errorMessage": "must be the name of a region, such as eu-central-1",
+}
 
-SITE_SCHEMA: Mapping[str, object] = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
-    "title": "Options of an EC2 site",
-    "type": "object",
-    "required": ["region"],
-    "additionalProperties": False,
-    "properties": {
-        "region": {
-            **_REGION,
-            "description": "The region that images are made in, such as eu-central-1.",
-            "errorMessage": "must be the name of a region, such as eu-central-1",
-        },
-        "profile": {
-            "description": "The profile of ~/.aws/config or ~/.aws/credentials whose credentials "
-            "the site takes. Without it, the environment and then AWS's other usual places count.",
+_OPTIONS = {
+    "region": _REGION
+    | {"description": "The region that images are made in, such as eu-central-1."},
+    "profile": text(
+        "The profile of ~/.aws/config or ~/.aws/credentials whose credentials the site takes. "
+        "Without it, the environment and then AWS's other usual places count.",
+        minLength=1,
+    ),
+    "method": choice(
+        "How the image gets there: ebs-direct, written straight into a snapshot, only changed "
+        "blocks the next time; import, by way of an S3 bucket and the slow import service, for "
+        "accounts that forbid the other.",
+        "ebs-direct",
+        "import",
+    ),
+    "bucket": text(
+        "The S3 bucket, in the site's region, that method import goes through.",
+        pattern="^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$",
+    ),
+    "import_role": text(
+        "The role that the import service works under (method import).",
+        pattern="^[A-Za-z0-9+=,.@_-]{1,64}$",
+        default="vmimport",
+    ),
+    "volume_type": choice("The type of the instances' root volume.", *LARGEST_VOLUMES),
+    "volume_size": text(
+        "The size of the instances' root volume, such as 8GiB, at most 65536GiB; root grows to it "
+        "at boot. By default the disk's size, rounded up to GiB.",
+        pattern="^[1-9][0-9]{0,4}GiB$",
+        errorMessage="must be a whole number of GiB, such as 8GiB",
+    ),
+    "copy_to": {
+        "description": "Further regions that get a copy of every image.",
+        "type": "array",
+        "uniqueItems": True,
+        "items": _REGION,
+    },
+    "share_with": {
+        "description": "Who may start the images beside the account itself: account ids in quotes, "
+        "ARNs of organisations or organisational units, or all.",
+        "type": "array",
+        "uniqueItems": True,
+        "items": {
             "type": "string",
-            "minLength": 1,
-        },
-        "method": {
-            "description": "How the image gets there: ebs-direct, written straight into a "
-            "snapshot, only changed blocks the next time; import, by way of an S3 bucket and the "
-            "slow import service, for accounts that forbid the other.",
-            "enum": ["ebs-direct", "import"],
-            "default": "ebs-direct",
-        },
-        "bucket": {
-            "description": "The S3 bucket, in the site's region, that method import goes through.",
-            "type": "string",
-            "pattern": "^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$",
-        },
-        "import_role": {
-            "description": "The role that the import service works under (method import).",
-            "type": "string",
-            "pattern": "^[A-Za-z0-9+=,.@_-]{1,64}$",
-            "default": "vmimport",
-        },
-        "volume_type": {
-            "description": "The type of the instances' root volume.",
-            "enum": ["gp3", "gp2", "standard"],
-            "default": "gp3",
-        },
-        "volume_size": {
-            "description": "The size of the instances' root volume, such as 8GiB, at most "
-            "65536GiB; root grows to it at boot. By default the disk's size, rounded up to GiB.",
-            "type": "string",
-            "pattern": "^[1-9][0-9]{0,4}GiB$",
-            "errorMessage": "must be a whole number of GiB, such as 8GiB",
-        },
-        "copy_to": {
-            "description": "Further regions that get a copy of every image.",
-            "type": "array",
-            "uniqueItems": True,
-            "items": {
-                **_REGION,
-                "errorMessage": "must be the name of a region, such as eu-central-1",
-            },
-        },
-        "share_with": {
-            "description": "Who may start the images beside the account itself: account ids in "
-            "quotes, ARNs of organisations or organisational units, or all.",
-            "type": "array",
-            "uniqueItems": True,
-            "items": {
-                "type": "string",
-                "pattern": f"^([0-9]{{12}}|all|{_ORGANISATION})$",
-                "errorMessage": "must be an account's 12 digits in quotes, the ARN of an "
-                "organisation or organisational unit, or all",
-            },
-        },
-        "deprecate_after": {
-            "description": "After how many days an image counts as deprecated, such as 730d: it "
-            "still starts, but others no longer find it in lists.",
-            "type": "string",
-            "pattern": "^([1-9][0-9]{0,2}|[12][0-9]{3}|3[0-5][0-9]{2}|36[0-4][0-9]|3650)d$",
-            "errorMessage": "must be a number of days from 1d to 3650d (10 years is EC2's limit)",
-        },
-        "encrypt": {
-            "description": "Whether snapshots are encrypted.",
-            "type": "boolean",
-            "default": False,
-        },
-        "kms_key": {
-            "description": "The ARN of the KMS key to encrypt with, by default the account's own "
-            "for EBS. With copy_to it must be a multi-region key (mrk-...).",
-            "type": "string",
-            "pattern": _KEY_ARN,
-            "errorMessage": "must be the ARN of a KMS key (not of an alias)",
-        },
-        "tags": {
-            "description": "Tags for images and snapshots, beside those of the pipeline.",
-            "type": "object",
-            "maxProperties": MOST_TAGS - _OWN_TAGS,
-            "propertyNames": {
-                "pattern": "^(?![Aa][Ww][Ss]:|[Pp][Hh][Aa][Nn][Tt][Oo][Mm]:).",
-                "maxLength": LONGEST_TAG_KEY,
-                "errorMessage": f"must have at most {LONGEST_TAG_KEY} characters and begin neither "
-                "with aws: (Amazon's) nor with phantom: (the pipeline's)",
-            },
-            "additionalProperties": {"type": "string", "maxLength": LONGEST_TAG_VALUE},
-        },
-        "endpoint": {
-            "description": "URL of a service that speaks as EC2 does, in Amazon's place.",
-            "type": "string",
-            "pattern": "^https?://[^/?#]+/?$",
-            "errorMessage": "must be a URL such as https://ec2.example.org:8773",
-        },
-        "ca_bundle": {
-            "description": "File with the certificates (PEM) that vouch for the endpoint's. "
-            "A relative name starts at the working directory.",
-            "type": "string",
-            "minLength": 1,
+            "pattern": f"^([0-9]{{12}}|all|{_ORGANISATION})$",
+            "errorMessage": "must be an account's 12 digits in quotes, the ARN of an organisation "
+            "or organisational unit, or all",
         },
     },
+    "deprecate_after": text(
+        "After how many days an image counts as deprecated, such as 730d: it still starts, but "
+        "others no longer find it in lists.",
+        pattern="^([1-9][0-9]{0,2}|[12][0-9]{3}|3[0-5][0-9]{2}|36[0-4][0-9]|3650)d$",
+        errorMessage="must be a number of days from 1d to 3650d (10 years is EC2's limit)",
+    ),
+    "encrypt": flag("Whether snapshots are encrypted."),
+    "kms_key": text(
+        "The ARN of the KMS key to encrypt with, by default the account's own for EBS. With "
+        "copy_to it must be a multi-region key (mrk-...).",
+        pattern="^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+$",
+        errorMessage="must be the ARN of a KMS key (not of an alias)",
+    ),
+    "tags": {
+        "description": "Tags for images and snapshots, beside those of the pipeline.",
+        "type": "object",
+        "maxProperties": MOST_TAGS - _OWN_TAGS,
+        "propertyNames": {
+            "pattern": "^(?![Aa][Ww][Ss]:|[Pp][Hh][Aa][Nn][Tt][Oo][Mm]:).",
+            "maxLength": LONGEST_TAG_KEY,
+            "errorMessage": f"must have at most {LONGEST_TAG_KEY} characters and begin neither "
+            "with aws: (Amazon's) nor with phantom: (the pipeline's)",
+        },
+        "additionalProperties": {"type": "string", "maxLength": LONGEST_TAG_VALUE},
+    },
+    "endpoint": text(
+        "URL of a service that speaks as EC2 does, in Amazon's place.",
+        pattern="^https?://[^/?#]+/?$",
+        errorMessage="must be a URL such as https://ec2.example.org:8773",
+    ),
+    "ca_bundle": file_name("File with the certificates (PEM) that vouch for the endpoint's."),
 }
+SITE_SCHEMA = site_schema("Options of an EC2 site", _OPTIONS, required=["region"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ec2Settings:
-    """All that an EC2 site's options say."""
+    """The options of an EC2 site, with their defaults."""
 
     site: str
     region: str
@@ -174,7 +144,7 @@ class Ec2Settings:
     import_role: str
     volume_type: str
     volume_gib: int | None
-    """None: as the disk."""
+    """None: as large as the disk."""
     copy_to: tuple[str, ...]
     share_with: tuple[str, ...]
     deprecate_days: int | None
@@ -183,12 +153,24 @@ class Ec2Settings:
     tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     endpoint: str | None
     verify: bool | str
-    sandbox: bool
+    emulated: bool = False
+    """Whether the service is a sandbox's emulator, on this host."""
 
     @property
     def regions(self) -> tuple[str, ...]:
-        """All of them, the one that images are made in first."""
+        """All regions of the site. Images are made in the first one."""
         return (self.region, *self.copy_to)
+
+    @property
+    def tells_volumes(self) -> bool:
+        """Whether the service describes volumes as they were ordered; an emulator does not."""
+        return not self.emulated
+
+    def find_service(self, region: str) -> str:
+        """Who answers, for messages."""
+        if self.emulated:
+            return f"the EC2 emulator of site {self.site}, on this host,"
+        return self.endpoint or f"Amazon ({region})"
 
     @property
     def public(self) -> bool:
@@ -196,15 +178,22 @@ class Ec2Settings:
         return "all" in self.share_with
 
     def find_key(self, region: str) -> str | None:
-        """The KMS key in a region: of a multi-region key, the one there."""
+        """The KMS key for a region: a multi-region key has one ARN per region."""
         if self.kms_key is None:
             return None
         head = self.kms_key.split(":")
         return ":".join((*head[:3], region, *head[4:]))
 
+    def make_encryption(self, region: str) -> dict[str, object]:
+        """The parameters by which a call makes snapshots in a region encrypted."""
+        if not self.encrypt:
+            return {}
+        key = self.find_key(region)
+        return {"Encrypted": True} | ({} if key is None else {"KmsKeyId": key})
+
     def make_tags(self, release: Release, content: str) -> dict[str, str]:
-        """The tags of an image and its snapshot: labels, then the site's, then what proves that
-        they are ours."""
+        """The tags of an image and its snapshot: the appliance's labels, the site's tags, and the
+        tags that prove that they are ours."""
         return {
             "Name": release.name,
             **release.labels,
@@ -218,7 +207,7 @@ class Ec2Settings:
         }
 
     def find_tag_mistake(self, labels: Mapping[str, str]) -> str | None:
-        """What EC2 has against an appliance's labels as tags, if anything."""
+        """Why EC2 would refuse an appliance's labels as tags; None when it takes them."""
         together = {**labels, **self.tags}
         if len(together) > MOST_TAGS - _OWN_TAGS:
             return (
@@ -237,64 +226,41 @@ class Ec2Settings:
 
 
 def resolve_settings(site: Site) -> Ec2Settings:
-    """The settings of a site. Neither network nor credentials are needed.
+    """The settings of a site, without network or credentials.
 
-    Raises DefinitionError, located at the site, for options that do not go together.
+    Raises DefinitionError, located at the site, for options that contradict each other.
     """
-    options = site.options
-
-    def text(name: str) -> str | None:
-        value = options.get(name)
-        return None if value is None else str(value)
-
-    def texts(name: str) -> tuple[str, ...]:
-        value = options.get(name, ())
-        return tuple(map(str, value)) if isinstance(value, list | tuple) else ()
-
-    size, days, tags = text("volume_size"), text("deprecate_after"), options.get("tags")
+    options: Mapping[str, Any] = site.options  # the schema has checked their types
+    size, days, bundle = map(options.get, ("volume_size", "deprecate_after", "ca_bundle"))
     settings = Ec2Settings(
         site=site.name,
-        region=text("region") or SANDBOX_REGION,
-        profile=None if site.sandbox else text("profile"),
-        # The emulator has no import service; what matters is rehearsed all the same.
-        method="ebs-direct" if site.sandbox else text("method") or "ebs-direct",
-        bucket=text("bucket"),
-        import_role=text("import_role") or "vmimport",
-        volume_type=text("volume_type") or "gp3",
+        region=options["region"],
+        profile=options.get("profile"),
+        method=options.get("method", "ebs-direct"),
+        bucket=options.get("bucket"),
+        import_role=options.get("import_role", "vmimport"),
+        volume_type=options.get("volume_type", "gp3"),
         volume_gib=None if size is None else parse_size(size) // GIB,
-        copy_to=texts("copy_to"),
-        share_with=texts("share_with"),
+        copy_to=tuple(options.get("copy_to", ())),
+        share_with=tuple(options.get("share_with", ())),
         deprecate_days=None if days is None else int(days.removesuffix("d")),
-        encrypt=options.get("encrypt") is True,
-        kms_key=text("kms_key"),
-        tags=MappingProxyType(dict(tags) if isinstance(tags, Mapping) else {}),
-        endpoint=None if site.sandbox else (text("endpoint") or "").rstrip("/") or None,
-        verify=True if site.sandbox else _find_bundle(site, text("ca_bundle")),
-        sandbox=site.sandbox,
+        encrypt=options.get("encrypt", False),
+        kms_key=options.get("kms_key"),
+        tags=MappingProxyType(dict(options.get("tags", {}))),
+        endpoint=options.get("endpoint", "").rstrip("/") or None,
+        verify=bundle is None
+        or check_bundle(site, Path(bundle).expanduser(), "endpoint's certificates"),
     )
-    wrong = _find_mistake(settings, named=text("method"))
+    wrong = _find_mistake(settings, named=options.get("method"))
     if wrong is not None:
         what, todo = wrong
         raise DefinitionError(f"site {site.name}: {what}", where=site.where, todo=todo)
     return settings
 
 
-def _find_bundle(site: Site, bundle: str | None) -> bool | str:
-    if bundle is None:
-        return True
-    path = Path(bundle).expanduser()
-    if not path.is_file():
-        raise DefinitionError(
-            f"ca_bundle of site {site.name} names {path}, which is no file",
-            where=site.where,
-            todo="name the file that holds the endpoint's certificates",
-        )
-    return str(path)
-
-
 def _find_mistake(settings: Ec2Settings, *, named: str | None) -> tuple[str, str] | None:
-    """What does not go together, and what to do; None when all does."""
-    accounts = [each for each in settings.share_with if each != "all"]
+    """Options that contradict each other, and what to do; None when there are none."""
+    accounts = [account for account in settings.share_with if account != "all"]
     if named == "import" and settings.bucket is None:
         return "method import needs a bucket", "name an S3 bucket of the region with `bucket`"
     largest = LARGEST_VOLUMES[settings.volume_type]
@@ -333,6 +299,11 @@ def _find_mistake(settings: Ec2Settings, *, named: str | None) -> tuple[str, str
                 "name a multi-region key (mrk-...) that has a replica in each region",
             )
     return None
+
+
+def describe_release(release: Release) -> str:
+    """The description of images and snapshots. EC2 takes ASCII only."""
+    return release.summary.encode("ascii", "replace").decode()[:LONGEST_DESCRIPTION]
 
 
 def find_volume_gib(settings: Ec2Settings, disk_size: int, site: Site) -> int:

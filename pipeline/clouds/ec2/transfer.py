@@ -1,8 +1,8 @@
 """Sends the blocks of a disk that a snapshot lacks, over many connections at once.
 
 Each connection has a thread with a buffer of one block: it takes the number of the next block, and
-reads, hashes and sends that. So memory depends on the connections alone. What the threads have done
-the main thread collects a few times a second: it writes the journal and tells the progress.
+reads, hashes and sends that. So memory depends only on the number of connections. A few times a
+second the main thread writes what the threads have sent to the journal, and reports the progress.
 """
 
 from __future__ import annotations
@@ -17,14 +17,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.clouds.ec2.aws import (
-    FIRST_PAUSE,
-    LONGEST_PAUSE,
-    Cut,
-    Outage,
-    Refused,
-    is_transient,
-)
 from pipeline.clouds.ec2.blocks import (
     BLOCK,
     ZEROS,
@@ -40,18 +32,19 @@ from pipeline.clouds.ec2.ebs import Ebs
 from pipeline.clouds.ec2.journal import Journal
 from pipeline.errors import PhantomError, UploadError
 from pipeline.model import NoProgress, Progress
+from pipeline.tools.aws import FIRST_PAUSE, LONGEST_PAUSE, Cut, Outage, Refused, is_transient
 
 UNKNOWN_SECONDS = 120.0
-"""So long after StartSnapshot EBS may say that there is no such snapshot."""
+"""For how long after StartSnapshot EBS may answer that there is no such snapshot."""
 
 _COLLECT_SECONDS = 0.2  # between two looks at what the threads have done
-_STOP_SECONDS = 2.0  # for threads to end; one that waits for an answer is left behind
-_SLICE_SECONDS = 0.5  # of a pause, after which a thread looks whether it shall stop
+_STOP_SECONDS = 2.0  # for threads to end; one that still waits for an answer is abandoned
+_SLICE_SECONDS = 0.5  # of a pause, after which a thread checks whether to stop
 _PARK_SECONDS = 0.1
-_TELL_SECONDS = 3.0  # a block waits in silence: of many connections one breaks now and then
+_TELL_SECONDS = 3.0  # a shorter wait is not reported: of many connections one breaks now and then
 
 _BUSY_REASONS = frozenset({"CONFLICTING_BLOCK_UPDATE"})
-"""What EBS says of a block that it is still writing, as it may be after a time-out."""
+"""EBS's answer for a block that it is still writing, as after a time-out."""
 
 
 class SnapshotGone(Exception):
@@ -59,22 +52,21 @@ class SnapshotGone(Exception):
 
 
 class Pace:
-    """How many requests may be under way: one a thread, until the service is overloaded; then half
-    as many, and one more for each round that goes well. (TCP keeps out of congestion so.) A thread
-    that waits before it asks again counts as well, so few of them ask a service that is overloaded.
-    """
+    """How many requests may be under way: one per thread until the service is overloaded, then half
+    as many, and one more for each round that succeeds, as TCP avoids congestion. A thread that
+    waits before it tries again counts too, so that few threads bother an overloaded service."""
 
     def __init__(self, threads: int) -> None:
         self.window = threads
         self.turns = 0
-        """Raised when the window shrinks: what was begun before says nothing of the new window."""
+        """Counts how often the window shrank: requests begun before do not judge the new one."""
         self._threads = threads
         self._under_way = 0
         self._well = 0
         self._lock = threading.Lock()
 
     def enter(self) -> int | None:
-        """Begins a request and returns its turn, or None if there are enough."""
+        """Begins a request and returns its turn; None where enough are under way."""
         with self._lock:
             if self._under_way >= self.window:
                 return None
@@ -92,7 +84,7 @@ class Pace:
                     self._well = 0
 
     def shrink(self, turn: int) -> None:
-        """A request that was begun in that turn was refused as one too many."""
+        """A request that was begun in that turn was throttled."""
         with self._lock:
             if turn == self.turns:
                 self.window = max(1, self.window // 2)
@@ -102,8 +94,10 @@ class Pace:
 
 @dataclass
 class _Worker:
-    """One thread's own: nobody else writes here."""
+    """The disk, connection, buffer and counts of one thread, which no other thread writes."""
 
+    descriptor: int = field(init=False)
+    connection: BlockConnection = field(init=False)
     buffer: bytearray = field(default_factory=lambda: bytearray(BLOCK))
     looked: int = 0
     empty: int = 0
@@ -115,43 +109,36 @@ class _Worker:
 
 @dataclass(frozen=True, kw_only=True)
 class Sent:
-    """What became of the disk's blocks."""
+    """How many blocks of the disk were sent, and when."""
 
     blocks: int
     """Sent by this run."""
     zeros: int
-    """Those of them that are all zeros, and were data in the parent."""
+    """How many of those are all zeros, and were data in the parent."""
     before: int
     """Sent by an earlier run."""
     data: int
     """Blocks of the disk that are not all zeros."""
 
 
+@dataclass(eq=False)
 class Transfer:
-    """One snapshot being filled. `parent` has the digests of the snapshot that it is a delta to;
-    `found` takes those of the disk."""
+    """Fills one snapshot. `parent` has the digests of the snapshot that this one is a delta to;
+    those of the disk go to `digests`."""
 
-    def __init__(
-        self,
-        ebs: Ebs,
-        journal: Journal,
-        disk: Path,
-        parent: Digests | None,
-        found: Digests,
-        *,
-        pause: Callable[[float], None],
-    ) -> None:
-        assert journal.snapshot_id is not None
-        self._ebs = ebs
-        self._journal = journal
-        self._id = journal.snapshot_id
-        self._disk = disk
-        self._parent = parent or Digests(0)
-        self._found = found
-        self._before = dict.fromkeys(journal.sent.numbers())
-        self._pause = pause
+    ebs: Ebs
+    journal: Journal
+    disk: Path
+    parent: Digests
+    digests: Digests
+    pause: Callable[[float], None]
+
+    def __post_init__(self) -> None:
+        assert self.journal.snapshot_id is not None
+        self._id = self.journal.snapshot_id
+        self._before = dict.fromkeys(self.journal.sent.numbers())
         self._outage = Outage()
-        self._pace = Pace(ebs.connections)
+        self._pace = Pace(self.ebs.connections)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -165,14 +152,15 @@ class Transfer:
         """Sends what the snapshot lacks. Raises Refused, Cut, NoCredentials, UploadError,
         StoreError, NoSpaceError and SnapshotGone; the journal then tells what was sent."""
         with ExitStack() as stack:
-            with reading(self._disk):
-                opened = stack.enter_context(self._disk.open("rb"))
+            with reading(self.disk):
+                opened = stack.enter_context(self.disk.open("rb"))
                 total = sum(1 for _ in self._make_numbers(opened.fileno()))
             self._numbers = self._make_numbers(opened.fileno())
-            count = min(self._ebs.connections, total)
+            count = min(self.ebs.connections, total)
             workers = [_Worker() for _ in range(count)]
             threads = [
-                threading.Thread(target=self._work, args=(each,), daemon=True) for each in workers
+                threading.Thread(target=self._work, args=(worker,), daemon=True)
+                for worker in workers
             ]
             self._running = count
             try:
@@ -189,14 +177,14 @@ class Transfer:
             self._halt(threads)
             self._collect()
         return Sent(
-            blocks=sum(each.sent for each in workers),
-            zeros=sum(each.zeros for each in workers),
-            before=sum(each.before for each in workers),
-            data=sum(each.data for each in workers),
+            blocks=sum(worker.sent for worker in workers),
+            zeros=sum(worker.zeros for worker in workers),
+            before=sum(worker.before for worker in workers),
+            data=sum(worker.data for worker in workers),
         )
 
     def _make_numbers(self, descriptor: int) -> Iterator[int]:
-        return merge(find_blocks(descriptor), self._parent.numbers(), iter(self._before))
+        return merge(find_blocks(descriptor), self.parent.numbers(), iter(self._before))
 
     # ---- the main thread
 
@@ -208,7 +196,7 @@ class Transfer:
                 break
             self._collect()
             _tell(workers, total, progress)
-            sent = sum(each.sent for each in workers)
+            sent = sum(worker.sent for worker in workers)
             while self._messages.lines:
                 progress.step(self._messages.lines.popleft())
                 cut_at = sent
@@ -225,26 +213,27 @@ class Transfer:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
     def _collect(self) -> None:
-        self._journal.note_blocks(self._taken.popleft() for _ in range(len(self._taken)))
+        self.journal.note_blocks(self._taken.popleft() for _ in range(len(self._taken)))
 
     # ---- the threads
 
     def _work(self, worker: _Worker) -> None:
         try:
             with (
-                self._ebs.connect() as connection,
-                reading(self._disk),
-                self._disk.open("rb", buffering=0) as opened,
+                self.ebs.connect() as worker.connection,
+                reading(self.disk),
+                self.disk.open("rb", buffering=0) as opened,
             ):
+                worker.descriptor = opened.fileno()
                 while not self._stop.is_set():
                     with self._lock:
                         number = next(self._numbers, None)
                     if number is None:
                         break
-                    read_block(opened.fileno(), number, worker.buffer)
+                    read_block(worker.descriptor, number, worker.buffer)
                     digest = self._find_wanted(worker, number)
                     if digest is not None:
-                        self._send(worker, number, digest, opened.fileno(), connection)
+                        self._send(worker, number, digest)
                         worker.sent += 1
                         worker.zeros += digest == ZEROS_DIGEST
                         self._taken.append((number, digest))
@@ -257,42 +246,35 @@ class Transfer:
                 self._wake.set()
 
     def _find_wanted(self, worker: _Worker, number: int) -> bytes | None:
-        """The digest of the block in the buffer; None where the snapshot need not be sent it."""
+        """The digest of the block in the buffer; None where the snapshot has the block already."""
         empty = worker.buffer == ZEROS
         if empty:
             digest = ZEROS_DIGEST
         else:
             digest = hashlib.sha256(worker.buffer).digest()
-            self._found.note(number, digest)
+            self.digests.note(number, digest)
             worker.data += 1
         if number in self._before:
-            known = self._journal.sent.get(number) == digest
+            known = self.journal.sent.get(number) == digest
             worker.before += known
             return None if known else digest
-        there = self._parent.get(number)
+        there = self.parent.get(number)
         worker.empty += empty and there is None
         return None if there == (None if empty else digest) else digest
 
-    def _send(
-        self,
-        worker: _Worker,
-        number: int,
-        digest: bytes,
-        descriptor: int,
-        connection: BlockConnection,
-    ) -> None:
+    def _send(self, worker: _Worker, number: int, digest: bytes) -> None:
         waited, longest, mistaken = 0.0, FIRST_PAUSE, False
         while True:
             while (turn := self._pace.enter()) is None:
                 self._rest(_PARK_SECONDS)
             try:
-                connection.put_block(self._id, number, worker.buffer, digest)
+                worker.connection.put_block(self._id, number, worker.buffer, digest)
             except (Refused, Cut) as error:
                 if _is_mistaken(error):
                     if mistaken:
                         raise self._make_damaged(number, error) from error
                     mistaken = True
-                    self._read_again(worker, number, digest, descriptor)
+                    self._read_again(worker, number, digest)
                     self._pace.leave(well=False)
                     continue
                 self._judge(error, turn, waited)
@@ -306,10 +288,10 @@ class Transfer:
                 return
 
     def _judge(self, error: Refused | Cut, turn: int, waited: float) -> None:
-        """Returns if the block should be sent again, and raises otherwise."""
+        """Returns where the block should be sent again, and raises otherwise."""
         if isinstance(error, Refused):
             if error.code == "ResourceNotFoundException":
-                age = max(waited, time.time() - self._journal.started_at)
+                age = max(waited, time.time() - self.journal.started_at)
                 if age >= UNKNOWN_SECONDS:
                     raise SnapshotGone(self._id) from error
             elif error.reason == "INVALID_SNAPSHOT_ID":  # it is no longer pending
@@ -329,25 +311,25 @@ class Transfer:
         while seconds > 0:
             if self._stop.is_set() or self._failure is not None:
                 raise _Stopped
-            self._pause(min(seconds, _SLICE_SECONDS))
+            self.pause(min(seconds, _SLICE_SECONDS))
             seconds -= _SLICE_SECONDS
 
-    def _read_again(self, worker: _Worker, number: int, digest: bytes, descriptor: int) -> None:
-        read_block(descriptor, number, worker.buffer)
+    def _read_again(self, worker: _Worker, number: int, digest: bytes) -> None:
+        read_block(worker.descriptor, number, worker.buffer)
         if hashlib.sha256(worker.buffer).digest() != digest:
-            raise make_changed(self._disk)
+            raise make_changed(self.disk)
 
     def _make_damaged(self, number: int, error: Refused | Cut) -> UploadError:
         told = error.message if isinstance(error, Refused) else error.reason
         return UploadError(
-            f"block {number} of {self._disk.name} arrived damaged at {self._id} twice: {told}",
+            f"block {number} of {self.disk.name} arrived damaged at {self._id} twice: {told}",
             todo="run the same command again: it goes on where it was; if the same is said again, "
             "look for a fault of this host's memory, or of a proxy on the way",
         )
 
 
 def make_changed(disk: Path) -> UploadError:
-    """The error of a disk that did not stay as it was."""
+    """The error of a disk that changed during the upload."""
     return UploadError(
         f"{disk.name} changed while it was sent",
         todo="run the same command again, and leave the store alone meanwhile",
@@ -355,28 +337,28 @@ def make_changed(disk: Path) -> UploadError:
 
 
 class _Stopped(Exception):
-    """A thread ends since others failed, or the command was interrupted."""
+    """A thread ends because another failed, or the command was interrupted."""
 
 
 def _tell(workers: list[_Worker], total: int, progress: Progress) -> None:
-    """Tells how far it is: of what the file system calls data, less what was found to be zeros."""
-    empty = sum(each.empty for each in workers)
-    done = sum(each.looked for each in workers) - empty
+    """Reports the progress through what the file system calls data, without blocks of zeros."""
+    empty = sum(worker.empty for worker in workers)
+    done = sum(worker.looked for worker in workers) - empty
     progress.advance(max(0, done) * BLOCK, (total - empty) * BLOCK)
 
 
 class _Messages(NoProgress):
-    """What threads have to say; the main thread passes it on."""
+    """Messages of the threads, for the main thread to report."""
 
     def __init__(self) -> None:
         self.lines: deque[str] = deque()
 
-    def step(self, text: str) -> None:
+    def step(self, text: str, *, seconds: float | None = None) -> None:
         self.lines.append(text)
 
 
 def _is_mistaken(error: Refused | Cut) -> bool:
-    """EBS found another checksum than it was told."""
+    """Whether the block that EBS received does not match its checksum."""
     return (
         isinstance(error, Refused)
         and error.code in ("ValidationException", "InvalidSignatureException")

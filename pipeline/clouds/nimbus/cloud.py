@@ -3,52 +3,30 @@ nodes as bare file systems, with the site's kernel, or as disks, by pygrub.
 
 A private image is the object `VMS/<canonical id>/<name>`, a common one `VMS/common/<name>` with the
 ACL `public-read`; `VMS.description/...` beside it holds the text that the cloud client shows. What
-is said here of Cumulus was observed on the real server.
+is said here of Cumulus was observed on the real server (docs/facts/nimbus.md).
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import os
 import re
-import secrets
-import sqlite3
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import ClassVar, NoReturn, TypeVar
+from typing import ClassVar, NoReturn, Protocol
 
-from pipeline.clouds.naming import fill_template
-from pipeline.clouds.nimbus.cumulus_client import (
-    CumulusClient,
-    Cut,
-    Refused,
-    StoredObject,
-    WatchedFile,
-)
+from pipeline.clouds.nimbus.cumulus_client import WatchedFile
+from pipeline.clouds.nimbus.repository import PAUSES, Repository
 from pipeline.clouds.nimbus.settings import (
     COMMON,
     SITE_SCHEMA,
-    NimbusSettings,
-    make_sandbox_settings,
+    find_risks,
     resolve_kernel,
     resolve_settings,
 )
-from pipeline.errors import (
-    CredentialsError,
-    DefinitionError,
-    ImageNameError,
-    PhantomError,
-    QuotaError,
-    SiteUnreachableError,
-    StoreError,
-    UploadError,
-    UsageError,
-)
+from pipeline.clouds.site import CloudSite
+from pipeline.errors import CredentialsError, UploadError, UsageError
 from pipeline.model import (
     MIB,
     Appliance,
@@ -59,65 +37,36 @@ from pipeline.model import (
     Leftover,
     Machine,
     NodeEdit,
+    Outlook,
     Progress,
     Publication,
     Release,
     Sha256,
-    Site,
     format_size,
 )
+from pipeline.tools.aws import Cut, Refused
 
-T = TypeVar("T")
-
-DEFAULT_IMAGE_NAME = "{name}-{version}-{build}.gz"
 NAME_RULE = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 LONGEST_NAME = 128
 LONGEST_KEY = 192  # bytes; of keys that are much longer Cumulus tells a wrong ETag, or takes none
 USUAL_ID = 36  # characters of a canonical id, for names that are made before it is known
 
-PAUSES = (1.0, 3.0)  # seconds before the second and the third try: a server restarts in less
-
 WRITE_CHECK = "phantom-write-check"
 """The object that proves the right to write; among the descriptions it shows up nowhere."""
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
+class Nimbus(CloudSite[Repository]):
+    """A Nimbus site."""
 
-
-@dataclass(frozen=True)
-class _Session:
-    settings: NimbusSettings
-    client: CumulusClient
-
-
-class Nimbus:
-    """A Nimbus site. `open` comes before all verbs that need the network.
-
-    `environ` (the process's own by default) gives the credentials, `clock` the time of
-    publication, and `pause` waits between tries.
-    """
-
+    cloud_name: ClassVar[str] = "Nimbus"
+    default_image_name: ClassVar[str] = "{name}-{version}-{build}.gz"
+    usual_layout: ClassVar[str] = "mbr"
     site_schema: ClassVar[Mapping[str, object]] = SITE_SCHEMA
     default_instance_type: ClassVar[str] = "m1.small"
     site_kinds: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "Nimbus on KVM (root: hda)": {"root": "hda"},
         "Nimbus on Xen (root: sda1)": {"root": "sda1"},
     }
-
-    def __init__(
-        self,
-        site: Site,
-        *,
-        environ: Mapping[str, str] | None = None,
-        clock: Callable[[], datetime] = _now,
-        pause: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self.site = site
-        self._environ = os.environ if environ is None else environ
-        self._clock = clock
-        self._pause = pause
-        self._session: _Session | None = None
 
     # ---- what the site boots
 
@@ -135,17 +84,15 @@ class Nimbus:
         if self._boots_partition:
             return Hardware(disks=(), networks=(), console="ttyS0", own_kernel=False)
         return Hardware(
-            disks=("ata_piix", "virtio_blk"),
-            networks=("8139cp", "virtio_net"),
-            console="ttyS0",
+            disks=("ata_piix", "virtio_blk"), networks=("8139cp", "virtio_net"), console="ttyS0"
         )
 
     @property
     def machines(self) -> tuple[Machine, ...]:
         """What libvirt gives when nothing is named, and what a node writes into the image.
 
-        For `sda1` the site's kernel, or one of this host's, boots the file system directly. What it
-        has drivers for is its own business: no Xen is imitated.
+        For `sda1` the site's kernel, or one of this host's, boots the file system directly. QEMU
+        does not imitate Xen, so that kernel's drivers prove nothing.
         """
         kernel = resolve_kernel(self.site)
         machine = Machine(
@@ -184,23 +131,17 @@ class Nimbus:
         """Whether the site's images go to the folder that all its users see."""
         return self.site.options.get("visibility") == "common"
 
-    def image_name(self, appliance: Appliance, build: str) -> str:
-        """The template filled in. A name without `.gz` gets it at the end: by it a node knows that
-        it has to unpack. Raises ImageNameError for an unknown field or a name that Nimbus
-        refuses."""
-        name = fill_template(
-            appliance, build, cloud="nimbus", title="Nimbus", default=DEFAULT_IMAGE_NAME
-        )
-        if ".gz" not in name:
-            name += ".gz"
-        wrong = _find_mistake(name) or self._find_long_key(name)
-        if wrong:
-            raise ImageNameError(
-                f"Nimbus refuses the image name {name!r}: {wrong}",
-                where=str(appliance.definition),
-                todo="change `clouds: nimbus: image_name:` (or name and version) of the appliance",
-            )
-        return name
+    def _fill_template(self, appliance: Appliance, build: str) -> str:
+        """A name without `.gz` gets it at the end: by it a node knows that it has to unpack."""
+        name = super()._fill_template(appliance, build)
+        return name if ".gz" in name else f"{name}.gz"
+
+    def _add_layout(self, name: str, layout: str) -> str:
+        stem, gz, end = name.partition(".gz")
+        return f"{stem}-{layout}{gz}{end}"
+
+    def _find_name_mistake(self, name: str) -> str | None:
+        return _find_mistake(name) or self._find_long_key(name)
 
     def check_size(self, disk_size: int) -> None:
         """A node boots a disk of any size."""
@@ -214,115 +155,81 @@ class Nimbus:
     # ---- the session
 
     @contextmanager
-    def open(self, folder: Path) -> Iterator[None]:
-        """Finds settings and credentials. A sandbox site starts a server of its own, with
-        credentials that die with it; what it stores stays in `folder`.
-
-        Raises CredentialsError and DefinitionError.
-        """
-        if self.site.sandbox:
-            with self._open_sandbox(folder):
-                yield
-            return
-        with self._using(resolve_settings(self.site, self._environ)):
-            yield
-
-    @contextmanager
-    def _open_sandbox(self, folder: Path) -> Iterator[None]:
-        from pipeline.clouds.nimbus.cumulus_server import CumulusServer, CumulusUser
-
-        s3id, secret = secrets.token_hex(10), secrets.token_hex(20)
-        canonical_id = make_sandbox_settings(self.site, 0, s3id, secret).credentials.canonical_id
-        user = CumulusUser(s3id=s3id, secret=secret, canonical_id=canonical_id)
-        bucket = str(self.site.options.get("bucket", "Repo"))
-        with ExitStack() as stack:
-            try:
-                server = stack.enter_context(CumulusServer(folder, [user], bucket=bucket))
-            except (OSError, sqlite3.Error) as error:
-                raise StoreError(
-                    f"the sandbox's folder cannot be used: {error}",
-                    where=f"site {self.site.name}",
-                    todo=f"see who owns {folder}, or remove it: it holds only copies",
-                ) from error
-            settings = make_sandbox_settings(self.site, server.port, s3id, secret)
-            stack.enter_context(self._using(settings))
-            yield
-
-    @contextmanager
-    def _using(self, settings: NimbusSettings) -> Iterator[None]:
-        self._session = _Session(settings, CumulusClient(settings))
-        try:
-            yield
-        finally:
-            self._session = None
+    def _start_session(self, folder: Path) -> Iterator[Repository]:
+        """Finds settings and credentials. Raises CredentialsError and DefinitionError."""
+        yield Repository(self.site, resolve_settings(self.site, self._environ), self._pause)
 
     @property
-    def _settings(self) -> NimbusSettings:
-        return self._opened().settings
+    def _own_id(self) -> str:
+        return self._opened.settings.credentials.canonical_id
 
-    @property
-    def _client(self) -> CumulusClient:
-        return self._opened().client
+    def find_risks(self) -> Sequence[str]:
+        """What of the site's settings weakens the connection to its repository."""
+        return find_risks(self.site, self._environ)
 
-    def _opened(self) -> _Session:
-        if self._session is None:
-            raise RuntimeError("Nimbus.open comes first")
-        return self._session
+    def find_credentials(self) -> str:
+        """The variables or the file that the account comes from."""
+        return resolve_settings(self.site, self._environ).credentials.source
 
     # ---- the verbs
 
     def check(self) -> None:
         """Proves the credentials by a list and the right to write by an empty object, which it
-        removes again. That a canonical id is the account's own no reply tells; that it is another
-        one's can be seen by images in the folder that are not ours.
+        removes again. No reply tells whether a canonical id is the account's own; images of another
+        owner in its folder show that it is not.
 
         Raises CredentialsError, SiteUnreachableError, QuotaError, DefinitionError.
         """
-        own_id = self._settings.credentials.canonical_id
-        images = self._list_folder(own_id)
-        if images and not any(self._is_own(each.key) for each in images[:3]):
+        repository = self._opened
+        images = repository.list_folder(self._own_id)
+        if images and not any(repository.is_own(image.key) for image in images[:3]):
             raise CredentialsError(
-                f"the images in the folder {own_id} belong to another account",
-                where=self._where,
+                f"the images in the folder {self._own_id} belong to another account",
+                where=repository.where,
                 todo="compare the canonical id with the one in the account's cloud.properties",
             )
-        probe = self._description_key(WRITE_CHECK, own_id)
-        self._try(lambda: self._client.put(probe, io.BytesIO(b""), 0, public=False))
-        self._delete(probe)
+        repository.put_text(self._probe_key, b"", public=False)
+        repository.delete(self._probe_key)
 
     def find(self, image: Image, release: Release) -> Publication | None:
-        """The publication whose object has this name, size and md5. By a list, not by HEAD: the
-        date that HEAD tells cannot be read when the object is of a Monday."""
-        return self._find_same(image, release.name)
-
-    def _find_same(self, image: Image, name: str) -> Publication | None:
-        key = self._image_key(name)
-        stored = self._find_stored(key)
-        if stored is None or not _is_same(stored, image):
+        """The publication whose object has this name, size and md5. By a list, not by HEAD:
+        the date that HEAD tells is malformed for an object stored on a Monday."""
+        key = self._opened.image_key(release.name)
+        stored = self._opened.find(key)
+        if stored is None or (stored.size, stored.md5) != (image.bytes, image.md5):
             return None
         return self._make_publication(key, image.sha256, stored.modified)
 
+    def foresee(self, image: Image, release: Release, folder: Path) -> Outlook:
+        """What `upload` would do, by a list of the folder that the image would lie in."""
+        with self.open(folder):
+            repository = self._opened
+            objects = repository.list_folder(repository.settings.owner)
+            return foresee_upload(image, repository.image_key(release.name), objects)
+
     def upload(self, booted: BootedImage, release: Release, progress: Progress) -> Publication:
-        """Sends the image in one streamed PUT, unless the same bytes are there.
+        """Sends the image in one streamed PUT, unless the same bytes are there: under another name,
+        the server copies them.
 
         A broken connection is tried twice more, each time after a look whether the server has all
         of it by now. Raises UploadError, QuotaError, CredentialsError, SiteUnreachableError,
         ImageNameError.
         """
         image, name = booted.image, release.name
-        key = self._image_key(name)
-        wrong = _find_mistake(name) or self._find_long_key(name)
-        if wrong:
-            raise ImageNameError(f"Nimbus refuses the image name {name!r}: {wrong}")
+        key = self._opened.image_key(name)
+        self._check_image_name(name)
         self._check_replaceable(key, name)
+        self._copy_twin(image, key, progress)
         for pause in (*PAUSES, None):
-            found = self._find_same(image, name)
-            if found is not None:
-                progress.output(f"{found.location} has the same bytes: nothing to send")
-                return found
+            same = self.find(image, release)
+            if same is not None:
+                progress.output(f"{same.location} has the same bytes: nothing to send")
+                return same
             progress.step(f"uploading {name} ({format_size(image.bytes)}) to {self.site.name}")
             try:
-                md5 = self._send(key, image, progress)
+                with image.file.open("rb") as file:
+                    body = WatchedFile(file, lambda done: progress.advance(done, image.bytes))
+                    md5 = self._opened.put_once(key, body, image.bytes)
             except Cut as cut:
                 if pause is None:
                     self._raise_cut(cut, name)
@@ -342,22 +249,22 @@ class Nimbus:
         Raises UploadError when the image is not there, CredentialsError, SiteUnreachableError.
         """
         owner, name = self._parse_location(publication)
-        key, public = self._image_key(name, owner), owner == COMMON
-        if self._find_stored(key) is None:
+        repository = self._opened
+        key, public = repository.image_key(name, owner), owner == COMMON
+        if repository.find(key) is None:
             raise UploadError(
                 f"{publication.location} is not there, so it cannot be published",
-                where=self._where,
+                where=repository.where,
                 todo="upload the image first: run `phantom-image publish` again",
             )
         if public:
-            self._try(lambda: self._client.make_public(key))
+            repository.make_public(key)
         text = f"{' '.join(release.summary.split())}\n".encode()
-        described = self._description_key(name, owner)
-        stored = self._find_stored(described)
-        if stored is None or stored.md5 != _md5(text) or public:
-            self._try(
-                lambda: self._client.put(described, io.BytesIO(text), len(text), public=public)
-            )
+        described = repository.description_key(name, owner)
+        stored = repository.find(described)
+        md5 = hashlib.md5(text, usedforsecurity=False).hexdigest()
+        if stored is None or stored.md5 != md5 or public:
+            repository.put_text(described, text, public=public)
         return (publication,)
 
     def retire(self, publication: Publication) -> None:
@@ -367,110 +274,106 @@ class Nimbus:
         SiteUnreachableError.
         """
         owner, name = self._parse_location(publication)
-        for key in (self._image_key(name, owner), self._description_key(name, owner)):
-            self._delete(key)
+        self._opened.delete(self._opened.image_key(name, owner))
+        self._opened.delete(self._opened.description_key(name, owner))
 
     def list(self) -> Sequence[Publication]:
         """The images of the account's own folder and of `common`. The site knows no sha256: it is
         empty here."""
         return [
-            self._make_publication(each.key, Sha256(""), each.modified)
-            for owner in (self._settings.credentials.canonical_id, COMMON)
-            for each in self._list_folder(owner)
+            self._make_publication(image.key, Sha256(""), image.modified)
+            for owner in (self._own_id, COMMON)
+            for image in self._opened.list_folder(owner)
         ]
 
     def find_leftovers(self) -> Sequence[Leftover]:
         """The object of a rights check that was killed between writing and deleting it."""
-        own_id = self._settings.credentials.canonical_id
-        probe = self._find_stored(self._description_key(WRITE_CHECK, own_id))
+        probe = self._opened.find(self._probe_key)
         if probe is None:
             return []
-        moment = (probe.modified or self._clock()).astimezone(UTC)
         return [
             Leftover(
                 site=self.site.name,
                 kind="rights check",
                 id=probe.key,
-                since=moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                since=self._format_moment(probe.modified),
                 reason="an empty object that proved the right to write",
             )
         ]
 
     def remove_leftover(self, leftover: Leftover) -> None:
-        """Removes it. Raises UsageError for what is none."""
-        own_id = self._settings.credentials.canonical_id
-        if leftover.id != self._description_key(WRITE_CHECK, own_id):
-            raise UsageError(f"{leftover.id} is nothing that a crash left", where=self._where)
-        self._delete(leftover.id)
+        """Removes it. Raises UsageError for anything that a crash did not leave."""
+        if leftover.id != self._probe_key:
+            raise UsageError(
+                f"{leftover.id} is nothing that a crash left", where=self._opened.where
+            )
+        self._opened.delete(leftover.id)
+
+    @property
+    def _probe_key(self) -> str:
+        return self._opened.description_key(WRITE_CHECK, self._own_id)
 
     def launch_data(
         self, publication: Publication, instance_type: str, user_data: bytes | None
     ) -> None:
         """Nimbus has nothing that starts an image but its client's own command."""
 
-    # ---- keys and publications
-
-    def _image_key(self, name: str, owner: str | None = None) -> str:
-        return f"{self._settings.prefix}/{owner or self._settings.owner}/{name}"
-
-    def _description_key(self, name: str, owner: str) -> str:
-        return f"{self._settings.prefix}.description/{owner}/{name}"
-
-    def _list_folder(self, owner: str) -> Sequence[StoredObject]:
-        folder = self._image_key("", owner)
-        found = self._try(lambda: self._client.list(folder))
-        return [each for each in found if "/" not in each.key.removeprefix(folder)]
-
-    def _find_stored(self, key: str) -> StoredObject | None:
-        listed = self._try(lambda: self._client.list(key))
-        return next((each for each in listed if each.key == key), None)
-
-    @property
-    def _root(self) -> str:
-        return f"cumulus://{self._settings.host}/{self._settings.bucket}"
+    # ---- publications
 
     def _make_publication(self, key: str, sha256: Sha256, at: datetime | None) -> Publication:
-        moment = (at or self._clock()).astimezone(UTC)
         return Publication(
             site=self.site.name,
             cloud=self.site.cloud,
             image_id=key.rsplit("/", 1)[1],
-            location=f"{self._root}/{key}",
+            location=f"{self._opened.root}/{key}",
             sha256=sha256,
-            published_at=moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            published_at=self._format_moment(at),
             sandbox=self.site.sandbox,
         )
+
+    def _format_moment(self, at: datetime | None) -> str:
+        """A moment as manifests write it; now, where the site does not tell it."""
+        return (at or self._clock()).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def _parse_location(self, publication: Publication) -> tuple[str, str]:
         """Folder and name of a publication. Only what lies in our own folder or `common` counts:
         nothing else is ours to change."""
-        for owner in (self._settings.credentials.canonical_id, COMMON):
-            folder = f"{self._root}/{self._image_key('', owner)}"
+        repository = self._opened
+        for owner in (self._own_id, COMMON):
+            folder = f"{repository.root}/{repository.image_key('', owner)}"
             name = publication.location.removeprefix(folder)
             if publication.location.startswith(folder) and _find_mistake(name) is None:
                 return owner, name
         raise UsageError(
             f"{publication.location} is no image of this account at site {self.site.name}",
-            where=self._where,
+            where=repository.where,
             todo="name a site and account that the publication belongs to",
         )
 
     # ---- sending
 
-    def _send(self, key: str, image: Image, progress: Progress) -> str:
-        with image.file.open("rb") as file:
-            body = WatchedFile(file, lambda done: progress.advance(done, image.bytes))
-            try:
-                return self._client.put(key, body, image.bytes, public=self._settings.common)
-            except Refused as refused:
-                self._raise_refused(refused)
+    def _copy_twin(self, image: Image, key: str, progress: Progress) -> None:
+        """Has the server copy the image from another name of the same folder, if it has it there.
+        What it copied is found by its size and md5, as what was sent is."""
+        repository = self._opened
+        objects = repository.list_folder(repository.settings.owner)
+        twin = find_twin(image, key, objects)
+        if twin is None or not repository.is_own(twin):
+            return
+        progress.step(f"{self.site.name} copies {twin.rsplit('/', 1)[1]}, which has the same bytes")
+        if not repository.copy(twin, key):
+            return
+        made = repository.find(key)
+        if made is not None and (made.size, made.md5) != (image.bytes, image.md5):
+            repository.delete(key)
 
     def _check_replaceable(self, key: str, name: str) -> None:
         """Finds out before the bytes are sent what Cumulus would say after them."""
-        if self._find_stored(key) is not None and not self._is_own(key):
+        repository = self._opened
+        if repository.find(key) is not None and not repository.is_own(key):
             raise UploadError(
-                f"{self._root}/{key} belongs to another account, which alone can replace it",
-                where=self._where,
+                f"{repository.root}/{key} belongs to another account, which alone can replace it",
+                where=repository.where,
                 todo=f"raise the appliance's version, or give it another image_name than {name!r}",
             )
 
@@ -478,95 +381,63 @@ class Nimbus:
         if md5 == image.md5:
             return
         try:
-            self._client.delete(key)
+            self._opened.delete_once(key)
             left = "what it stored was removed"
         except (Refused, Cut):
-            left = f"what it stored is still there, as {self._root}/{key}"
+            left = f"what it stored is still there, as {self._opened.root}/{key}"
         raise UploadError(
             f"{name} came to {self.site.name} with md5 {md5 or 'unknown'} in place of {image.md5}; "
             f"{left}",
-            where=self._where,
+            where=self._opened.where,
             todo="run the same command again; if it happens again, look for a proxy in between, "
             "and whether the file changed while it was sent",
         )
 
     def _raise_cut(self, cut: Cut, name: str) -> NoReturn:
         if not cut.connected:
-            self._raise_unreachable(cut)
+            raise self._opened.make_unreachable(cut)
         raise UploadError(
             f"the upload of {name} was cut {len(PAUSES) + 1} times: {cut.reason}",
-            where=self._where,
+            where=self._opened.where,
             todo="run the same command again: the site kept what it had under this name, and "
             "nothing of the new image",
         )
 
-    # ---- trying, and saying what went wrong
+
+class _Listed(Protocol):
+    """An object as a repository lists it."""
 
     @property
-    def _where(self) -> str:
-        return f"site {self.site.name}"
+    def key(self) -> str: ...
 
-    def _try(self, request: Callable[[], T]) -> T:
-        """Makes a small request, up to three times when the connection fails."""
-        for pause in (*PAUSES, None):
-            try:
-                return request()
-            except Refused as refused:
-                self._raise_refused(refused)
-            except Cut as cut:
-                if pause is None:
-                    self._raise_unreachable(cut)
-                self._pause(pause)
-        raise AssertionError("the last try returns or raises")
+    @property
+    def size(self) -> int: ...
 
-    def _is_own(self, key: str) -> bool:
-        return self._try(lambda: self._client.is_own(key))
+    @property
+    def md5(self) -> str: ...
 
-    def _delete(self, key: str) -> None:
-        self._try(lambda: self._client.delete(key))
 
-    def _raise_unreachable(self, cut: Cut) -> NoReturn:
-        raise SiteUnreachableError(
-            f"{self._settings.endpoint} does not answer: {cut.reason}",
-            where=self._where,
-            todo="compare `repository`, `https` and the certificate options of the site with the "
-            "account's cloud.properties, and look whether a firewall or proxy is in between",
-        )
+def foresee_upload(image: Image, key: str, objects: Sequence[_Listed]) -> Outlook:
+    """What happens to an image that is to have this key, where its folder has these objects."""
+    name = key.rsplit("/", 1)[1]
+    held = next((stored for stored in objects if stored.key == key), None)
+    if held is not None and (held.size, held.md5) == (image.bytes, image.md5):
+        return Outlook(action="reuse", bytes=0, detail="is there already")
+    twin = find_twin(image, key, objects)
+    if twin is not None:
+        detail = f"the site copies {twin.rsplit('/', 1)[1]}, which has the same bytes"
+        return Outlook(action="copy", bytes=0, detail=detail)
+    detail = "not there yet" if held is None else f"replaces what is there as {name}"
+    return Outlook(action="send", bytes=image.bytes, detail=detail)
 
-    def _raise_refused(self, refused: Refused) -> NoReturn:
-        raise self._make_refusal(refused) from None
 
-    def _make_refusal(self, refused: Refused) -> PhantomError:
-        host, where = self._settings.host, self._where
-        if refused.code == "AccountProblem":
-            return QuotaError(
-                f"{host} has no room left for this account",
-                where=where,
-                todo="retire images that are not needed any more (`phantom-image list` names them),"
-                " or ask the site for a larger quota",
-            )
-        if refused.status in (401, 403):
-            return CredentialsError(
-                f"{host} refuses the credentials of {self._settings.credentials.source}, or the "
-                "account has no right to do this (it answers the same to both)",
-                where=where,
-                todo="compare access key id, secret and canonical id with those of the account; "
-                "if they are right, ask the site for the right to write to its bucket "
-                f"{self._settings.bucket}",
-            )
-        if refused.code == "NoSuchBucket":
-            return DefinitionError(
-                f"{host} has no bucket {self._settings.bucket}",
-                where=self.site.where,
-                todo="set the site's option `bucket` to vws.repository.s3bucket of its "
-                "cloud.properties",
-            )
-        return SiteUnreachableError(
-            f"{self._settings.endpoint} does not answer as a Cumulus server: {refused}",
-            where=where,
-            todo="compare `repository` and `https` of the site with the account's "
-            "cloud.properties; if they are right, the server is ill: ask the site",
-        )
+def find_twin(image: Image, key: str, objects: Sequence[_Listed]) -> str | None:
+    """The key of an object with an image's bytes, where it can be copied to `key`: Cumulus copies
+    to no key that it has."""
+    if any(stored.key == key for stored in objects):
+        return None
+    same = (each.key for each in objects if (each.size, each.md5) == (image.bytes, image.md5))
+    return next(same, None)
 
 
 def _find_mistake(name: str) -> str | None:
@@ -580,11 +451,3 @@ def _find_mistake(name: str) -> str | None:
     if len(name) > LONGEST_NAME:
         return f"it has {len(name)} characters of at most {LONGEST_NAME}"
     return None
-
-
-def _is_same(stored: StoredObject, image: Image) -> bool:
-    return stored.size == image.bytes and stored.md5 == image.md5
-
-
-def _md5(data: bytes) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()

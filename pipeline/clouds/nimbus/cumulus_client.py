@@ -1,7 +1,7 @@
-"""Cumulus, the image repository of Nimbus, through boto3: all that is known of boto3 is here.
+"""A boto3 client for Cumulus, the image repository of Nimbus.
 
-The client is set up as Cumulus needs it (signature version 2, path-style, no checksums of newer
-S3s, nothing repeated by botocore), and its many exceptions become two: `Refused` and `Cut`.
+The client is set up as Cumulus needs it: signature version 2, path-style, no checksums of newer
+S3s, nothing repeated by botocore. In `answered()`, a call returns, or raises `Refused` or `Cut`.
 """
 
 from __future__ import annotations
@@ -9,105 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from functools import partial
 from typing import Any, BinaryIO
 
 from pipeline.clouds.nimbus.settings import NimbusSettings
+from pipeline.tools.aws import Cut, Refused, translated
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 120  # Cumulus answers an upload at once: it takes the md5 while bytes come in
+INSECURE = "no secure connection"
+"""What the reason of a Cut begins with where TLS failed."""
+
 REPORT_BYTES = 1 << 20  # progress is told this often: a call per read would cost more than reading
-
-
-class Refused(Exception):
-    """The server answered, and not with success."""
-
-    def __init__(self, status: int, code: str) -> None:
-        super().__init__(f"{status} {code}")
-        self.status = status
-        self.code = code
-
-
-class Cut(Exception):
-    """No answer came: no connection, or one that broke. `connected` says which."""
-
-    def __init__(self, reason: str, *, connected: bool) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.connected = connected
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredObject:
-    """An object as the server lists it."""
-
-    key: str
-    size: int
-    md5: str
-    modified: datetime | None
-
-
-class CumulusClient:
-    """The few requests that work on Cumulus. Each is sent once."""
-
-    def __init__(self, settings: NimbusSettings) -> None:
-        self._bucket = settings.bucket
-        self._s3 = _make_s3(settings)
-
-    def list(self, prefix: str) -> list[StoredObject]:
-        """The objects whose keys really start with `prefix`: the server takes it for an SQL LIKE,
-        so more may come back. One reply holds all; Marker and MaxKeys must not be used."""
-        with _translated():
-            reply = self._s3.list_objects(Bucket=self._bucket, Prefix=prefix)
-        return [
-            StoredObject(
-                key=each["Key"],
-                size=int(each["Size"]),
-                md5=str(each.get("ETag", "")).strip('"'),
-                modified=each.get("LastModified"),
-            )
-            for each in reply.get("Contents", ())
-            if each["Key"].startswith(prefix)
-        ]
-
-    def put(self, key: str, body: BinaryIO | WatchedFile, size: int, *, public: bool) -> str:
-        """Sends an object in one request and returns the md5 that the server took of it. `public`
-        must be said every time: a put without it takes the right to read away."""
-        acl = {"ACL": "public-read"} if public else {}
-        with _translated():
-            reply = self._s3.put_object(
-                Bucket=self._bucket, Key=key, Body=body, ContentLength=size, **acl
-            )
-        return str(reply.get("ETag", "")).strip('"')
-
-    def make_public(self, key: str) -> None:
-        """Lets everybody read an object of our own."""
-        with _translated():
-            self._s3.put_object_acl(Bucket=self._bucket, Key=key, ACL="public-read")
-
-    def is_own(self, key: str) -> bool:
-        """Whether an object belongs to this account, or to nobody as it is gone: only to its owner
-        the ACL of an object is told."""
-        try:
-            with _translated():
-                self._s3.get_object_acl(Bucket=self._bucket, Key=key)
-        except Refused as refused:
-            if refused.status not in (403, 404):
-                raise
-            return refused.status == 404
-        return True
-
-    def delete(self, key: str) -> bool:
-        """Removes an object; False when there was none."""
-        try:
-            with _translated():
-                self._s3.delete_object(Bucket=self._bucket, Key=key)
-        except Refused as refused:
-            if refused.status == 404 and refused.code != "NoSuchBucket":
-                return False
-            raise
-        return True
 
 
 class WatchedFile:
@@ -135,14 +48,15 @@ class WatchedFile:
         return self._file.tell()
 
 
-def _make_s3(settings: NimbusSettings) -> Any:  # boto3 has no types, and makes its methods at run
+def make_s3(settings: NimbusSettings) -> Any:  # boto3 has no types, and makes its methods at run
+    """A client for a site's repository."""
     # Imported here: half a second that `--help` and an unchanged build need not spend.
     import boto3
     import botocore.session
     from botocore.config import Config
 
     if settings.verify is False:
-        # Asked for in sites.yaml, where its danger is told; a warning per request helps nobody.
+        # `plan` and `doctor` tell of the danger; a warning per request adds nothing.
         import urllib3
 
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
@@ -155,8 +69,8 @@ def _make_s3(settings: NimbusSettings) -> Any:  # boto3 has no types, and makes 
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
         ignore_configured_endpoint_urls=True,
-        # A proxy of the environment leads out of this machine, where no sandbox is.
-        proxies={} if settings.sandbox else None,
+        # A proxy of the environment leads out of this machine.
+        proxies={} if settings.local else None,
     )
     # A profile of some AWS account, set in the environment, has no business here.
     core = botocore.session.Session(session_vars={"profile": (None, None, None, None)})
@@ -170,7 +84,18 @@ def _make_s3(settings: NimbusSettings) -> Any:  # boto3 has no types, and makes 
         config=config,
     )
     s3.meta.events.register("before-sign.s3", _sign_what_is_requested)
+    if settings.fingerprint is not None:
+        _pin(s3, settings.fingerprint)
     return s3
+
+
+def _pin(s3: Any, fingerprint: str) -> None:
+    """Lets a client talk only to the server that has this certificate. botocore has no setting for
+    it; urllib3, which it sends by, has one for each pool of connections."""
+    session = s3._endpoint.http_session
+    make_arguments = session._get_pool_manager_kwargs
+    session._get_pool_manager_kwargs = partial(make_arguments, assert_fingerprint=fingerprint)
+    session._manager.connection_pool_kw["assert_fingerprint"] = fingerprint
 
 
 def _sign_what_is_requested(request: Any, **_: object) -> None:
@@ -179,24 +104,27 @@ def _sign_what_is_requested(request: Any, **_: object) -> None:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
-    from botocore import exceptions, parsers
+def answered() -> Iterator[None]:
+    """Turns what botocore raises in the block into Refused, Cut or NoCredentials."""
+    from botocore.parsers import ResponseParserError
 
     try:
-        yield
-    except exceptions.ClientError as error:
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        raise Refused(status, str(error.response.get("Error", {}).get("Code", ""))) from None
-    except (exceptions.EndpointConnectionError, exceptions.ConnectTimeoutError) as error:
-        raise Cut(_reason(error), connected=False) from None
-    except exceptions.SSLError as error:
-        raise Cut(f"no secure connection: {_reason(error)}", connected=False) from None
-    except exceptions.ProxyConnectionError as error:
-        raise Cut(f"the proxy does not answer: {_reason(error)}", connected=False) from None
-    except exceptions.HTTPClientError as error:
-        raise Cut(_reason(error), connected=True) from None
-    except parsers.ResponseParserError:
-        raise Refused(0, "an answer that is not S3's") from None
+        with translated("s3:*", _describe):
+            yield
+    except Cut as cut:
+        if isinstance(cut.__cause__, ResponseParserError):
+            raise Refused("s3:*", "an answer that is not S3's", "", status=0) from None
+        raise
+
+
+def _describe(error: Exception) -> str:
+    from botocore.exceptions import ProxyConnectionError, SSLError
+
+    if isinstance(error, SSLError):
+        return f"{INSECURE}: {_reason(error)}"
+    if isinstance(error, ProxyConnectionError):
+        return f"the proxy does not answer: {_reason(error)}"
+    return _reason(error)
 
 
 def _reason(error: BaseException) -> str:
@@ -211,4 +139,4 @@ def _reason(error: BaseException) -> str:
 
 def _find_inner(error: BaseException) -> BaseException | None:
     candidates = (getattr(error, "reason", None), *error.args)
-    return next((each for each in candidates if isinstance(each, BaseException)), None)
+    return next((inner for inner in candidates if isinstance(inner, BaseException)), None)

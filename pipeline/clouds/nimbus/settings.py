@@ -1,10 +1,8 @@
 """Where a Nimbus site's settings and credentials come from.
 
-Settings that are no secret (repository, bucket, ...): the site's options in `sites.yaml`, then the
-site's `cloud.properties`, then the defaults of the schema below.
-
-Credentials come as a whole from the first of these that has any, so that those of one site are
-never sent to another:
+Settings that are not secret (repository, bucket, ...) come from the site's options in `sites.yaml`,
+then from its `cloud.properties`, then from the schema's defaults. Credentials come as a whole from
+the first of these that has any, so that one site never gets another's:
 
 1. `PHANTOM_<SITE>_S3ID`, `PHANTOM_<SITE>_S3KEY`, `PHANTOM_<SITE>_CANONICAL_ID`;
 2. the `cloud.properties` that `PHANTOM_<SITE>_CLOUD_PROPERTIES`, or else the option
@@ -13,19 +11,23 @@ never sent to another:
 4. `~/.nimbus/cloud.properties`, unless it speaks of another repository than the site's options.
 
 `<SITE>` is the site's name in capitals with `_` for all but letters and digits. The canonical id is
-no secret: `PHANTOM_<SITE>_CANONICAL_ID`, then the option `canonical_id`, stand above the list.
+not secret: `PHANTOM_<SITE>_CANONICAL_ID`, then the option `canonical_id`, come before the list.
+
+Only `sites.yaml` can turn off the check of the repository's certificate: a `cloud.properties` that
+says `s3selfsigned` does not count, and `find_risks` tells of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.clouds.options import check_bundle, choice, file_name, flag, site_schema, text
 from pipeline.errors import CredentialsError, DefinitionError
-from pipeline.model import MIB, Sha256, Site, SiteKernel
+from pipeline.model import Sha256, Site, SiteKernel
 
 USUAL_PROPERTIES = ".nimbus/cloud.properties"
 """Below the home folder: where Nimbus's own cloud client looks."""
@@ -33,98 +35,60 @@ USUAL_PROPERTIES = ".nimbus/cloud.properties"
 COMMON = "common"
 """The folder of the images that every user of a site sees."""
 
-SANDBOX_HOST = "sandbox"
-"""Stands for host and port in the locations of a sandbox, which has another port every time."""
-
-SANDBOX_CANONICAL_ID = "00000000-0000-4000-8000-000000000000"
-"""Always the same: the objects that a sandbox keeps belong to the next command's user too."""
-
 _REPOSITORY = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"
 _CANONICAL_ID = r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}$"
 _FOLDER = r"^[A-Za-z0-9][A-Za-z0-9._-]{2,62}$"
 
-SITE_SCHEMA: Mapping[str, object] = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
-    "title": "Options of a Nimbus site",
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "repository": {
-            "description": "Host and port of the image repository (Cumulus), such as "
-            "cumulus.example.org:8888. Taken from cloud.properties when left out.",
-            "type": "string",
-            "pattern": _REPOSITORY,
-        },
-        "bucket": {
-            "description": "The bucket that holds the site's images.",
-            "type": "string",
-            "pattern": _FOLDER,
-            "default": "Repo",
-        },
-        "prefix": {
-            "description": "What the keys of all images start with.",
-            "type": "string",
-            "pattern": _FOLDER,
-            "default": "VMS",
-        },
-        "https": {
-            "description": "Whether the repository speaks HTTPS.",
-            "type": "boolean",
-            "default": False,
-        },
-        "ca_bundle": {
-            "description": "File with the certificates (PEM) that vouch for the repository's. "
-            "A relative name starts at the working directory.",
-            "type": "string",
-            "minLength": 1,
-        },
-        "self_signed": {
-            "description": "Accept any certificate of the repository. Whoever sits in between can "
-            "then read and change images: naming the certificate with ca_bundle is better.",
-            "type": "boolean",
-            "default": False,
-        },
-        "canonical_id": {
-            "description": "The canonical id of the account, which names its folder. It comes with "
-            "the credentials and is no secret.",
-            "type": "string",
-            "pattern": _CANONICAL_ID,
-            "not": {"const": COMMON},
-        },
-        "visibility": {
-            "description": "Who may start the images: private, the account alone; common, every "
-            "user of the site.",
-            "enum": ["private", "common"],
-            "default": "private",
-        },
-        "cloud_properties": {
-            "description": "A cloud.properties file of Nimbus's cloud client, which gives the "
-            "repository and the credentials. A relative name starts at the working directory.",
-            "type": "string",
-            "minLength": 1,
-        },
-        "root": {
-            "description": "What the site boots: hda, a whole disk with its own boot loader, as "
-            "KVM sites do, and Xen sites with pygrub; sda1, a bare file system, as Xen sites do "
-            "that give kernel and ramdisk themselves.",
-            "enum": ["hda", "sda1"],
-            "default": "hda",
-        },
-        "kernel": {
-            "description": "With sda1: a file of this host with the site's kernel, for the boot "
-            "check, which otherwise takes a kernel of this host. It must boot in QEMU. A relative "
-            "name starts at the working directory.",
-            "type": "string",
-            "minLength": 1,
-        },
-        "ramdisk": {
-            "description": "The site's ramdisk, beside `kernel`.",
-            "type": "string",
-            "minLength": 1,
-        },
-    },
+_OPTIONS = {
+    "repository": text(
+        "Host and port of the image repository (Cumulus), such as cumulus.example.org:8888. Taken "
+        "from cloud.properties when left out.",
+        pattern=_REPOSITORY,
+    ),
+    "bucket": text("The bucket that holds the site's images.", pattern=_FOLDER, default="Repo"),
+    "prefix": text("What the keys of all images start with.", pattern=_FOLDER, default="VMS"),
+    "https": flag("Whether the repository speaks HTTPS."),
+    "ca_bundle": file_name("File with the certificates (PEM) that vouch for the repository's."),
+    "self_signed": flag(
+        "Accept any certificate of the repository. Whoever sits in between can then read and "
+        "change images: naming the certificate with ca_bundle or certificate_sha256 is better. "
+        "vws.repository.s3selfsigned of a cloud.properties does not count."
+    ),
+    "certificate_sha256": text(
+        "The SHA-256 of the repository's own certificate, as `openssl x509 -noout -fingerprint "
+        "-sha256` prints it. The repository must have this very certificate, whoever signed it and "
+        "whatever name it holds.",
+        pattern="^([0-9A-Fa-f]{2}:?){31}[0-9A-Fa-f]{2}$",
+        errorMessage="must be 64 hexadecimal digits, with or without colons between pairs",
+    ),
+    "canonical_id": text(
+        "The canonical id of the account, which names its folder. It comes with the credentials "
+        "and is no secret.",
+        **{"pattern": _CANONICAL_ID, "not": {"const": COMMON}},
+    ),
+    "visibility": choice(
+        "Who may start the images: private, the account alone; common, every user of the site.",
+        "private",
+        "common",
+    ),
+    "cloud_properties": file_name(
+        "A cloud.properties file of Nimbus's cloud client, which gives the repository and the "
+        "credentials."
+    ),
+    "root": choice(
+        "What the site boots: hda, a whole disk with its own boot loader, as KVM sites do, and Xen "
+        "sites with pygrub; sda1, a bare file system, as Xen sites do that give kernel and ramdisk "
+        "themselves.",
+        "hda",
+        "sda1",
+    ),
+    "kernel": file_name(
+        "With sda1: a file of this host with the site's kernel, for the boot check, which "
+        "otherwise takes a kernel of this host. It must boot in QEMU."
+    ),
+    "ramdisk": text("The site's ramdisk, beside `kernel`.", minLength=1),
 }
-
+SITE_SCHEMA = site_schema("Options of a Nimbus site", _OPTIONS)
 
 COMMAND_LINE = "ro root=/dev/sda1"
 """What a Xen node gives a kernel that boots a bare file system."""
@@ -162,11 +126,9 @@ def resolve_kernel(site: Site) -> SiteKernel | None:
 
 
 def _digest(site: Site, name: str, path: Path) -> Sha256:
-    hashed = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while block := file.read(MIB):
-                hashed.update(block)
+            return Sha256(hashlib.file_digest(file, "sha256").hexdigest())
     except OSError as error:
         raise DefinitionError(
             f"{name} of site {site.name} names {path}, which cannot be read: {error.strerror}",
@@ -174,16 +136,21 @@ def _digest(site: Site, name: str, path: Path) -> Sha256:
             todo=f"name the file with the site's {name}, or take the option out: a {name} of this "
             "host is taken then",
         ) from error
-    return Sha256(hashed.hexdigest())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Credentials:
+class CumulusUser:
     """An account of a Cumulus server."""
 
     s3id: str
     secret: str = field(repr=False)
     canonical_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials(CumulusUser):
+    """The account that a site is used by."""
+
     source: str
     """Where they come from, for messages: names of variables, or a file."""
 
@@ -201,19 +168,18 @@ class NimbusSettings:
     common: bool
     verify: bool | str
     """Of the server's certificate: True, False, or the file that vouches for it."""
+    fingerprint: str | None = None
+    """The SHA-256 that the server's certificate must have, in hexadecimal digits. Nothing else of
+    the certificate is then checked, and `verify` is False."""
     credentials: Credentials
-    sandbox: bool = False
+    local: bool = False
+    """Whether the server is one of this command's own, which no proxy leads to."""
 
     @property
     def owner(self) -> str:
         """The folder that images go to. Never another user's: Cumulus would let us write there,
         and lock the folder's owner out."""
         return COMMON if self.common else self.credentials.canonical_id
-
-
-def make_variable_name(site: str, word: str) -> str:
-    """The environment variable that holds a setting of one site."""
-    return f"PHANTOM_{re.sub(r'[^A-Z0-9]', '_', site.upper())}_{word}"
 
 
 _ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
@@ -230,19 +196,19 @@ def parse_properties(text: str) -> dict[str, str]:
     return properties
 
 
-def _logical_lines(text: str) -> Iterable[str]:
-    pending = ""
+def _logical_lines(text: str) -> Iterator[str]:
+    pending: list[str] = []
     for raw in text.splitlines():
-        line = pending + raw.lstrip()
-        pending = ""
-        if not line or line[0] in "#!":
+        line = raw.lstrip()
+        if not pending and line[:1] in ("", "#", "!"):
             continue
-        if (len(line) - len(line.rstrip("\\"))) % 2:
-            pending = line[:-1]
-        else:
-            yield line.rstrip()
+        goes_on = (len(line) - len(line.rstrip("\\"))) % 2 == 1
+        pending += filter(None, [line[:-1] if goes_on else line])
+        if not goes_on:
+            yield "".join(pending).rstrip()
+            pending = []
     if pending:
-        yield pending
+        yield "".join(pending)
 
 
 def _unescape(text: str) -> str:
@@ -253,27 +219,25 @@ def _unescape(text: str) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Account:
-    """What one place says of the credentials; parts of it may be missing."""
+_SELF_SIGNED = "vws.repository.s3selfsigned"
+_HTTPS = "vws.repository.s3https"
+_WORDS = ("S3ID", "S3KEY", "CANONICAL_ID")
+_PROPERTY_NAMES = [f"vws.repository.{name}" for name in ("s3id", "s3key", "canonicalid")]
 
-    names: tuple[str, str, str]
-    source: str
+
+@dataclass(frozen=True)
+class _Place:
+    """What may hold credentials, or parts of them: the environment, or a `cloud.properties`."""
+
+    name: str
+    """For messages."""
+    keys: Sequence[str]
+    """Those of the access key id, the secret and the canonical id."""
     values: Mapping[str, str] = field(repr=False)
 
-    def get(self, index: int) -> str:
-        return self.values.get(self.names[index], "").strip()
-
-    @property
-    def speaks(self) -> bool:
-        return bool(self.get(0) or self.get(1))
-
-
-_PROPERTY_NAMES = (
-    "vws.repository.s3id",
-    "vws.repository.s3key",
-    "vws.repository.canonicalid",
-)
+    def read(self) -> list[str]:
+        """Access key id, secret and canonical id; empty where one is missing."""
+        return [self.values.get(key, "").strip() for key in self.keys]
 
 
 class _Resolver:
@@ -285,111 +249,101 @@ class _Resolver:
         self.usual = self._read_usual_properties()
 
     def _variable(self, word: str) -> str:
-        return make_variable_name(self.site.name, word)
+        """The environment variable that holds a setting of the site."""
+        return f"PHANTOM_{re.sub(r'[^A-Z0-9]', '_', self.site.name.upper())}_{word}"
 
     def _option(self, name: str) -> str | None:
         value = self.site.options.get(name)
         return None if value is None else str(value)
 
-    def _read_named_properties(self) -> tuple[Path, dict[str, str]] | None:
-        variable = self._variable("CLOUD_PROPERTIES")
-        if self.environ.get(variable):
-            path = self._path(self.environ[variable])
-            found = _read_properties(path)
-            if found is None:
-                raise CredentialsError(
-                    f"{variable} names {path}, which cannot be read",
-                    where=f"site {self.site.name}",
-                    todo=f"let {variable} name a cloud.properties file, or unset it",
-                )
-            return path, found
-        option = self._option("cloud_properties")
-        if option is None:
-            return None
-        path = self._path(option)
-        found = _read_properties(path)
-        if found is None:
-            raise DefinitionError(
-                f"cloud_properties of site {self.site.name} names {path}, which cannot be read",
-                where=self.site.where,
-                todo="name the cloud.properties file that came with the account",
-            )
-        return path, found
-
-    def _read_usual_properties(self) -> tuple[Path, dict[str, str]] | None:
-        path = self.home / USUAL_PROPERTIES
-        found = _read_properties(path)
-        if found is None:
-            return None
-        stated = self._option("repository") or (self.named or (path, found))[1].get(
-            "vws.repository"
-        )
-        return (path, found) if found.get("vws.repository") == stated else None
-
     def _path(self, text: str) -> Path:
         return self.home / text[2:] if text.startswith("~/") else Path(text)
 
-    def _setting(self, option: str, key: str, default: str | None = None) -> str | None:
+    # ---- cloud.properties
+
+    def _read_named_properties(self) -> _Place | None:
+        variable = self._variable("CLOUD_PROPERTIES")
+        name = self.environ.get(variable) or self._option("cloud_properties")
+        if name is None:
+            return None
+        path = self._path(name)
+        properties = _read_properties(path)
+        if properties is not None:
+            return properties
+        if self.environ.get(variable):
+            raise CredentialsError(
+                f"{variable} names {path}, which cannot be read",
+                where=f"site {self.site.name}",
+                todo=f"let {variable} name a cloud.properties file, or unset it",
+            )
+        raise DefinitionError(
+            f"cloud_properties of site {self.site.name} names {path}, which cannot be read",
+            where=self.site.where,
+            todo="name the cloud.properties file that came with the account",
+        )
+
+    def _read_usual_properties(self) -> _Place | None:
+        properties = _read_properties(self.home / USUAL_PROPERTIES)
+        if properties is None:
+            return None
+        stated = self._option("repository") or (self.named or properties).values.get(
+            "vws.repository"
+        )
+        return properties if properties.values.get("vws.repository") == stated else None
+
+    def _setting(self, option: str, key: str) -> str | None:
         value = self._option(option)
         if value is not None:
             return value
-        for file in (self.named, self.usual):
-            if file is not None and file[1].get(key):
-                return file[1][key]
-        return default
+        values = (file.values.get(key) for file in (self.named, self.usual) if file is not None)
+        return next(filter(None, values), None)
 
-    def _flag(self, option: str, key: str) -> bool:
-        return (self._setting(option, key) or "").strip().lower() in ("true", "yes", "1")
+    @property
+    def _https(self) -> bool:
+        return _is_true(self._setting("https", _HTTPS))
 
-    def _accounts(self) -> Iterable[_Account]:
-        words = ("S3ID", "S3KEY", "CANONICAL_ID")
-        own = tuple(self._variable(word) for word in words)
-        yield _Account((own[0], own[1], own[2]), "the environment", self.environ)
-        if self.named is not None:
-            yield _Account(_PROPERTY_NAMES, str(self.named[0]), self.named[1])
-        names = tuple(f"NIMBUS_{word}" for word in words)
-        yield _Account((names[0], names[1], names[2]), "the environment", self.environ)
-        if self.usual is not None:
-            yield _Account(_PROPERTY_NAMES, str(self.usual[0]), self.usual[1])
+    # ---- credentials
 
-    def _todo(self) -> str:
-        own = [self._variable(word) for word in ("S3ID", "S3KEY", "CANONICAL_ID")]
-        return (
+    def _accounts(self) -> Iterator[_Place]:
+        """All places that may have credentials, in the order of their precedence."""
+        own = _Place("the environment", [self._variable(word) for word in _WORDS], self.environ)
+        general = _Place("the environment", [f"NIMBUS_{word}" for word in _WORDS], self.environ)
+        return filter(None, (own, self.named, general, self.usual))
+
+    def _make_error(self, what: str, todo: str) -> CredentialsError:
+        return CredentialsError(what, where=f"site {self.site.name}", todo=todo)
+
+    def credentials(self) -> Credentials:
+        """The account of the first place that has an access key id or a secret."""
+        account = next((place for place in self._accounts() if any(place.read()[:2])), None)
+        own = [self._variable(word) for word in _WORDS]
+        ways = (
             f"set {own[0]}, {own[1]} and {own[2]} (for every site at once: NIMBUS_S3ID, "
             "NIMBUS_S3KEY, NIMBUS_CANONICAL_ID), or let "
             f"{self._variable('CLOUD_PROPERTIES')} name the site's cloud.properties"
         )
-
-    def credentials(self) -> Credentials:
-        account = next((each for each in self._accounts() if each.speaks), None)
         if account is None:
-            raise CredentialsError(
-                "no Nimbus credentials", where=f"site {self.site.name}", todo=self._todo()
-            )
-        canonical_id = (
-            self.environ.get(self._variable("CANONICAL_ID"), "").strip()
-            or self._option("canonical_id")
-            or account.get(2)
-        )
-        values = (account.get(0), account.get(1), canonical_id)
-        missing = [name for name, value in zip(account.names, values, strict=True) if not value]
+            raise self._make_error("no Nimbus credentials", ways)
+        s3id, secret, stored_id = account.read()
+        stated = self.environ.get(own[2], "").strip() or self._option("canonical_id")
+        canonical_id = stated or stored_id
+        values = (s3id, secret, canonical_id)
+        missing = [name for name, value in zip(account.keys, values, strict=True) if not value]
         if missing:
-            raise CredentialsError(
-                f"Nimbus credentials of {account.source} are incomplete: "
-                f"{' and '.join(missing)} missing",
-                where=f"site {self.site.name}",
-                todo=f"add {' and '.join(missing)}; or {self._todo()}",
+            lacks = " and ".join(missing)
+            raise self._make_error(
+                f"Nimbus credentials of {account.name} are incomplete: {lacks} missing",
+                f"add {lacks}; or {ways}",
             )
         if re.match(_CANONICAL_ID, canonical_id) is None or canonical_id == COMMON:
-            raise CredentialsError(
-                "the canonical id is none: letters, digits and `-` make one, and `common` is taken",
-                where=f"site {self.site.name}",
-                todo="copy it from the account's cloud.properties to "
-                f"{self._variable('CANONICAL_ID')}",
+            raise self._make_error(
+                "the canonical id is not valid: it consists of letters, digits and `-`, and is not "
+                "`common`",
+                f"copy it from the account's cloud.properties to {own[2]}",
             )
-        return Credentials(
-            s3id=values[0], secret=values[1], canonical_id=canonical_id, source=account.source
-        )
+        return Credentials(s3id=s3id, secret=secret, canonical_id=canonical_id, source=account.name)
+
+    # ---- all together
 
     def settings(self) -> NimbusSettings:
         repository = self._setting("repository", "vws.repository")
@@ -400,34 +354,67 @@ class _Resolver:
                 todo="give it the option `repository: HOST:PORT`, or `cloud_properties: FILE`",
             )
         host = repository.strip()
-        https = self._flag("https", "vws.repository.s3https")
         return NimbusSettings(
-            endpoint=f"{'https' if https else 'http'}://{host}",
+            endpoint=f"{'https' if self._https else 'http'}://{host}",
             host=host,
             bucket=self._setting("bucket", "vws.repository.s3bucket") or "Repo",
             prefix=(self._setting("prefix", "vws.repository.s3basekey") or "VMS").strip("/"),
             common=self._option("visibility") == "common",
             verify=self._verify(),
+            fingerprint=self._fingerprint,
             credentials=self.credentials(),
         )
 
+    # ---- TLS
+
+    @property
+    def _fingerprint(self) -> str | None:
+        option = self._option("certificate_sha256")
+        return None if option is None else option.replace(":", "").lower()
+
     def _verify(self) -> bool | str:
+        if self._fingerprint is not None:
+            return False
         bundle = self._option("ca_bundle")
         if bundle is None:
-            return not self._flag("self_signed", "vws.repository.s3selfsigned")
-        path = self._path(bundle)
-        if not path.is_file():
-            raise DefinitionError(
-                f"ca_bundle of site {self.site.name} names {path}, which is no file",
-                where=self.site.where,
-                todo="name the file that holds the repository's certificate",
+            return self.site.options.get("self_signed") is not True
+        return check_bundle(self.site, self._path(bundle), "repository's certificate")
+
+    def find_risks(self) -> Iterator[str]:
+        """What weakens the connection to the repository."""
+        files = [place for place in (self.named, self.usual) if place is not None]
+        told = next((place for place in files if place.values.get(_HTTPS)), None)
+        if not self._https:
+            why = "nothing says `https: true`"
+            if self._option("https") is not None:
+                why = "`https: false`"
+            elif told is not None:
+                why = f"{_HTTPS}={told.values[_HTTPS].strip()} in {told.name}"
+            yield f"requests and images go without TLS ({why}): others can read and change them"
+            return
+        pinned = self._fingerprint is not None or self._option("ca_bundle") is not None
+        if not pinned and self.site.options.get("self_signed") is True:
+            yield (
+                "the repository's certificate is not checked (`self_signed: true`): whoever sits "
+                "in between can read and change images; name it with `certificate_sha256`"
             )
-        return str(path)
+        elif not pinned:
+            for place in files:
+                if _is_true(place.values.get(_SELF_SIGNED)):
+                    yield (
+                        f"{_SELF_SIGNED} in {place.name} does not count, and the repository's "
+                        "certificate is checked: if it is self-signed, name it with "
+                        "`certificate_sha256` or `ca_bundle` of the site in sites.yaml"
+                    )
 
 
-def _read_properties(path: Path) -> dict[str, str] | None:
+def _is_true(value: str | None) -> bool:
+    return (value or "").strip().lower() in ("true", "yes", "1")
+
+
+def _read_properties(path: Path) -> _Place | None:
     try:
-        return parse_properties(path.read_text("latin-1"))
+        return _Place(str(path), _PROPERTY_NAMES, parse_properties(path.read_text("latin-1")))
     except OSError:
         return None
 
@@ -440,22 +427,9 @@ def resolve_settings(site: Site, environ: Mapping[str, str]) -> NimbusSettings:
     return _Resolver(site, environ).settings()
 
 
-def make_sandbox_settings(site: Site, port: int, s3id: str, secret: str) -> NimbusSettings:
-    """The settings of the command's own server: the site's options count as far as they say how
-    images are filed; neither environment nor files are read."""
-    options = site.options
-    return NimbusSettings(
-        endpoint=f"http://127.0.0.1:{port}",
-        host=SANDBOX_HOST,
-        bucket=str(options.get("bucket", "Repo")),
-        prefix=str(options.get("prefix", "VMS")),
-        common=options.get("visibility") == "common",
-        verify=True,
-        credentials=Credentials(
-            s3id=s3id,
-            secret=secret,
-            canonical_id=str(options.get("canonical_id", SANDBOX_CANONICAL_ID)),
-            source="this command",
-        ),
-        sandbox=True,
-    )
+def find_risks(site: Site, environ: Mapping[str, str]) -> list[str]:
+    """What weakens the security of a site: settings of its options and of its cloud.properties.
+
+    Raises CredentialsError and DefinitionError for files that cannot be read.
+    """
+    return list(_Resolver(site, environ).find_risks())

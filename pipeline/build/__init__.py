@@ -1,0 +1,1 @@
+"""A plan walked to a manifest."""

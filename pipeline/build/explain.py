@@ -1,0 +1,107 @@
+"""Which stages of a plan will run, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.build.plan import Plan
+from pipeline.build.reasons import Reason, describe_fields, find_differences
+from pipeline.stages.base import Stage
+from pipeline.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a build will do about one stage, and why."""
+
+    stage: Stage
+    action: str
+    """`reuse`, `build`, or `skip` where nothing needs it."""
+    reasons: tuple[Reason, ...]
+
+
+def explain(plan: Plan, store: Store, before: Mapping[str, Any]) -> list[Step]:
+    """What a build will do about each stage. `before` is what `describe` said of the last build."""
+    stages = plan.stages
+    needed = {stage.key for target in plan.targets for stage in target.leaves}
+    stored = {stage.key: store.find(stage.name, stage.key) is not None for stage in stages}
+    for stage in reversed(stages):
+        if stage.key in needed and not stored[stage.key]:
+            needed.update(each.key for each in stage.inputs)
+    steps = []
+    for stage in stages:
+        if stored[stage.key]:
+            steps.append(Step(stage=stage, action="reuse", reasons=()))
+        elif stage.key in needed:
+            reasons = tuple(_reasons(stage, before.get(stage.title), before))
+            steps.append(Step(stage=stage, action="build", reasons=reasons))
+        else:
+            steps.append(Step(stage=stage, action="skip", reasons=(Reason("nothing needs it"),)))
+    return steps
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """What decides each stage's output, by the stage's title, as JSON can hold it."""
+    return {
+        stage.title: {
+            "key": stage.key,
+            "revision": stage.revision,
+            "fields": describe_fields(stage),
+            "inputs": {each.title: each.key for each in stage.inputs},
+        }
+        for stage in plan.stages
+    }
+
+
+def _reasons(
+    stage: Stage, before: Any, others: Mapping[str, Any] | None = None
+) -> Iterator[Reason]:
+    """Why a stage will run. `before` is what was said of it, `others` of all stages."""
+    if not _is_description(before):
+        yield Reason("not built here before")
+        return
+    if before["key"] == stage.key:
+        yield Reason("what was stored is gone or was changed")
+        return
+    told = False
+    for reason in _differences(stage, before, others or {}):
+        told = True
+        yield reason
+    if not told:
+        yield Reason("what it is made of changed", f"{before['key'][:12]} -> {stage.key[:12]}")
+
+
+def _differences(
+    stage: Stage, before: Mapping[str, Any], others: Mapping[str, Any]
+) -> Iterator[Reason]:
+    if before["revision"] != stage.revision:
+        revisions = f"revision {before['revision']} -> {stage.revision}"
+        yield Reason(f"this version of phantom-image makes it in another way: {revisions}")
+    inputs = [
+        (_fields(others.get(source.title)), describe_fields(source)) for source in stage.inputs
+    ]
+    yield from find_differences(before["fields"], describe_fields(stage), inputs)
+    for source in stage.inputs:
+        old = before["inputs"].get(source.title)
+        if old is None:
+            yield Reason(f"its input {source.title} is new")
+        elif old != source.key:
+            yield Reason(
+                f"its input {source.title} changed", f"{str(old)[:12]} -> {source.key[:12]}"
+            )
+
+
+def _fields(description: Any) -> Mapping[str, Any]:
+    fields: Mapping[str, Any] = description["fields"] if _is_description(description) else {}
+    return fields
+
+
+def _is_description(value: Any) -> bool:
+    """Whether a value of a file of ours, which may be damaged, is what `describe` says of a
+    stage."""
+    kinds = {"key": str, "revision": int, "fields": Mapping, "inputs": Mapping}
+    return isinstance(value, Mapping) and all(
+        isinstance(value.get(name), kind) for name, kind in kinds.items()
+    )

@@ -1,0 +1,329 @@
+"""The manifest: one build of one appliance with all its publications, as Phantom reads it.
+
+Only `published_at`, the figures of the boot checks and the definition's commit depend on when,
+where and by whom it was built.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import records
+from pipeline.build import launch as launching
+from pipeline.errors import ManifestError
+from pipeline.files import make_folder
+from pipeline.model import Appliance, BootReport, Image, Publication, Sha256
+from pipeline.stages.base import key_of, read_own
+from pipeline.store import write_atomically
+
+SCHEMA = 3
+FILE = "manifest.json"
+LATEST = "latest"
+"""The name of the link to the build that was published last."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SHAPE = {
+    "schema": int,
+    "appliance": {
+        "name": _NAME,
+        "version": str,
+        "summary": str,
+        "build": _NAME,
+        "labels": {str: str},
+    },
+    "inputs": {"packages": list},
+    "root_filesystem": {"sha256": str},
+    "images": [
+        {
+            "site": str,
+            "cloud": str,
+            "file": records.FILE_NAME,
+            "layout": str,
+            "format": str,
+            "compression": (str, None),
+            "bytes": int,
+            "sha256": str,
+            "disk_bytes": int,
+            "disk_sha256": str,
+            "boot_checks": [{"machine": str, "boot_seconds?": float}],
+        }
+    ],
+    "publications": [records.PUBLICATION],
+    "phantom": {"cloud_params": {str: {"image_id": str, "rank": int, "max_vms": int}}},
+    "launch_templates": [{"site": str, "region": (str, None)}],
+}
+"""What commands read of a manifest."""
+_OLD_SHAPE = {
+    "images": [{"boot_check": dict}],
+    "publications": [{"site": str, "cloud": str}],
+}
+"""What was otherwise in schema 1."""
+_OLDER_SHAPE = {
+    "inputs": dict,
+    "publications": [records.PUBLICATION],
+    "phantom": {"cloud_params": {str: {"rank": int}}},
+}
+"""What was otherwise in schema 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestImage:
+    """An image, what its file is called in the build's folder, and its boot checks."""
+
+    file: str
+    image: Image
+    root_sha256: Sha256
+    reports: Sequence[BootReport]
+    identities: Mapping[str, Any] | None = None
+    """What each machine makes for itself at boot (`made_at_boot`), and what all of them share and
+    perhaps should not (`shared`); None where that is not known."""
+
+
+def _sorted_templates(templates: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(templates, key=lambda each: (each["site"], each["region"] or ""))
+
+
+def build_name(appliance: Appliance, root_sha256: Sha256, makers: Mapping[str, object]) -> str:
+    """The build's name: twelve hexadecimal digits that come from its content alone.
+
+    `makers` are the revisions and tools, by stage, that make images of the root file system.
+    """
+    phantom = appliance.phantom
+    user_data = phantom.user_data
+    of_sites = {name: asdict(each) for name, each in phantom.sites.items()}
+    return key_of(
+        {
+            "name": appliance.name,
+            "version": appliance.version,
+            "summary": appliance.summary,
+            "labels": dict(appliance.labels),
+            "disk_size": appliance.disk_size,
+            "clouds": {name: asdict(each) for name, each in appliance.clouds.items()},
+            "phantom": {
+                "instance_type": dict(phantom.instance_type),
+                "max_vms": phantom.max_vms,
+                "rank": phantom.rank,
+                "user_data": None if user_data is None else read_own(user_data).decode(),
+                **({"sites": of_sites} if of_sites else {}),
+            },
+            "root_filesystem": root_sha256,
+            "makers": makers,
+        }
+    )[:12]
+
+
+def make_manifest(
+    *,
+    appliance: Appliance,
+    build: str,
+    inputs: Mapping[str, Any],
+    root_sha256: Sha256,
+    images: Sequence[ManifestImage],
+    publications: Sequence[Publication],
+    launch: Mapping[str, Mapping[str, object]],
+    templates: Iterable[Mapping[str, Any]],
+    order: Sequence[str] = (),
+    before: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The manifest's content. `inputs` tells what the image was made of: `definition`, `source`,
+    `packages` and `elements`. `launch` has, by site, what Phantom needs besides the image's id:
+    `instance_type` and `common`. `templates` start images by their cloud's own means, without
+    Phantom: each has a `site`, a `region` and, in the cloud's terms, `data`. `order` names the
+    sites as sites.yaml has them. `before` is the build's earlier manifest, whose entries of sites
+    that `images` lacks are kept; `publications` has those sites' publications already."""
+    section = launching.make_section(
+        appliance,
+        sorted(publications, key=lambda publication: publication.site),
+        launch,
+        order=order,
+        before=None if before is None else before["phantom"],
+    )
+    made = {
+        "schema": SCHEMA,
+        "appliance": {
+            "name": appliance.name,
+            "version": appliance.version,
+            "summary": appliance.summary,
+            "build": build,
+            "labels": dict(appliance.labels),
+        },
+        "inputs": dict(inputs),
+        "root_filesystem": {
+            "sha256": root_sha256,
+            "identities": next((each.identities for each in images), None),
+        },
+        "images": [_image(each) for each in sorted(images, key=lambda each: each.image.site)],
+        "publications": [asdict(each) for each in sorted(publications, key=lambda p: p.site)],
+        "phantom": section,
+        "launch_templates": _sorted_templates(templates),
+    }
+    return made if before is None else _keep_other_sites(made, before)
+
+
+def _image(entry: ManifestImage) -> dict[str, Any]:
+    image = entry.image
+    return {
+        "site": image.site,
+        "cloud": image.cloud,
+        "file": entry.file,
+        "layout": image.disk.layout,
+        "format": image.disk.format,
+        "compression": image.disk.compression,
+        "bytes": image.bytes,
+        "sha256": image.sha256,
+        "disk_bytes": image.disk_bytes,
+        "disk_sha256": image.disk_sha256,
+        "boot_checks": [
+            {"machine": each.machine, "passed": each.passed, **each.facts} for each in entry.reports
+        ],
+    }
+
+
+def _keep_other_sites(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """The new manifest of a build, with the old one's images and templates of sites that the new
+    one lacks."""
+    sites = {image["site"] for image in new["images"]}
+    images = [*new["images"], *(image for image in old["images"] if image["site"] not in sites)]
+    kept = [each for each in old["launch_templates"] if each["site"] not in sites]
+    return {
+        **new,
+        "images": sorted(images, key=lambda image: image["site"]),
+        "launch_templates": _sorted_templates([*new["launch_templates"], *kept]),
+    }
+
+
+def without(manifest: Mapping[str, Any], retired: Publication) -> dict[str, Any]:
+    """A manifest without a publication that has been retired."""
+    site = retired.site
+    left = [each for each in manifest["publications"] if each != asdict(retired)]
+    params = dict(manifest["phantom"]["cloud_params"])
+    if params.get(site, {}).get("image_id") == retired.image_id:
+        del params[site]
+    templates = [
+        each
+        for each in manifest["launch_templates"]
+        if (each["site"], each["region"]) != (site, retired.region)
+    ]
+    phantom = {**manifest["phantom"], "cloud_params": params}
+    return {**manifest, "publications": left, "phantom": phantom, "launch_templates": templates}
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any], *, latest: bool = True) -> Path:
+    """Writes `FOLDER/<build>/manifest.json` and, with `latest` and where a site has the build,
+    points `FOLDER/latest` at its folder, each in one step. A manifest that would not change is not
+    written. Returns its path."""
+    build = manifest["appliance"]["build"]
+    path: Path = folder / build / FILE
+    make_folder(path.parent)
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_atomically(path, text)
+    link = folder / LATEST
+    if (
+        latest
+        and manifest["publications"]
+        and (not link.is_symlink() or str(link.readlink()) != build)
+    ):
+        temporary = folder / f".{LATEST}.{os.getpid()}.new"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(build)
+        temporary.rename(link)
+    return path
+
+
+def read_manifest(folder: Path, build: str = LATEST, shape: Any = _SHAPE) -> dict[str, Any] | None:
+    """The manifest of a build of the appliance whose builds lie in `folder`; None where that has no
+    manifest, or one that this program cannot read."""
+    try:
+        return load_manifest(find_manifest(folder, build), shape)
+    except (OSError, ManifestError):
+        return None
+
+
+def find_manifest(folder: Path, build: str) -> Path:
+    """The file of a build's manifest. The latest build is the one that was published last; where
+    none was published yet, it is the newest."""
+    path = folder / build / FILE
+    if build == LATEST and not path.is_file():
+        return max(folder.glob(f"*/{FILE}"), key=_age, default=path)
+    return path
+
+
+def _age(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def load_manifest(path: Path, shape: Any = _SHAPE) -> dict[str, Any]:
+    """The manifest in a file, which must have a shape. Raises OSError where it cannot be read,
+    ManifestError where it is damaged or of another version."""
+    try:
+        told: dict[str, Any] = records.load(path, {"schema": int})
+        if told["schema"] == 1:
+            told = _upgrade_from_1(told)
+        if told["schema"] == 2:
+            told = _upgrade_from_2(told)
+        if told["schema"] != SCHEMA:
+            raise records.Unfit(f"it has schema {told['schema']}, and this program knows {SCHEMA}")
+        fault = records.find_fault(told, shape)
+        if fault is not None:
+            raise records.Unfit(fault)
+    except records.Unfit as unfit:
+        raise ManifestError(
+            f"the manifest cannot be used: {unfit}",
+            where=str(path),
+            todo="build the appliance again, or take another build (`phantom-image list`)",
+        ) from unfit
+    return told
+
+
+def _upgrade_from_1(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest of schema 1, which knew neither regions nor several machines, as one of 2. Raises
+    Unfit."""
+    fault = records.find_fault(manifest, _OLD_SHAPE)
+    if fault is not None:
+        raise records.Unfit(fault)
+    return {
+        **manifest,
+        "schema": 2,
+        "images": [
+            {
+                **{key: value for key, value in image.items() if key != "boot_check"},
+                "boot_checks": [{"machine": "bios", **image["boot_check"]}],
+            }
+            for image in manifest["images"]
+        ],
+        "publications": [
+            {"site": each["site"], "cloud": each["cloud"], "region": None, **each}
+            for each in manifest["publications"]
+        ],
+        "launch_templates": [],
+    }
+
+
+def _upgrade_from_2(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest of schema 2, which knew nothing of its definition and had sandboxes in its launch
+    configuration, as one of 3. Raises Unfit."""
+    fault = records.find_fault(manifest, _OLDER_SHAPE)
+    if fault is not None:
+        raise records.Unfit(fault)
+    nothing = {"digest": None, "commit": None, "dirty": None}
+    section = launching.leave_sandboxes_out(manifest["phantom"], publications_of(manifest))
+    return {
+        **manifest,
+        "schema": 3,
+        "inputs": {"definition": nothing, **manifest["inputs"]},
+        "phantom": section,
+    }
+
+
+def publications_of(manifest: Mapping[str, Any]) -> list[Publication]:
+    """The publications that a manifest names."""
+    return [records.to_publication(publication) for publication in manifest["publications"]]

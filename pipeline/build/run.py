@@ -1,0 +1,197 @@
+"""One appliance, from its plan to its manifest: what `phantom-image image` does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import records
+from pipeline.build import manifest
+from pipeline.build.builder import Builder, Built
+from pipeline.build.delivery import Delivery, check_sites, raise_defects, run_side_by_side
+from pipeline.build.explain import describe, explain
+from pipeline.build.origin import describe_definition
+from pipeline.build.plan import Plan, Target, make_plan
+from pipeline.build.release import check_files, keep_true
+from pipeline.errors import PhantomError
+from pipeline.machine import accelerator, requirements
+from pipeline.model import Appliance, ContentKey, Publication, Site
+from pipeline.stages.base import read_own
+from pipeline.store import write_atomically
+from pipeline.workspace import Workspace
+
+_STAGES = "stages.json"
+_DESCRIBED = {
+    "stages": {str: {"key": str, "revision": int, "fields": {str: object}, "inputs": {str: str}}}
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Produced:
+    """The result of a build."""
+
+    manifest_path: Path
+    manifest: Mapping[str, Any]
+    stages: tuple[tuple[str, bool, float], ...]
+    """Title, whether it was reused, and seconds of each stage that was built or reused."""
+
+
+def produce(
+    appliance: Appliance,
+    sites: Sequence[Site],
+    workspace: Workspace,
+    *,
+    publish: bool,
+    order: Sequence[str] = (),
+) -> Produced:
+    """Builds and boots an appliance's images, publishes them unless told not to, and writes the
+    manifest. `order` names all known sites as sites.yaml has them, for Phantom.
+
+    Each site's image is sent as soon as it has passed its boot checks, while others are still being
+    made. A site that fails does not stop the others: the manifest names what they published, and
+    then the first error is raised, with the others in it. Raises PhantomError of every kind.
+    """
+    accelerator.give_memory_back()
+    workspace.store.sweep()
+    with workspace.store.used():
+        plan = make_plan(appliance, sites, workspace.store, builds=workspace.build)
+        errors = check_sites(plan, workspace) if publish else {}
+        left = [each for each in plan.targets if each.site.name not in errors]
+        if not left:
+            raise _all_of([errors[site.name] for site in sites])
+        plan = replace(plan, targets=tuple(left))
+        check_host(plan, workspace)
+        with Builder(workspace.store, workspace.progress) as builder:
+            deliveries = [
+                Delivery(plan, target, builder, workspace, publish=publish) for target in left
+            ]
+            try:
+                run_side_by_side(deliveries, builder)
+            finally:  # the manifest names what was published, whatever ended the others
+                whole = [each for each in deliveries if not each.is_alive() and not each.defect]
+                written = _write(plan, whole, builder.results(), workspace, order, latest=publish)
+    errors |= {each.site: each.error for each in deliveries if each.error is not None}
+    raise_defects(deliveries)
+    if errors or written is None:
+        raise _all_of([errors[site.name] for site in sites if site.name in errors], written)
+    path, content = written
+    results = builder.results()
+    return Produced(
+        manifest_path=path,
+        manifest=content,
+        stages=tuple(
+            (stage.title, results[stage.key].reused, results[stage.key].seconds)
+            for stage in plan.stages
+            if stage.key in results
+        ),
+    )
+
+
+_Written = tuple[Path, dict[str, Any]]
+"""A manifest's path and content."""
+
+
+def _write(
+    plan: Plan,
+    deliveries: Sequence[Delivery],
+    built: Mapping[ContentKey, Built],
+    workspace: Workspace,
+    order: Sequence[str],
+    *,
+    latest: bool,
+) -> _Written | None:
+    """Writes the manifest of what was built and published; None where nothing was. With `latest`,
+    others find a published build as the latest one."""
+    entries = [each.entry for each in deliveries if each.entry is not None]
+    if not entries:
+        return None
+    root_sha256 = entries[0].root_sha256
+    build = manifest.build_name(plan.appliance, root_sha256, plan.makers)
+    folder = workspace.folder(plan.appliance.name)
+    sites = {each.site for each in deliveries if each.entry is not None}
+    targets = [target for target in plan.targets if target.site.name in sites]
+    published = [publication for each in deliveries for publication in each.published]
+    contents = plan.targets[0].contents
+    described = None if contents is None else built[contents.key].artifact
+    with workspace.manifests(plan.appliance.name), workspace.errors():
+        check_files(folder / build, entries)
+        before = manifest.read_manifest(folder, build)
+        if before is not None:
+            known = manifest.publications_of(before)
+            published += [each for each in known if each.site not in sites]
+            before["images"] = keep_true(folder / build, before["images"], entries)
+        definition = describe_definition(plan.appliance)
+        written = manifest.make_manifest(
+            appliance=plan.appliance,
+            build=build,
+            inputs={"definition": definition, **plan.source.describe_inputs(described)},
+            root_sha256=root_sha256,
+            images=entries,
+            publications=published,
+            launch={
+                target.site.name: {
+                    "instance_type": _instance_type(plan.appliance, target),
+                    "common": target.cloud.common,
+                }
+                for target in targets
+            },
+            templates=_templates(plan.appliance, targets, published),
+            order=order,
+            before=before,
+        )
+        path = manifest.write_manifest(folder, written, latest=latest)
+        told = records.seal({"stages": describe(plan)})
+        write_atomically(folder / _STAGES, json.dumps(told) + "\n")
+    return path, written
+
+
+def _all_of(errors: Sequence[PhantomError], written: _Written | None = None) -> PhantomError:
+    """The first error, with the others and what was published in its detail. Sites that share a
+    stage share its error."""
+    first, *others = dict.fromkeys(errors)
+    lines = [*filter(None, [first.detail]), *(f"also: {error}" for error in others)]
+    if written is not None and (published := written[1]["publications"]):
+        lines += [f"published at {each['site']} as {each['image_id']}" for each in published]
+        lines.append(f"manifest {written[0]}")
+    first.detail = "\n".join(lines) or None
+    return first
+
+
+def check_host(plan: Plan, workspace: Workspace) -> None:
+    """Checks, before anything is built, that the host has what the stages that will run need.
+
+    Raises HostError, SudoError, NoSpaceError.
+    """
+    steps = explain(plan, workspace.store, {})
+    stages = [step.stage for step in steps if step.action == "build"]
+    requirements.require(sorted({need for stage in stages for need in stage.requires}))
+    for stage in stages:
+        stage.check_host(workspace.store)
+
+
+def read_stages(workspace: Workspace, appliance: str) -> dict[str, Any]:
+    """What `describe` said of the appliance's last build; empty where nothing is known of one."""
+    told = records.read(workspace.folder(appliance) / _STAGES, _DESCRIBED, sealed=True)
+    return {} if told is None else dict(told["stages"])
+
+
+def _instance_type(appliance: Appliance, target: Target) -> str:
+    chosen = appliance.phantom.instance_type
+    return chosen.get(target.site.cloud, target.cloud.default_instance_type)
+
+
+def _templates(
+    appliance: Appliance, targets: Sequence[Target], published: Sequence[Publication]
+) -> Iterator[dict[str, Any]]:
+    script = appliance.phantom.user_data
+    user_data = None if script is None else read_own(script)
+    for target in targets:
+        size = _instance_type(appliance, target)
+        for publication in published:
+            if publication.site == target.site.name:
+                data = target.cloud.launch_data(publication, size, user_data)
+                if data is not None:
+                    yield {"site": publication.site, "region": publication.region, "data": data}

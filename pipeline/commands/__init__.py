@@ -1,0 +1,28 @@
+"""One module per command of the command line: its arguments, what it does and what it prints.
+
+A new command is a module in this folder and a line in `COMMANDS`. The module has two functions:
+`add_arguments(parser)`, and `run(options)`, which returns an exit status, or None for success; and
+`EXAMPLES`, command lines that its help ends with.
+"""
+
+COMMANDS = {
+    "image": "build, boot, publish, and write the manifest",
+    "plan": "tell what would be done, and why; writes nothing",
+    "build": "build and boot, without publishing",
+    "boot": "start a site's machine, with its console on this terminal",
+    "check": "run the boot check's script in the machine that `boot` has running",
+    "logs": "list the logs of stages, or print one",
+    "new": "write a definition to start from",
+    "publish": "publish what is built and booted",
+    "retire": "remove a build's images from its sites",
+    "list": "list builds, or with --site the images that a site has",
+    "clean": "tell what crashes left at a site; with --remove, remove it",
+    "pin": "fetch the base image of a definition, show it, and write its digest there",
+    "show": "show a build's manifest",
+    "inspect": "tell what an image file is, which clouds it would boot on, and why not",
+    "doctor": "look at this host: what is missing, and what mends it",
+    "schema": "print the JSON Schema of definitions, or of what commands print",
+    "gc": "evict what was used longest ago from the store",
+}
+"""What each command does, in the order in which `--help` lists them. A command's module has its
+name, and is imported only when the command is run or asked for help."""

@@ -1,0 +1,89 @@
+"""`phantom-image build`: builds and boots an appliance, or makes some of its stages."""
+
+from __future__ import annotations
+
+import time
+from argparse import ArgumentParser, Namespace
+from functools import partial
+from pathlib import Path
+
+from pipeline.build.partial import Part, build_part, stages_called, stages_without_boot
+from pipeline.commands import image
+from pipeline.commands import options as shared
+from pipeline.commands.output import cell, print_json, print_line, print_table
+from pipeline.definitions.yaml import shown
+from pipeline.store import Artifact
+
+EXAMPLES = (
+    "phantom-image build web --cloud ec2",
+    "phantom-image build web --stop-after root",
+    "phantom-image build web --no-boot --json",
+)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    image.add_arguments(parser)
+    end = parser.add_mutually_exclusive_group()
+    end.add_argument(
+        "--stop-after",
+        metavar="STAGE",
+        help="make this stage and what it needs, and no manifest; `plan` lists the stages",
+    )
+    end.add_argument(
+        "--no-boot", action="store_true", help="make the images without booting, and no manifest"
+    )
+
+
+def run(options: Namespace) -> None:
+    """Builds and boots, or makes the stages that the options ask for. Raises UsageError for an
+    unknown stage, and what building raises."""
+    if options.stop_after is None and not options.no_boot:
+        image.produce_image(options, publish=False)
+        return
+    appliance, sites = shared.load_appliance(options), shared.load_sites(options)
+    word = options.stop_after
+    ends = stages_without_boot if word is None else partial(stages_called, word=word)
+    started = time.monotonic()
+    with shared.open_shown_workspace(options) as workspace:
+        part = build_part(appliance, sites, workspace, ends)
+    if options.json:
+        print_json(_describe(appliance.name, part))
+    else:
+        _print(appliance.name, part, word, time.monotonic() - started)
+
+
+def _describe(name: str, part: Part) -> dict[str, object]:
+    return {
+        "appliance": name,
+        "stages": [
+            {"stage": title, "reused": reused, "seconds": round(seconds, 3)}
+            for title, reused, seconds in part.stages
+        ],
+        "artifacts": [
+            {"stage": stage.title, "key": stage.key, "files": _files(built.artifact)}
+            for stage, built in part.ends
+        ],
+    }
+
+
+def _print(name: str, part: Part, word: str | None, seconds: float) -> None:
+    stopped = "without booting" if word is None else f"up to stage {word}"
+    print_line(f"{name}, built {stopped}")
+    rows = [(title, "reused" if reused else f"{took:.1f} s") for title, reused, took in part.stages]
+    print_table(rows, indent=2)
+    print_line()
+    print_table(
+        [
+            (stage.title, cell(shown(Path(file)) for file in files))
+            for stage, built in part.ends
+            if (files := _files(built.artifact))
+        ],
+        indent=2,
+    )
+    print_line("there is no manifest: a whole build reuses these stages and writes it")
+    print_line(f"done in {seconds:.1f} s")
+
+
+def _files(artifact: Artifact) -> list[str]:
+    return [str(artifact.file(name)) for name in sorted(artifact.digests)]

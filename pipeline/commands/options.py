@@ -1,0 +1,155 @@
+"""Options that commands share, and what they name."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import records
+from pipeline.build import manifest
+from pipeline.clouds import clouds
+from pipeline.commands.output import print_line
+from pipeline.definitions import appliance, sites
+from pipeline.errors import ManifestError, UsageError
+from pipeline.model import Appliance, NoProgress, ScratchSource, Site
+from pipeline.progress import shown
+from pipeline.store import Store
+from pipeline.tools import dib_environment
+from pipeline.tools.namespace import remove_tree
+from pipeline.workspace import STORE, Workspace
+
+_DEFAULT_APPLIANCE = "hello-phantom"
+_STORE = "PHANTOM_STORE"  # the variable that names the store's folder
+
+
+def add(parser: ArgumentParser, *names: str) -> None:
+    """Adds options that commands share, in this order: appliance, sites, of, verbose, json."""
+    add = parser.add_argument
+    if "appliance" in names:
+        text = f"name or definition ({_DEFAULT_APPLIANCE})"
+        add("appliance", nargs="?", default=_DEFAULT_APPLIANCE, help=text)
+    if "sites" in names:
+        text = "the sites of this cloud; commas or again"
+        add("--cloud", action="append", metavar="CLOUD", help=text)
+        add("--site", action="append", metavar="SITE", help="this site; commas or again")
+        add("--all-sites", action="store_true", help="the sites of all clouds")
+    if "of" in names:
+        add("--of", default="latest", metavar="BUILD", help="the build (latest)")
+    if "verbose" in names:
+        add("-v", "--verbose", action="store_true", help="show what programs print")
+    if "json" in names:
+        add("--json", action="store_true", help="print JSON")
+
+
+def hours(text: str) -> float:
+    """An option's value in hours. Raises ArgumentTypeError for what is no duration."""
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text):
+        raise ArgumentTypeError(f"{text[:40]!r} is no number of hours from 0 to 999999")
+    return float(text)
+
+
+def load_appliance(options: Namespace) -> Appliance:
+    """The appliance that the options name. Raises DefinitionError.
+
+    Warns of variables for elements in the command's environment, which have no effect.
+    """
+    loaded = appliance.load_appliance(options.appliance, options.images)
+    if isinstance(loaded.source, ScratchSource):
+        for name in dib_environment.ignored(os.environ, loaded.environment):
+            print_line(
+                f"warning: {name} of the environment has no effect; write it into "
+                f"{loaded.positions.file or loaded.definition}, below `environment:`",
+                file=sys.stderr,
+            )
+    return loaded
+
+
+def load_sites(options: Namespace) -> tuple[Site, ...]:
+    """The sites that the options name. Raises DefinitionError, UsageError."""
+    chosen = _words(getattr(options, "cloud", None)), _words(options.site)
+    if any(chosen) and getattr(options, "all_sites", False):
+        raise UsageError("--all-sites is given beside --cloud or --site", todo="leave one out")
+    return sites.select_sites(_load_known_sites(options), *chosen)
+
+
+def load_sites_to_publish_to(options: Namespace) -> tuple[Site, ...]:
+    """As `load_sites`, but where no option selects any, the sites must be of one cloud: nobody
+    publishes everywhere by leaving a word out. Raises DefinitionError, UsageError."""
+    chosen = load_sites(options)
+    found = list(dict.fromkeys(site.cloud for site in chosen))
+    selected = _words(options.cloud) or _words(options.site) or options.all_sites
+    if len(found) > 1 and not selected:
+        names = ", ".join(site.name for site in chosen)
+        raise UsageError(
+            f"{options.sites} has sites of several clouds ({names}), and none is named",
+            todo=f"name some with --cloud ({', '.join(found)}) or --site, or all with --all-sites; "
+            "`phantom-image plan` shows what would be sent to each",
+        )
+    return chosen
+
+
+def load_site_order(options: Namespace) -> list[str]:
+    """The names of all known sites, as sites.yaml has them. Raises DefinitionError."""
+    return [site.name for site in _load_known_sites(options)]
+
+
+def _load_known_sites(options: Namespace) -> tuple[Site, ...]:
+    return sites.load_sites(options.sites, clouds())
+
+
+def _words(values: Sequence[str] | None) -> list[str] | None:
+    """The words of an option that can be repeated, and whose values can hold commas."""
+    words = [word.strip() for value in values or () for word in value.split(",") if word.strip()]
+    return words or None
+
+
+def open_workspace(options: Namespace) -> Workspace:
+    """The folders that the options name; nothing shows the progress of work."""
+    store = Store(store_folder(options), remove_tree)
+    return Workspace(build=_resolved(options.build), store=store, progress=lambda _: NoProgress())
+
+
+@contextmanager
+def open_shown_workspace(options: Namespace, *, uses_store: bool = True) -> Iterator[Workspace]:
+    """The folders that the options name; standard error shows the progress of work. With
+    `uses_store`, nothing is evicted from the store meanwhile."""
+    with shown(sys.stderr, verbose=getattr(options, "verbose", False)) as progress:
+        workspace = replace(open_workspace(options), progress=progress)
+        with workspace.store.used() if uses_store else nullcontext():
+            yield workspace
+
+
+def store_folder(options: Namespace) -> Path:
+    """The store's folder: the environment's choice, or else the build folder's own."""
+    return _resolved(os.environ.get(_STORE) or options.build / STORE)
+
+
+def _resolved(path: str | Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises an error for a circle of links
+
+
+def read_manifest(options: Namespace, name: str, workspace: Workspace) -> dict[str, Any]:
+    """The manifest of the build that the options name. Raises UsageError where there is none,
+    ManifestError where it cannot be used."""
+    try:
+        if not all(records.FILE_NAME.fullmatch(word) for word in (name, options.of)):
+            raise FileNotFoundError
+        return manifest.load_manifest(manifest.find_manifest(workspace.folder(name), options.of))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(
+            f"there is no build {options.of!r} of {name!r}",
+            todo="`phantom-image list` lists the builds, `phantom-image image` makes one",
+        ) from error
+    except OSError as error:
+        raise ManifestError(
+            f"the manifest cannot be read: {error.strerror}",
+            where=str(error.filename),
+            todo="see who may read it",
+        ) from error

@@ -1,0 +1,57 @@
+"""`phantom-image show`: a build's manifest."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.build.manifest import FILE
+from pipeline.commands import options as shared
+from pipeline.commands.output import cell, format_place, print_json, print_line, print_table
+from pipeline.definitions.yaml import shown
+from pipeline.model import format_size
+
+EXAMPLES = ("phantom-image show web", "phantom-image show web --of 0123456789ab --json")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    shared.add(parser, "appliance", "of", "json")
+
+
+def run(options: Namespace) -> None:
+    """Prints the manifest, or what people want to know of it."""
+    workspace = shared.open_workspace(options)
+    content = shared.read_manifest(options, options.appliance, workspace)
+    if options.json:
+        print_json(content, ascii_only=False)
+        return
+    appliance = content["appliance"]
+    print_line(f"{appliance['name']} {appliance['version']}, build {appliance['build']}")
+    print_line(f"  {appliance['summary']}")
+    print_line()
+    folder = workspace.folder(options.appliance) / appliance["build"]
+    print_table(list(_rows(content, folder)), indent=2)
+
+
+def _rows(content: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
+    """What the build has, and where it is. `folder` is the build's."""
+    yield "packages", str(len(content["inputs"]["packages"]))
+    yield "root", f"sha256 {content['root_filesystem']['sha256']}"
+    for image in content["images"]:
+        booted = ", ".join(
+            f"booted by {check['machine']} in {check.get('boot_seconds', 0):.0f} s"
+            for check in image["boot_checks"]
+        )
+        file = folder / image["file"]
+        gone = "" if file.is_file() else " (no longer there)"
+        size = format_size(image["bytes"])
+        lines = [f"{shown(file)}{gone}", f"{size}, {booted}", f"sha256 {image['sha256']}"]
+        yield "image", cell(lines)
+    for publication in content["publications"]:
+        place = format_place(publication) + (" (sandbox)" if publication["sandbox"] else "")
+        published = f"{publication['image_id']}, {publication['published_at']}"
+        yield "published", f"at {place} as {published}"
+    yield "manifest", shown(folder / FILE)

@@ -1,0 +1,1 @@
+"""appliance.yaml and sites.yaml to the model."""

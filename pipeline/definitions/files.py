@@ -1,0 +1,313 @@
+"""Checks the files that a definition names, and what else a schema cannot check in it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline.definitions.copies import Copy, Grounds, OutsideError, Targets, is_text, walk
+from pipeline.definitions.messages import label, quote, suggest
+from pipeline.definitions.yaml import Keys, YamlFile, reason, shown
+from pipeline.model import MIB, ApplianceBuild, FileCopy, FolderCopy, LinkCopy, parse_size
+from pipeline.realfile import open_file
+
+URL_SCHEMES = ("http", "https", "s3")
+"""The schemes of a base image's URL."""
+
+MAX_DISK = parse_size("2TiB")  # an MBR counts 512-byte sectors in 32 bits
+MAX_USER_DATA = 1024  # the database column of Phantom's web application (docs/facts/phantom.md)
+
+_SECTOR = 512
+_TEMPLATE_WORDS = ("name", "version", "build", "layout")
+_PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
+_SCANNED_BYTES = 1 << 16  # a file with a private key has a few thousand bytes
+
+
+def resolve(file: YamlFile, grounds: Grounds) -> Any:
+    """A definition's data with sizes, paths and file copies instead of text. Files may come from
+    the grounds alone.
+
+    Adds mistakes to the file; without any, the result is complete.
+    """
+    return _Resolver(file, grounds).resolve(file.data, ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """A file that may be copied."""
+
+    path: Path
+    """Canonical."""
+    head: bytes
+    """Its first bytes."""
+    size: int
+    is_program: bool
+
+
+class _Resolver:
+    def __init__(self, file: YamlFile, grounds: Grounds) -> None:
+        self._file = file
+        self._folder = file.path.parent
+        self._grounds = grounds
+        self._targets = Targets()
+        self._converters: dict[Keys, Callable[[Keys, Any], object]] = {
+            ("disk_size",): self._size,
+            ("clouds", "*", "disk_size"): self._size,
+            ("clouds", "*", "image_name"): self._template,
+            ("scripts", "*"): self._script,
+            ("boot_check", "script"): self._script,
+            ("source", "base_image", "location"): self._location,
+            ("phantom", "user_data"): self._user_data,
+            ("files",): self._copies,
+        }
+
+    def resolve(self, value: Any, keys: Keys) -> Any:
+        """A value in the model's terms; unchanged if it violates the schema."""
+        if keys in self._file.refused:
+            return value
+        pattern = (*keys[:1], *("*" for _ in keys[1:2]), *keys[2:])
+        convert = self._converters.get(keys) or self._converters.get(pattern)
+        if convert is not None:
+            return convert(keys, value)
+        if isinstance(value, dict):
+            return {key: self.resolve(part, (*keys, key)) for key, part in value.items()}
+        if isinstance(value, list):
+            return [self.resolve(part, (*keys, index)) for index, part in enumerate(value)]
+        return value
+
+    def _add(self, keys: Keys, text: str) -> None:
+        self._file.add(f"{label(keys)!r}: {text}", keys)
+
+    def _size(self, keys: Keys, text: str) -> int:
+        size = parse_size(text) // _SECTOR * _SECTOR  # a number of MB may end within a sector
+        if not MIB <= size <= MAX_DISK:
+            self._add(keys, f"{text} is not a valid disk size; it must be from 1MiB to 2TiB")
+        return size
+
+    def _template(self, keys: Keys, text: str) -> str:
+        import string
+
+        try:
+            parts = list(string.Formatter().parse(text))
+        except ValueError:
+            self._add(keys, f"{text!r} has a brace without its other half")
+            return text
+        for _, word, form, conversion in parts:
+            if word is None:
+                continue
+            if word not in _TEMPLATE_WORDS or form or conversion:
+                known = ", ".join(f"{{{word}}}" for word in _TEMPLATE_WORDS)
+                written = word + (f"!{conversion}" * bool(conversion)) + (f":{form}" * bool(form))
+                self._add(keys, f"{{{written}}} is unknown; known are {known}")
+        return text
+
+    def _location(self, keys: Keys, value: str | dict[str, Any]) -> ApplianceBuild | Path | str:
+        """The location, with a file's path made absolute. The plan checks whether the image exists,
+        since the definition is correct even if the file has yet to be fetched."""
+        if isinstance(value, dict):
+            name, build = value.get("appliance", ""), value.get("build", "latest")
+            return ApplianceBuild(name=name, build=build)
+        scheme, colon, _ = value.partition("://")
+        if not colon:
+            return self._image(keys, value)
+        return self._url(keys, scheme.lower() + value[len(scheme) :])
+
+    def _image(self, keys: Keys, text: str) -> Path:
+        """A base image's file. An absolute path says by itself where it is; a relative one must not
+        lead out of the definition's folders unseen."""
+        path = Path(os.path.abspath(self._folder / os.path.expanduser(text)))
+        if text.startswith(("/", "~")):
+            return path
+        try:
+            return self._grounds.resolve(text)
+        except OutsideError as error:
+            self._add(keys, f"{error}; write its absolute path")
+        return path
+
+    def _url(self, keys: Keys, url: str) -> str:
+        from urllib.parse import urlsplit
+
+        scheme, _, rest = url.partition("://")
+        if scheme not in URL_SCHEMES:
+            known = ", ".join(f"{scheme}://" for scheme in URL_SCHEMES)
+            self._add(keys, f"{scheme}:// is not known; known are {known} and paths of files")
+        elif "@" in rest.partition("/")[0]:
+            self._add(keys, "holds a user's name or password; no secret goes into a definition")
+        else:
+            try:
+                host = urlsplit(url).hostname
+            except ValueError:
+                host = None
+            if not host:
+                self._add(keys, f"{quote(url)} names no host")
+        return url
+
+    def _script(self, keys: Keys, text: str) -> Path:
+        content = self._find(keys, text)
+        if content is None:
+            return self._folder / text
+        first = content.head.split(b"\n", 1)[0]
+        if not first.startswith(b"#!"):
+            self._add(keys, f"{text!r} does not begin with '#!' and an interpreter")
+        elif first.endswith(b"\r"):
+            self._add(keys, f"{text!r} has Windows line ends; save it with Unix ones")
+        return content.path
+
+    def _user_data(self, keys: Keys, text: str) -> Path:
+        content = self._find(keys, text)
+        if content is None:
+            return self._folder / text
+        alien = re.search(rb"[^\t\n\r\x20-\x7e]", content.head)
+        if not content.head.strip():
+            self._add(keys, f"{text!r} is empty; leave 'user_data' out")
+        elif alien:
+            line = content.head.count(b"\n", 0, alien.start()) + 1
+            self._add(
+                keys,
+                f"{text!r} has byte 0x{alien[0][0]:02x} on line {line}; Phantom takes ASCII text "
+                "only, others break its answers",
+            )
+        elif b"\r\n" in content.head:
+            self._add(keys, f"{text!r} has Windows line ends; save it with Unix ones")
+        elif content.size > MAX_USER_DATA:
+            self._add(
+                keys,
+                f"{text!r} has {content.size:,} characters; Phantom's database holds "
+                f"{MAX_USER_DATA:,}: put the rest into the image",
+            )
+        return content.path
+
+    def _resolve(self, keys: Keys, text: str) -> Path | None:
+        """The canonical path of what a text names; adds a mistake and returns None if it lies where
+        no file may come from."""
+        try:
+            return self._grounds.resolve(text)
+        except OutsideError as error:
+            self._add(keys, f"{error}; copy it there")
+        except (OSError, ValueError) as error:
+            self._add(keys, f"{quote(text)} cannot be read: {reason(error)}")
+        return None
+
+    def _find(self, keys: Keys, text: str) -> _Content | None:
+        """The file that a text names; adds a mistake and returns None if it must not be copied."""
+        path = self._resolve(keys, text)
+        if path is None:
+            return None
+        try:
+            if path.is_dir():
+                self._add(keys, f"{text!r} is a folder; name a file")
+                return None
+            if not path.is_file():
+                self._add(keys, missing(self._folder, text))
+                return None
+        except (OSError, ValueError) as error:
+            self._add(keys, f"{quote(text)} cannot be read: {reason(error)}")
+            return None
+        return self._read(keys, text, path)
+
+    def _read(self, keys: Keys, text: str, path: Path) -> _Content | None:
+        """Looks into a file with this canonical path."""
+        try:
+            with open_file(path) as stream:
+                head, status = stream.read(_SCANNED_BYTES), os.fstat(stream.fileno())
+        except (OSError, ValueError) as error:
+            self._add(keys, f"{quote(text)} cannot be read: {reason(error)}")
+            return None
+        if _PRIVATE_KEY.search(head):
+            self._add(
+                keys, f"{text!r} holds a private key; no secret goes into a definition or an image"
+            )
+            return None
+        is_program = bool(status.st_mode & 0o100)
+        return _Content(path=path, head=head, size=status.st_size, is_program=is_program)
+
+    def _copies(self, keys: Keys, entries: list[object]) -> list[Copy]:
+        return [copy for index in range(len(entries)) for copy in self._entry((*keys, index))]
+
+    def _entry(self, keys: Keys) -> list[Copy]:
+        from_keys, to_keys = (*keys, "from"), (*keys, "to")
+        source, target = self._file.text(from_keys), self._file.text(to_keys)
+        mode = self._file.text((*keys, "mode"))
+        if source is None or target is None:
+            return []
+        if {".", ".."} & set(target.split("/")):
+            self._add(to_keys, f"{target!r} must not hold '.' or '..'")
+            return []
+        path = self._resolve(from_keys, source)
+        if path is None:
+            return []
+        place, bits = PurePosixPath(target), int(mode, 8) if mode else None
+        try:
+            if path.is_dir():
+                copies = self._folder_copies(from_keys, source, path, place, bits)
+            elif target == "/":
+                self._add(to_keys, f"'/' is a folder, and {source!r} is a file; name the file")
+                return []
+            else:
+                content = self._find(from_keys, source)
+                if target.endswith("/"):
+                    place /= PurePosixPath(source).name
+                copies = [] if content is None else [_copy(content, place, bits)]
+        except (OSError, ValueError) as error:
+            self._add(from_keys, f"{quote(source)} cannot be read: {reason(error)}")
+            return []
+        return self._check_targets(keys, copies)
+
+    def _folder_copies(
+        self, keys: Keys, source: str, path: Path, place: PurePosixPath, bits: int | None
+    ) -> list[Copy]:
+        """What a folder's content becomes in the image."""
+        copies: list[Copy] = []
+        found = walk(path)
+        for each in found:
+            name = os.path.normpath(os.path.join(source, each.below))
+            if not is_text(str(each.below)):
+                folder, name = os.path.split(name)
+                self._add(keys, f"{folder!r} holds a file whose name is no text: {name!a}")
+            elif each.kind == "folder":
+                copies.append(FolderCopy(target=place / each.below))
+            elif each.kind == "link" and is_text(each.leads_to):
+                copies.append(LinkCopy(target=place / each.below, leads_to=each.leads_to))
+            elif each.kind == "file":
+                content = self._read(keys, name, path / each.below)
+                if content is not None:
+                    copies.append(_copy(content, place / each.below, bits))
+            else:
+                what = "leads to no text" if each.kind == "link" else "is no file, folder or link"
+                self._add(keys, f"{name!r} {what}")
+        if not found:
+            self._add(keys, f"there is no file in {source!r}")
+        return copies
+
+    def _check_targets(self, keys: Keys, copies: list[Copy]) -> list[Copy]:
+        """The copies that can be made; adds mistakes about the others."""
+        line = self._file.line(keys)
+        good = []
+        for copy in copies:
+            wrong = self._targets.add(copy, line)
+            if wrong is None:
+                good.append(copy)
+            else:
+                self._add(keys, wrong)
+        return good
+
+
+def _copy(content: _Content, target: PurePosixPath, bits: int | None) -> FileCopy:
+    if bits is None:
+        # Git records only the owner's right to execute; other bits depend on the umask.
+        bits = 0o755 if content.is_program else 0o644
+    return FileCopy(source=content.path, target=target, mode=bits)
+
+
+def missing(folder: Path, text: str) -> str:
+    """The message for a missing file, with the most similar name in its folder."""
+    path = folder / text
+    try:
+        names = sorted(os.listdir(path.parent))
+    except OSError:
+        names = []
+    return f"there is no {quote(text)} in {shown(folder)}" + suggest(path.name, names)

@@ -1,0 +1,1 @@
+"""Reads and judges the content of disks, without root."""

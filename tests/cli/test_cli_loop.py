@@ -1,0 +1,152 @@
+"""The commands of a working day: a new definition, some stages of a build, and their logs."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import jsonschema
+import pytest
+import yaml
+from cli_runs import Hello, Project, assert_clean
+
+from pipeline import __version__
+
+
+@pytest.mark.parametrize("words", [[], ["--from", "hello-phantom"]], ids=["copy", "extends"])
+def test_a_new_definition_can_be_planned_at_once(project: Project, words: list[str]) -> None:
+    written = project.succeed("new", "web", *words, "--json").json
+    folder = project.folder / "images/web"
+    files = sorted(f"images/web/{file.name}" for file in folder.iterdir())
+    assert written == {"appliance": "web", "files": [*files, "images/appliance.schema.json"]}
+    assert ("images/web/check.sh" in files) is (not words)
+
+    text = (folder / "appliance.yaml").read_text()
+    editor, _, _ = text.partition("\n")
+    assert editor == "# yaml-language-server: $schema=../appliance.schema.json"
+    schema = json.loads((folder / editor.partition("$schema=")[2]).read_text())
+    assert schema == project.succeed("schema").json
+    if not words:  # with `extends`, what is needed may be inherited
+        jsonschema.validate(yaml.safe_load(text), schema)
+
+    stages = project.succeed("plan", "web", "--json").json["stages"]
+    assert [stage["stage"] for stage in stages][:3] == ["packages", "root", "disk mbr"]
+    assert_clean(project)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (
+            ["hello-base"],
+            "error: images/hello-base is there already\n"
+            "  do: choose another name, or remove it first\n",
+        ),
+        (
+            ["../up"],
+            "error: '../up' cannot be an appliance's name\n"
+            "  do: choose at most 64 small letters, digits, dots and hyphens; the first is a "
+            "letter or a digit\n",
+        ),
+        (
+            ["sites"],
+            "error: no appliance can be called 'sites': the folder of builds has something else "
+            "there\n"
+            "  do: choose another name\n",
+        ),
+        (
+            ["web", "--from", "hello-fantom"],
+            "error: there is no appliance 'hello-fantom' in images; did you mean 'hello-phantom'?\n"
+            "  do: choose one of: debian-cloud-base, hello-base, hello-phantom, ubuntu-base\n",
+        ),
+    ],
+)
+def test_names_that_no_new_definition_can_have(
+    project: Project, words: list[str], error: str
+) -> None:
+    before = sorted((project.folder / "images").rglob("*"))
+    done = project.run("new", *words)
+    assert (done.status, done.err) == (24, error)
+    assert sorted((project.folder / "images").rglob("*")) == before
+
+
+def test_what_cannot_be_asked_for(project: Project) -> None:
+    choice = "  do: choose one of: packages, root, disk, image, hash, drivers, boot\n"
+    for words, status, error in (
+        (
+            ["build", "--stop-after", "rot"],
+            24,
+            "error: hello-phantom has no stage 'rot'; did you mean 'root'?\n" + choice,
+        ),
+        (
+            ["logs", "hello-phantom", "nope"],
+            24,
+            "error: hello-phantom has no stage 'nope'\n" + choice,
+        ),
+        (
+            ["logs", "hello-phantom", "root"],
+            24,
+            "error: stage root of hello-phantom has no log: it has not run, or does not write one\n"
+            "  do: `phantom-image logs hello-phantom` lists those that there are\n",
+        ),
+        (
+            ["logs", "--follow"],
+            24,
+            "error: --follow needs a stage\n  do: name the appliance and one of its stages\n",
+        ),
+        (
+            ["check"],
+            24,
+            "error: no machine of hello-phantom is running\n"
+            "  do: start one in another terminal: `phantom-image boot hello-phantom`\n",
+        ),
+    ):
+        done = project.run(*words)
+        assert (done.status, done.err) == (status, error)
+    done = project.run("build", "--stop-after", "root", "--no-boot")
+    assert done.status == 2
+    assert "argument --no-boot: not allowed with argument --stop-after" in done.err
+    assert project.artifacts() == []
+    assert_clean(project)
+
+
+@pytest.mark.parametrize("word", ["8080", "0:80", "80:65536", "a:b", "80:80:80", "\u0661:80"])
+def test_what_is_no_pair_of_ports(project: Project, word: str) -> None:
+    done = project.run("boot", "--forward", word)
+    assert done.status == 2
+    assert done.err.endswith(
+        f"argument --forward: {word!r} is no pair of ports from 1 to 65535, such as 8080:80\n"
+    )
+
+
+def test_version_names_the_commit(project: Project) -> None:
+    told = project.succeed("--version").out
+    commit = r"( \(commit [0-9a-f]{12}(, dirty)?\))?"
+    assert re.fullmatch(rf"phantom-image {re.escape(__version__)}{commit}\n", told)
+
+
+@pytest.mark.slow
+def test_a_build_that_stops_early_leaves_its_stages(shared: Project, hello: Hello) -> None:
+    part = shared.succeed("build", "--stop-after", "disk", "--json").json
+    assert part["stages"] == [{"stage": "disk mbr", "reused": True, "seconds": 0.0}]
+    (end,) = part["artifacts"]
+    assert end["files"] == [str(hello.artifact("disk") / "disk.raw")]
+    done = shared.succeed("build", "--no-boot")
+    assert done.out.startswith("hello-phantom, built without booting\n")
+    assert "boot nimbus-sandbox" not in done.out
+    assert str(hello.artifact("image") / "image.raw.gz") in done.out
+    assert not shared.build.exists(), "there is no manifest"
+
+
+@pytest.mark.slow
+def test_logs_are_listed_and_printed(shared: Project, hello: Hello) -> None:
+    logs = shared.succeed("logs", "hello-phantom", "--json").json
+    assert {"packages", "root", "boot nimbus-sandbox bios"} <= {each["stage"] for each in logs}
+    times = [each["time"] for each in logs]
+    assert times == sorted(times, reverse=True)
+    assert {each["log"] for each in logs} <= {
+        each["log"] for each in shared.succeed("logs", "--json").json
+    }
+    printed = shared.succeed("logs", "hello-phantom", "boot").out
+    assert "Linux version" in printed
+    assert "\x1b" not in printed
