@@ -293,5 +293,22 @@ class BaseNotBuiltError(PhantomError, status=61):
     """A definition starts from another appliance's build, which does not exist."""
 
 
+class CustomizationError(PhantomError, status=62):
+    """What a key of the definition says could not be done in the image."""
+
+    @classmethod
+    def make(
+        cls, key: str, *, where: str | None, log: Path | None, detail: str
+    ) -> CustomizationError:
+        """The error of a key, with the last lines that were printed."""
+        return cls(
+            f"{key!r} could not be applied to the image",
+            where=where or None,
+            todo="correct it; the log has all that was printed",
+            log=log,
+            detail=detail,
+        )
+
+
 class ManifestError(PhantomError, status=70):
     """The manifest that a command is to read is damaged, or of another version."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import NewType, Protocol
+from typing import Any, NewType, Protocol
 
 ContentKey = NewType("ContentKey", str)
 """What would be built: the SHA-256, in hexadecimal, of everything that decides a stage's output."""
@@ -117,6 +117,15 @@ class FolderCopy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextFile:
+    """A text file of the definition's folder that customizes the image."""
+
+    path: Path
+    """Canonical."""
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class BootCheckPolicy:
     """How the appliance proves that it came up."""
 
@@ -189,6 +198,8 @@ class Appliance:
     scripts: tuple[Path, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables for elements' hooks and for scripts, from scratch."""
+    customizations: Mapping[str, Any] = field(default_factory=dict)
+    """The values of the keys that `customizations/` has modules for."""
     disk_size: int = 2 * GIB
     kernel: str = "generic"
     user_data_frequency: str = "boot"

@@ -12,7 +12,12 @@ from pipeline.model import format_size
 from pipeline.stages.base import LocalFile, Stage, to_json
 
 _SIZES = {"size", "disk_size", "most_bytes", "memory", "spare", "root_start", "tail"}
-_ITEMS = {"packages": "package", "elements": "element", "payloads": "element"}
+_ITEMS = {
+    "packages": "package",
+    "elements": "element",
+    "payloads": "element",
+    "customizations": "",
+}
 _UNNAMED = {"environment", "tools"}  # what is in them has names that say enough
 _WORDS = {"apt_sources": "the image's package sources", "sha256": "its digest"}
 _LONGEST = 60  # characters of a value that a reason quotes

@@ -18,8 +18,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pipeline.customizations import CUSTOMIZATIONS
 from pipeline.definitions.bounds import bounded
 from pipeline.definitions.copies import Grounds, merge_copies
+from pipeline.definitions.customizations import check_customizations
 from pipeline.definitions.environment import check_environment
 from pipeline.definitions.files import missing, resolve
 from pipeline.definitions.messages import (
@@ -153,6 +155,7 @@ def _load_parts(path: Path, images: Path, clouds: Collection[str]) -> list[_Part
         data: dict[str, Any] = {}
         if isinstance(file.data, dict):
             data = resolve(file, Grounds(file.path.parent, folders[number + 1 :]))
+            check_customizations(file, data)
         if number:
             data = {key: value for key, value in data.items() if key not in _OWN_KEYS}
         parts.append(_Part(file=file, data=data))
@@ -235,6 +238,8 @@ def _merge(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merge_value(key: str, parent: Any, child: Any) -> Any:
+    if key in CUSTOMIZATIONS:
+        return CUSTOMIZATIONS[key].merge(parent, child)
     if isinstance(parent, dict) and isinstance(child, dict):
         if key == "source" and parent.keys() != child.keys():
             return child
@@ -280,6 +285,7 @@ def _make_appliance(data: dict[str, Any], paths: Sequence[Path], positions: Posi
         boot_check=BootCheckPolicy(**data.get("boot_check", {})),
         phantom=PhantomPolicy(**phantom),
         environment=MappingProxyType(dict(data.get("environment", {}))),
+        customizations=MappingProxyType({key: data[key] for key in CUSTOMIZATIONS if key in data}),
         labels=MappingProxyType(dict(data.get("labels", {}))),
         definition=paths[0],
         extended=tuple(paths[1:]),

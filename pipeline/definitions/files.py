@@ -9,10 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline.customizations import CUSTOMIZATIONS
 from pipeline.definitions.copies import Copy, Grounds, OutsideError, Targets, is_text, walk
 from pipeline.definitions.messages import label, quote, suggest
 from pipeline.definitions.yaml import Keys, YamlFile, reason, shown
-from pipeline.model import MIB, ApplianceBuild, FileCopy, FolderCopy, LinkCopy, parse_size
+from pipeline.model import (
+    MIB,
+    ApplianceBuild,
+    FileCopy,
+    FolderCopy,
+    LinkCopy,
+    TextFile,
+    parse_size,
+)
 from pipeline.realfile import open_file
 
 URL_SCHEMES = ("http", "https", "s3")
@@ -64,13 +73,17 @@ class _Resolver:
             ("phantom", "user_data"): self._user_data,
             ("files",): self._copies,
         }
+        for key, customization in CUSTOMIZATIONS.items():
+            for part in customization.text_files:
+                self._converters[(key, *part)] = self._text_file
 
     def resolve(self, value: Any, keys: Keys) -> Any:
         """A value in the model's terms; unchanged if it violates the schema."""
         if keys in self._file.refused:
             return value
         pattern = (*keys[:1], *("*" for _ in keys[1:2]), *keys[2:])
-        convert = self._converters.get(keys) or self._converters.get(pattern)
+        of_lists = tuple("*" if isinstance(key, int) else key for key in keys)
+        convert = next(filter(None, map(self._converters.get, (keys, pattern, of_lists))), None)
         if convert is not None:
             return convert(keys, value)
         if isinstance(value, dict):
@@ -180,6 +193,24 @@ class _Resolver:
                 f"{MAX_USER_DATA:,}: put the rest into the image",
             )
         return content.path
+
+    def _text_file(self, keys: Keys, text: str) -> TextFile:
+        """A file whose text customizes the image."""
+        content = self._find(keys, text)
+        if content is None:
+            return TextFile(path=self._folder / text, text="")
+        if content.size > len(content.head):
+            most = f"{_SCANNED_BYTES:,}"
+            self._add(keys, f"{text!r} has {content.size:,} bytes; at most {most} are allowed here")
+        try:
+            read = content.head.decode()
+        except UnicodeDecodeError:
+            self._add(keys, f"{text!r} is not text in UTF-8")
+            read = ""
+        if "\r\n" in read or "\0" in read:
+            what = "Windows line ends; save it with Unix ones" if "\r\n" in read else "a NUL byte"
+            self._add(keys, f"{text!r} has {what}")
+        return TextFile(path=content.path, text=read)
 
     def _resolve(self, keys: Keys, text: str) -> Path | None:
         """The canonical path of what a text names; adds a mistake and returns None if it lies where

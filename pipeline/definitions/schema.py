@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from pipeline.customizations import CUSTOMIZATIONS
 from pipeline.definitions.environment import ENVIRONMENT
 from pipeline.definitions.login import LOGIN
 
@@ -65,7 +66,7 @@ def make_appliance_schema(clouds: Iterable[str]) -> Schema:
         "type": "object",
         "required": ["name", "version", "summary"],
         "additionalProperties": False,
-        "properties": _names() | _contents() | _machine() | _uses(known),
+        "properties": _names() | _contents() | _customizations() | _machine() | _uses(known),
     }
 
 
@@ -127,6 +128,10 @@ def _contents() -> dict[str, Schema]:
         ),
         "environment": ENVIRONMENT,
     }
+
+
+def _customizations() -> dict[str, Schema]:
+    return {key: each.schema for key, each in CUSTOMIZATIONS.items()}
 
 
 def _machine() -> dict[str, Schema]:

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path, PurePosixPath
 
+from pipeline.customizations.customization import Step
 from pipeline.errors import (
+    CustomizationError,
     FileSystemError,
     PhantomError,
     ScriptError,
@@ -19,6 +21,7 @@ from pipeline.guest.files import Copy, full, temporary_name
 from pipeline.guest.image import Image
 from pipeline.guest.programs import Ended, resolving, run_program
 
+_STEP_SECONDS = 600
 _INTERPRETER = re.compile(rb"^#![ \t]*(/[^ \t\r\n]*)(\r?)")
 
 
@@ -54,6 +57,20 @@ def run_scripts(
         if not guest.ended:
             with suppress(FileSystemError):
                 files.remove(folder)
+
+
+def run_steps(image: Image, steps: Sequence[Step]) -> None:
+    """Runs what customizes the image, in order. Raises CustomizationError, FileSystemError."""
+    for step in steps:
+        image.guest.progress.step(f"applying '{step.name}'")
+        try:
+            ended = run_program(image, ["/bin/sh", "-c", step.script], seconds=_STEP_SECONDS)
+        except TimeoutError:
+            ended = Ended(status=None, output=f"it did not end within {_STEP_SECONDS} s")
+        if ended.status != 0:
+            raise CustomizationError.make(
+                step.name, where=step.where, log=image.guest.log, detail=ended.output
+            )
 
 
 def _run(

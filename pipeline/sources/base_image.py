@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline import sparse
+from pipeline.customizations import make_steps
+from pipeline.customizations.customization import Step
 from pipeline.disk import partitions
 from pipeline.disk.system import Geometry, System
 from pipeline.errors import (
@@ -62,6 +64,7 @@ from pipeline.sources.scratch import (
 from pipeline.sources.transport import shown
 from pipeline.stages.base import (
     HERE_ONLY,
+    IF_ANY,
     Context,
     LocalFile,
     Stage,
@@ -106,6 +109,7 @@ class BaseRoot(Stage):
     user_data_frequency: str
     login_user: str
     files: tuple[Copied, ...]
+    customizations: tuple[Step, ...] = field(default=(), metadata=IF_ANY)
     scripts: tuple[LocalFile, ...]
 
     script_seconds: int = field(metadata=HERE_ONLY, compare=False)
@@ -211,6 +215,7 @@ class BaseRoot(Stage):
             # Those of the image: what the definition's files and scripts set stays.
             cleaning.forget_proxies(image.files)
         bring(image.files, self.files, context.work / "files")
+        scripts.run_steps(image, self.customizations)
         scripts.run_scripts(
             image,
             [
@@ -222,7 +227,9 @@ class BaseRoot(Stage):
             proxies=proxies,
         )
         context.progress.step("making it boot everywhere, and cleaning up")
-        if self.packages or self.remove_packages or self.files or self.scripts:
+        if any(
+            (self.packages, self.remove_packages, self.files, self.customizations, self.scripts)
+        ):
             image = inspection.look_again(image)
         with image.files.alone():
             injection.settle_runner(image, payloads, **wanted)
@@ -342,6 +349,7 @@ def plan_base_image(source: BaseImageSource, request: Request) -> BaseImage:
         user_data_frequency=appliance.user_data_frequency,
         login_user=appliance.login_user,
         files=copied_files(appliance),
+        customizations=make_steps(appliance.customizations, appliance.positions),
         scripts=tuple(own_file(script) for script in appliance.scripts),
         script_seconds=source.script_seconds,
     )

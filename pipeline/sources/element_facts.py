@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.customizations import needed_packages
 from pipeline.errors import DefinitionError
 from pipeline.model import Appliance, ScratchSource
 from pipeline.tools import dib
@@ -105,4 +106,8 @@ def wanted_packages(
     if appliance.login_user != "root" and "sudo" not in (each.name for each in wanted):
         # A user who is made at boot becomes root by it.
         wanted.append(Wanted.parse("sudo", asker=find("login", "user")))
+    known = {each.name for each in wanted}
+    for package, key in needed_packages(appliance.customizations).items():
+        if package not in known:
+            wanted.append(Wanted.parse(package, asker=find(key)))
     return wanted

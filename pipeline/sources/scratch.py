@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 from pipeline import sparse
 from pipeline.clouds import Cloud
+from pipeline.customizations import make_steps
+from pipeline.customizations.customization import Step
 from pipeline.disk.untrusted import to_number
 from pipeline.errors import (
     DiskTooSmallError,
@@ -31,6 +33,7 @@ from pipeline.sources.kernels import choose_kernel
 from pipeline.sources.package_tree import TREE, PackageTree, limit_memory, plan_packages
 from pipeline.stages.base import (
     HERE_ONLY,
+    IF_ANY,
     Context,
     LocalFile,
     Stage,
@@ -96,6 +99,7 @@ class ScratchRoot(Stage):
     apt_sources: str
     """The image's own `sources.list`."""
     files: tuple[Copied, ...]
+    customizations: tuple[Step, ...] = field(default=(), metadata=IF_ANY)
     scripts: tuple[LocalFile, ...]
     environment: Mapping[str, str]
     """The definition's variables for elements and scripts."""
@@ -168,13 +172,16 @@ class ScratchRoot(Stage):
                 progress=context.progress,
             )
         except run.ToolError as error:
-            raise dib.explain_failure(error) from error
+            places = {step.name: step.where for step in self.customizations}
+            raise dib.explain_failure(error, places) from error
 
     def _write_appliance(self, folder: Path) -> None:
         """Lays out the definition's files and scripts for the element `phantom-appliance`."""
-        scripts, files = folder / "scripts", folder / "files"
-        for made in (folder, scripts, files):
+        scripts, files, steps = (folder / name for name in ("scripts", "files", "customizations"))
+        for made in (folder, scripts, files, steps):
             made.mkdir()
+        for number, step in enumerate(self.customizations):
+            (steps / f"{number:02}-{step.name}").write_text(step.script)
         for number, script in enumerate(self.scripts):
             copy_unchanged(script, scripts / f"{number:02}-{script.path.name}").chmod(0o755)
         write_tree(self.files, files)
@@ -360,6 +367,7 @@ def _plan_root(
         requested=resolution.requested,
         apt_sources=mirrors.image_sources(),
         files=copied_files(appliance),
+        customizations=make_steps(appliance.customizations, appliance.positions),
         scripts=tuple(own_file(script) for script in appliance.scripts),
         environment=dict(appliance.environment),
         tools={

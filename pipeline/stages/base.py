@@ -23,6 +23,9 @@ from pipeline.store import Artifact, Store
 
 HERE_ONLY = {"key": False}
 """Metadata of fields that say where something lies on this host, and not what it is."""
+IF_ANY = {"if_any": True}
+"""Metadata of fields that are no part of the key while they are empty: definitions that do not use
+them keep the artifacts that were made before there were such fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,7 @@ class Stage(ABC):
             member.name: to_json(getattr(self, member.name))
             for member in dataclasses.fields(self)
             if member.name != "inputs" and member.metadata.get("key", True)
+            if getattr(self, member.name) or not member.metadata.get("if_any")
         }
 
     @cached_property

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline import resources
-from pipeline.errors import HostError, UnknownElementError
+from pipeline.errors import CustomizationError, HostError, PhantomError, UnknownElementError
 from pipeline.resources import setup_hint
 from pipeline.tools import dib_environment, run
 from pipeline.tools.tails import tail
@@ -234,12 +234,24 @@ def _map_name(name: str, element: Path, environment: Mapping[str, str]) -> list[
 _SCRIPT = re.compile(
     r"^phantom-appliance: (the definition's script (.+)) ended with status ([0-9]+)$"
 )
+_KEY = re.compile(r"^phantom-appliance: '([a-z_]+)' could not be applied$")
 
 
-def explain_failure(error: run.ToolError) -> run.ToolError:
-    """The same error in the name of what failed: a script of the definition, with what it printed,
-    or else diskimage-builder, and not the script that isolates it."""
+def explain_failure(error: run.ToolError, places: Mapping[str, str] | None = None) -> PhantomError:
+    """The same error in the name of what failed: a script or a key of the definition, with what it
+    printed, or else diskimage-builder, and not the script that isolates it. `places` tells where
+    the keys are."""
     lines = error.output.splitlines()
+    key = next(filter(None, map(_KEY.match, lines)), None)
+    if key is not None:
+        before = lines[: lines.index(key[0])]
+        starts = [at + 1 for at, line in enumerate(before) if line == f"Applying {key[1]!r}"]
+        return CustomizationError.make(
+            key[1],
+            where=(places or {}).get(key[1]),
+            log=error.log,
+            detail=tail(before[max(starts, default=0) :]),
+        )
     ended = next((at for at, line in enumerate(lines) if _SCRIPT.match(line)), None)
     if ended is not None and (match := _SCRIPT.match(lines[ended])) is not None:
         began = f"Running the definition's script {match[2]}"

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from definition_texts import HEAD, Load, Write
 
+from pipeline.customizations import CUSTOMIZATIONS
 from pipeline.definitions.appliance import load_appliance
 from pipeline.errors import DefinitionError, UsageError
 
@@ -20,7 +21,7 @@ UNSUPPORTED = (
 )
 KEYS = (
     "extends, name, version, summary, source, elements, packages, files, scripts, environment, "
-    "disk_size, user_data, login, kernel, clouds, boot_check, phantom, labels"
+    f"{', '.join(CUSTOMIZATIONS)}, disk_size, user_data, login, kernel, clouds, boot_check, phantom, labels"
 )
 
 # A definition and its messages: one `place: message` for each mistake.

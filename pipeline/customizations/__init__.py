@@ -1,0 +1,63 @@
+"""Keys of a definition that customize the image, one module each.
+
+A new key is a module that defines `CUSTOMIZATION`, and a line here with the module's name. Nothing
+else knows of a single key: definitions take its schema, its checks and how it is merged from here,
+sources its packages and its script, and the manifest its value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from pipeline.customizations.customization import HEAD, Customization, Step
+from pipeline.model import Positions, TextFile
+
+CUSTOMIZATIONS: dict[str, Customization] = {
+    name: import_module(f"{__name__}.{name}").CUSTOMIZATION
+    for name in (
+        "timezone",
+        "services",
+    )
+}
+"""The customizations by their keys, in the order in which they run."""
+
+
+def needed_packages(values: Mapping[str, Any]) -> dict[str, str]:
+    """The Debian packages that a definition's customizations need, each with the key that first
+    needs it."""
+    found: dict[str, str] = {}
+    for key, customization in CUSTOMIZATIONS.items():
+        if key in values:
+            for package in customization.packages(values[key]):
+                found.setdefault(package, key)
+    return found
+
+
+def make_steps(values: Mapping[str, Any], positions: Positions) -> tuple[Step, ...]:
+    """What customizes the image, in the order in which it runs."""
+    return tuple(
+        _make_step(key, HEAD + customization.script(values[key]), positions.find(key))
+        for key, customization in CUSTOMIZATIONS.items()
+        if key in values
+    )
+
+
+def _make_step(key: str, script: str, where: str) -> Step:
+    digest = hashlib.sha256(script.encode()).hexdigest()
+    return Step(name=key, digest=digest, script=script, where=where)
+
+
+def describe(value: Any) -> Any:
+    """A definition's customizations, or a part of them, as the manifest names them: of a file its
+    name and digest."""
+    if isinstance(value, TextFile):
+        digest = hashlib.sha256(value.text.encode()).hexdigest()
+        return {"file": value.path.name, "sha256": digest}
+    if isinstance(value, Mapping):
+        return {name: describe(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(part) for part in value]
+    return value

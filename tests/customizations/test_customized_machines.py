@@ -1,0 +1,66 @@
+"""Every key that customizes the image, in booted machines: one from scratch, and one whose base
+image is the first one's build. Their boot checks look for each key's effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from cli_runs import Hello, Project, make_project, remove_tree
+from customization_cases import CASES
+
+from pipeline.customizations import CUSTOMIZATIONS
+
+pytestmark = [pytest.mark.boot, pytest.mark.slow]
+
+CHECK = """\
+#!/bin/sh
+failed=
+try() {
+    if ! (eval "$2"); then
+        echo "$1 is not as the definition says" >&2
+        failed=yes
+    fi
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, hello: Hello) -> Iterator[Project]:
+    """A project that has built the image from scratch."""
+    folder = tmp_path_factory.mktemp("customized")
+    made = make_project(folder / "project", hello.copy_store(folder / "store", "packages"))
+    define(made, "everything", {key: (case.value, case.check) for key, case in CASES.items()})
+    others = {key: (case.other, case.other_check) for key, case in CASES.items()}
+    source = "source: {base_image: {location: {appliance: everything}}}\ndisk_size: 2GiB\n"
+    define(made, "everything-else", others, source)
+    yield made
+    remove_tree(folder)
+
+
+def define(
+    project: Project, name: str, values: dict[str, tuple[str, str]], source: str = ""
+) -> None:
+    """Writes a definition with these values, and the check of their effects."""
+    keys = "".join(f"{key}: {value}\n" for key, (value, _) in values.items())
+    elements = "elements: [phantom-user-data, phantom-grow-root]\n"
+    text = f"{elements}{source}{keys}boot_check: {{script: check.sh}}\n"
+    project.define(name, text, extends=None)
+    tries = "".join(f"try {key} '{_quote(check)}'\n" for key, (_, check) in values.items())
+    project.write(f"images/{name}/check.sh", f'{CHECK}{tries}[ -z "$failed" ]\n', 0o755)
+    for case in CASES.values():
+        for file, content in case.files.items():
+            project.write(f"images/{name}/{file}", content)
+
+
+def _quote(text: str) -> str:
+    return text.replace("'", "'\\''")
+
+
+def test_each_key_has_a_case() -> None:
+    assert list(CASES) == list(CUSTOMIZATIONS)
+
+
+def test_from_scratch_then_as_a_base_image(project: Project) -> None:
+    project.succeed("build", "everything", "--site", "nimbus-sandbox")
+    project.succeed("build", "everything-else", "--site", "nimbus-sandbox")
