@@ -12,12 +12,15 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from pipeline.customizations.customization import HEAD, Customization, Step
+from pipeline.customizations.customization import HEAD, Customization, Step, UnreadyError
+from pipeline.errors import DefinitionError
 from pipeline.model import Positions, TextFile
 
 CUSTOMIZATIONS: dict[str, Customization] = {
     name: import_module(f"{__name__}.{name}").CUSTOMIZATION
     for name in (
+        "groups",
+        "users",
         "timezone",
         "services",
     )
@@ -37,17 +40,29 @@ def needed_packages(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def make_steps(values: Mapping[str, Any], positions: Positions) -> tuple[Step, ...]:
-    """What customizes the image, in the order in which it runs."""
+    """What customizes the image, in the order in which it runs. Raises DefinitionError where what
+    a value refers to outside the definition is missing."""
     return tuple(
-        _make_step(key, HEAD + customization.script(values[key]), positions.find(key))
+        _make_step(customization, values[key], positions)
         for key, customization in CUSTOMIZATIONS.items()
         if key in values
     )
 
 
-def _make_step(key: str, script: str, where: str) -> Step:
-    digest = hashlib.sha256(script.encode()).hexdigest()
-    return Step(name=key, digest=digest, script=script, where=where)
+def _make_step(customization: Customization, value: Any, positions: Positions) -> Step:
+    key = customization.key
+    try:
+        script = HEAD + customization.script(value)
+    except UnreadyError as error:
+        where = positions.find(key, *error.keys)
+        raise DefinitionError(error.what, where=where, todo=error.todo) from error
+    return Step(
+        name=key,
+        digest=hashlib.sha256(script.encode()).hexdigest(),
+        script=script,
+        where=positions.find(key),
+        kept=tuple(customization.kept(value)),
+    )
 
 
 def describe(value: Any) -> Any:

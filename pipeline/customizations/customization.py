@@ -44,6 +44,16 @@ def _replace(parent: Any, child: Any) -> Any:
     return child
 
 
+class UnreadyError(Exception):
+    """A script cannot be written, because something outside the definition is missing."""
+
+    def __init__(self, keys: Keys, what: str, *, todo: str) -> None:
+        super().__init__(what)
+        self.keys = keys
+        self.what = what
+        self.todo = todo
+
+
 @dataclass(frozen=True, kw_only=True)
 class Customization:
     """One key of a definition. The same `script` does what the value says in images from scratch
@@ -55,7 +65,7 @@ class Customization:
     """The JSON Schema of its value."""
     script: Callable[[Any], str]
     """POSIX sh that follows `HEAD`; the same value gives the same text. What it prints to standard
-    error before it fails is shown to people."""
+    error before it fails is shown to people. Raises UnreadyError."""
     packages: Callable[[Any], Iterable[str]] = _need_nothing
     """Debian packages that the script needs, installed from scratch. A base image must have them:
     there the script's `need` tells which is missing."""
@@ -63,6 +73,8 @@ class Customization:
     """Checks what a schema cannot, in a value that fits the schema."""
     merge: Callable[[Any, Any], Any] = _replace
     """The value of a definition that extends another: of the parent's value and its own."""
+    kept: Callable[[Any], Iterable[str]] = _need_nothing
+    """Absolute paths of what the script makes where images are cleaned, and that is to stay."""
     text_files: tuple[Keys, ...] = ()
     """Paths to parts of the value that name text files of the definition; `*` stands for any index.
     The script and the check get a `TextFile` there."""
@@ -79,3 +91,5 @@ class Step:
     script: str = field(compare=False, repr=False, metadata={"key": False})
     where: str = field(default="", compare=False, metadata={"key": False})
     """`file:line:column` of the value."""
+    kept: tuple[str, ...] = ()
+    """Absolute paths of what cleaning must leave."""

@@ -194,23 +194,26 @@ class _Resolver:
             )
         return content.path
 
-    def _text_file(self, keys: Keys, text: str) -> TextFile:
-        """A file whose text customizes the image."""
+    def _text_file(self, keys: Keys, text: str) -> TextFile | str:
+        """A file whose text customizes the image; the name as it was if there is no such text."""
         content = self._find(keys, text)
         if content is None:
-            return TextFile(path=self._folder / text, text="")
-        if content.size > len(content.head):
-            most = f"{_SCANNED_BYTES:,}"
-            self._add(keys, f"{text!r} has {content.size:,} bytes; at most {most} are allowed here")
+            return text
         try:
             read = content.head.decode()
         except UnicodeDecodeError:
             self._add(keys, f"{text!r} is not text in UTF-8")
-            read = ""
-        if "\r\n" in read or "\0" in read:
-            what = "Windows line ends; save it with Unix ones" if "\r\n" in read else "a NUL byte"
-            self._add(keys, f"{text!r} has {what}")
-        return TextFile(path=content.path, text=read)
+            return text
+        if content.size > len(content.head):
+            most = f"{_SCANNED_BYTES:,}"
+            self._add(keys, f"{text!r} has {content.size:,} bytes; at most {most} are allowed here")
+        elif "\r\n" in read:
+            self._add(keys, f"{text!r} has Windows line ends; save it with Unix ones")
+        elif "\0" in read:
+            self._add(keys, f"{text!r} has a NUL byte")
+        else:
+            return TextFile(path=content.path, text=read)
+        return text
 
     def _resolve(self, keys: Keys, text: str) -> Path | None:
         """The canonical path of what a text names; adds a mistake and returns None if it lies where

@@ -61,16 +61,19 @@ def run_scripts(
 
 def run_steps(image: Image, steps: Sequence[Step]) -> None:
     """Runs what customizes the image, in order. Raises CustomizationError, FileSystemError."""
+    place = PurePosixPath("/", temporary_name())
     for step in steps:
         image.guest.progress.step(f"applying '{step.name}'")
+        image.files.write(place, step.script, 0o700)
         try:
-            ended = run_program(image, ["/bin/sh", "-c", step.script], seconds=_STEP_SECONDS)
+            ended = run_program(image, ["/bin/sh", str(place)], seconds=_STEP_SECONDS)
         except TimeoutError:
             ended = Ended(status=None, output=f"it did not end within {_STEP_SECONDS} s")
         if ended.status != 0:
             raise CustomizationError.make(
                 step.name, where=step.where, log=image.guest.log, detail=ended.output
             )
+        image.files.remove(place)
 
 
 def _run(

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from pipeline import sparse
@@ -236,7 +236,8 @@ class BaseRoot(Stage):
             kept = booting.configure_boot(image, base=base)
             told = identities.settle(image, had, installed)
         with root.bounded(guest, room):
-            keeping.clean(image, [file.target for file in self.files])
+            made = [PurePosixPath(path) for step in self.customizations for path in step.kept]
+            keeping.clean(image, [*(file.target for file in self.files), *made])
             selinux.relabel(image)
         lines = ("\t".join(package) + "\n" for package in packages.list_packages(image))
         (context.out / PACKAGES).write_text("".join(lines))

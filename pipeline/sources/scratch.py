@@ -181,7 +181,11 @@ class ScratchRoot(Stage):
         for made in (folder, scripts, files, steps):
             made.mkdir()
         for number, step in enumerate(self.customizations):
-            (steps / f"{number:02}-{step.name}").write_text(step.script)
+            place = steps / f"{number:02}-{step.name}"
+            place.touch(mode=0o600)  # it may have a password's hash
+            place.write_text(step.script)
+        kept = [path for step in self.customizations for path in step.kept]
+        (folder / "kept").write_text("".join(f"{path}\n" for path in kept))
         for number, script in enumerate(self.scripts):
             copy_unchanged(script, scripts / f"{number:02}-{script.path.name}").chmod(0o755)
         write_tree(self.files, files)

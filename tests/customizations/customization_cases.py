@@ -22,6 +22,35 @@ class Case:
 
 
 CASES: dict[str, Case] = {
+    "groups": Case(
+        value="[{name: lab, gid: 2100}, {name: helpers, system: true}]",
+        other="[{name: lab, gid: 2200}, {name: extra}]",
+        check='[ "$(getent group lab)" = "lab:x:2100:ops" ] && '
+        '[ "$(getent group helpers | cut -d : -f 3)" -lt 1000 ]',
+        other_check='[ "$(getent group lab | cut -d : -f 3)" = 2200 ] && getent group extra',
+    ),
+    "users": Case(
+        value="[{name: ops, uid: 2001, groups: [lab], sudo: true, description: 'Op Erators', "
+        "shell: /bin/bash, ssh_authorized_keys: ops.pub, password: {environment: OPS_HASH}}, "
+        "{name: web, system: true, home: /srv/web, create_home: true}, "
+        "{name: root, ssh_authorized_keys: ops.pub}]",
+        other="[{name: ops, groups: [extra], shell: /bin/sh}, "
+        "{name: late, sudo: 'ALL=(root) NOPASSWD: /usr/bin/id'}]",
+        check='[ "$(getent passwd ops)" = "ops:x:2001:2001:Op Erators:/home/ops:/bin/bash" ] && '
+        '[ "$(id -nG ops)" = "ops lab" ] && [ "$(su ops -c "sudo -n id -u")" = 0 ] && '
+        "grep -q AAAAC3NzaC1lZDI1NTE5AAAAIOps /home/ops/.ssh/authorized_keys && "
+        "grep -q AAAAC3NzaC1lZDI1NTE5AAAAIOps /root/.ssh/authorized_keys && "
+        '[ "$(stat -c "%U %a" /home/ops/.ssh/authorized_keys)" = "ops 600" ] && '
+        'getent shadow ops | grep -qF "$y$j9T$" && '
+        '[ "$(stat -c %U /srv/web)" = web ] && [ "$(id -u web)" -lt 1000 ]',
+        other_check='[ "$(id -nG ops)" = "ops lab extra" ] && '
+        '[ "$(getent passwd ops | cut -d : -f 7)" = /bin/sh ] && '
+        '[ "$(su late -c "sudo -n id -u")" = 0 ] && ! su late -c "sudo -n true"',
+        files={
+            "ops.pub": "# who may come in\nssh-ed25519 "
+            "AAAAC3NzaC1lZDI1NTE5AAAAIOpsOpsOpsOpsOpsOpsOpsOpsOpsOpsOpsOpsOpsOp ops@lab\n"
+        },
+    ),
     "timezone": Case(
         value="Asia/Kathmandu",
         other="America/St_Johns",

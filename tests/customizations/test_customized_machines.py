@@ -13,6 +13,7 @@ from pipeline.customizations import CUSTOMIZATIONS
 
 pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
+HASH = "$y$j9T$F5Jx5fExrKuPp53xLKQ..1$X3DX6M94c7o.9agCG9G317fhZg9SqC.5i5rd.RhAtQ7"
 CHECK = """\
 #!/bin/sh
 failed=
@@ -29,7 +30,8 @@ try() {
 def project(tmp_path_factory: pytest.TempPathFactory, hello: Hello) -> Iterator[Project]:
     """A project that has built the image from scratch."""
     folder = tmp_path_factory.mktemp("customized")
-    made = make_project(folder / "project", hello.copy_store(folder / "store", "packages"))
+    store = hello.copy_store(folder / "store", "packages")
+    made = make_project(folder / "project", store, OPS_HASH=HASH)
     define(made, "everything", {key: (case.value, case.check) for key, case in CASES.items()})
     others = {key: (case.other, case.other_check) for key, case in CASES.items()}
     source = "source: {base_image: {location: {appliance: everything}}}\ndisk_size: 2GiB\n"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from definition_texts import HEAD, Load, Write
 
+from pipeline.customizations import describe, make_steps
 from pipeline.definitions.appliance import load_appliance
 from pipeline.errors import DefinitionError
 
@@ -19,6 +20,36 @@ MISTAKES: list[tuple[str, list[str]]] = [
         [
             "4:11: 'timezone' must be the name of a time zone, such as Europe/Berlin or UTC, not "
             "'Mars/Base One'"
+        ],
+    ),
+    (
+        "groups: [{name: Lab}, {name: a, gid: 5}, {gid: 0}]\n",
+        [
+            "4:17: 'groups[0].name' must be lower-case letters, digits, '_' and '-', beginning "
+            "with a letter or '_', and at most 32 of them, not 'Lab'",
+            "4:42: 'name' is missing in 'groups[2]'",
+            "4:48: 'groups[2].gid' must be at least 1, not 0",
+        ],
+    ),
+    (
+        "groups: [{name: a, gid: 5}, {name: a, gid: 6}, {name: b, gid: 5}]\n",
+        [
+            "4:36: 'groups[1].name': entry 1 has the same name, 'a'",
+            "4:63: 'groups[2].gid': entry 1 has the same gid, 5",
+        ],
+    ),
+    (
+        "users:\n- {name: ops, uid: 7, ssh_authorized_keys: keys}\n"
+        "- {name: ops, create_home: false, ssh_authorized_keys: none, "
+        "password: {environment: A, file: b}}\n",
+        [
+            "5:44: 'users[0].ssh_authorized_keys': line 2 of 'keys' is not a public key of OpenSSH",
+            "6:10: 'users[1].name': entry 1 has the same name, 'ops'",
+            "6:56: 'users[1].ssh_authorized_keys': there is no 'none' in images/web",
+            "6:56: 'users[1].ssh_authorized_keys': keys lie in a home, and 'create_home' is false",
+            "6:72: 'users[1].password': give either 'environment' or 'file'",
+            "6:95: 'users[1].password.file': must be an absolute path: the hash does not belong "
+            "beside the definition",
         ],
     ),
     (
@@ -37,7 +68,8 @@ MISTAKES: list[tuple[str, list[str]]] = [
 
 
 @pytest.mark.parametrize(("text", "messages"), MISTAKES)
-def test_mistakes(load: Load, text: str, messages: list[str]) -> None:
+def test_mistakes(load: Load, write: Write, text: str, messages: list[str]) -> None:
+    write("images/web/keys", "# mine\nssh-ed25519 AAAA\n")
     with pytest.raises(DefinitionError) as caught:
         load(HEAD + text)
     told = str(caught.value).splitlines()
@@ -59,4 +91,23 @@ def test_the_child_decides_for_its_parent(write: Write, load: Load) -> None:
     assert load_appliance("common", Path("images")).customizations["services"] == {
         "enabled": ["a", "b"],
         "masked": ["c"],
+    }
+
+
+def test_password_is_a_hash_from_elsewhere(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load(f"{HEAD}users: [{{name: ops, password: {{environment: OPS_HASH}}}}]\n")
+    for value, what in (
+        (None, "the environment variable OPS_HASH is not set"),
+        ("secret", "OPS_HASH does not hold the hash of a password"),
+    ):
+        if value is not None:
+            monkeypatch.setenv("OPS_HASH", value)
+        with pytest.raises(DefinitionError) as caught:
+            make_steps(loaded.customizations, loaded.positions)
+        assert (caught.value.where, caught.value.what) == (f"{FILE}:4:31", what)
+    monkeypatch.setenv("OPS_HASH", "$6$salt$" + "x" * 86)
+    (step,) = make_steps(loaded.customizations, loaded.positions)
+    assert "ops:$6$salt$xxx" in step.script and "$6$" not in repr(step)
+    assert describe(loaded.customizations) == {
+        "users": [{"name": "ops", "password": {"environment": "OPS_HASH"}}]
     }

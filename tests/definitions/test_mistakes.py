@@ -21,7 +21,8 @@ UNSUPPORTED = (
 )
 KEYS = (
     "extends, name, version, summary, source, elements, packages, files, scripts, environment, "
-    f"{', '.join(CUSTOMIZATIONS)}, disk_size, user_data, login, kernel, clouds, boot_check, phantom, labels"
+    f"{', '.join(CUSTOMIZATIONS)}, disk_size, user_data, login, kernel, clouds, "
+    "boot_check, phantom, labels"
 )
 
 # A definition and its messages: one `place: message` for each mistake.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Keeps what a definition brings while the image is cleaned.
 
-    keep_files.py remember FILES RESOLVER TREE FOLDER
+    keep_files.py remember APPLIANCE RESOLVER TREE FOLDER
     keep_files.py restore TREE FOLDER
 
 An image is cleaned by path: logs, /tmp, keys, caches. What the definition brings to such a place is
@@ -9,7 +9,8 @@ to stay. So `remember` notes, after the definition's scripts, how each of its fi
 gives it a second name in FOLDER, which is on TREE's file system. `restore` puts back what was taken
 away, and fails if anything is not as it was. What a script removed stays away.
 
-FILES is a tree of what the definition brings. RESOLVER is the resolv.conf of the build, which the
+APPLIANCE is a folder with `files`, a tree of what the definition brings, and `kept`, with the
+absolute paths of what else is to stay. RESOLVER is the resolv.conf of the build, which the
 image does not keep. Both work inside TREE, whose links may lead anywhere.
 """
 
@@ -36,8 +37,9 @@ State = dict[str, Any]
 def main(words: Sequence[str]) -> None:
     """Does what the arguments say."""
     if words[0] == "remember":
-        files, resolver, tree, folder = words[1:]
-        remember(sorted(brought(files)), read_resolver(resolver), tree, folder)
+        appliance, resolver, tree, folder = words[1:]
+        paths = {*brought(f"{appliance}/files"), *kept(f"{appliance}/kept")}
+        remember(sorted(paths), read_resolver(resolver), tree, folder)
         return
     tree, folder = words[1:]
     changed = list(restore(tree, folder))
@@ -57,6 +59,13 @@ def brought(files: str) -> Iterator[str]:
             yield os.path.normpath(os.path.join(here, name))
         if not folders and not names and here != ".":
             yield here
+
+
+def kept(file: str) -> Iterator[str]:
+    """The paths that a file names, relative to the root directory."""
+    with open(file) as lines:
+        for line in lines:
+            yield line.rstrip("\n").lstrip("/")
 
 
 def remember(paths: Sequence[str], of_build: bytes, tree: str, folder: str) -> None:
