@@ -21,7 +21,13 @@ CUSTOMIZATIONS: dict[str, Customization] = {
     for name in (
         "groups",
         "users",
+        "directories",
         "timezone",
+        "locale",
+        "keyboard",
+        "hostname",
+        "kernel_options",
+        "swap",
         "services",
     )
 }

@@ -23,6 +23,22 @@ NUMBER: Schema = {
 """A user's or group's number."""
 
 
+OWNER: dict[str, Schema] = {
+    "owner": {
+        "description": "The user who owns it; one that the image has, or that 'users' adds.",
+        "default": "root",
+        "examples": ["web"],
+        **NAME,
+    },
+    "group": {
+        "description": "The group that owns it; by default the owner's own.",
+        "examples": ["web"],
+        **NAME,
+    },
+}
+"""The keys of an entry that say who owns it."""
+
+
 def text(description: str, examples: list[Any], **more: Any) -> Schema:
     """The schema of a text."""
     return {"description": description, "type": "string", "examples": examples, **more}

@@ -51,12 +51,53 @@ CASES: dict[str, Case] = {
             "AAAAC3NzaC1lZDI1NTE5AAAAIOpsOpsOpsOpsOpsOpsOpsOpsOpsOpsOpsOpsOpsOp ops@lab\n"
         },
     ),
+    "directories": Case(
+        value="[{path: /srv/data, owner: ops, group: lab, mode: '2775'}, {path: /var/log/mine}]",
+        other="[{path: /srv/data, mode: '0700'}]",
+        check='[ "$(stat -c "%U:%G %a" /srv/data)" = "ops:lab 2775" ] && [ -d /var/log/mine ]',
+        other_check='[ "$(stat -c "%U:%G %a" /srv/data)" = "root:root 700" ]',
+    ),
     "timezone": Case(
         value="Asia/Kathmandu",
         other="America/St_Johns",
         check='[ "$(date -d @0 +%z)" = +0530 ] && [ "$(cat /etc/timezone)" = Asia/Kathmandu ]',
         other_check='[ "$(date -d @0 +%z)" = -0330 ] && '
         '[ "$(timedatectl show -p Timezone --value)" = America/St_Johns ]',
+    ),
+    "locale": Case(
+        value="de_DE.UTF-8",
+        other="C.UTF-8",
+        check="grep -qx LANG=de_DE.UTF-8 /etc/default/locale && "
+        '[ "$(LC_ALL=de_DE.UTF-8 locale thousands_sep)" = . ]',
+        other_check="grep -qx LANG=C.UTF-8 /etc/default/locale",
+    ),
+    "keyboard": Case(
+        value="{layout: de, variant: nodeadkeys}",
+        other="{layout: fr}",
+        check="grep -qx 'XKBLAYOUT=\"de\"' /etc/default/keyboard && "
+        "grep -q 'de' /etc/console-setup/cached_setup_keyboard.sh || "
+        "systemctl is-active -q keyboard-setup",
+        other_check="grep -qx 'XKBLAYOUT=\"fr\"' /etc/default/keyboard",
+    ),
+    "hostname": Case(
+        value="node-a.example.org",
+        other="node-b",
+        check='[ "$(hostname)" = node-a.example.org ] && getent hosts node-a',
+        other_check='[ "$(hostname)" = node-b ] && getent hosts node-b && ! getent hosts node-a',
+    ),
+    "kernel_options": Case(
+        value="{append: [quiet, mitigations=off, loglevel=4]}",
+        other="{remove: [quiet, loglevel]}",
+        check='grep -qw "quiet mitigations=off loglevel=4" /proc/cmdline',
+        other_check="grep -qw mitigations=off /proc/cmdline && "
+        '! grep -q "quiet\\|loglevel" /proc/cmdline',
+    ),
+    "swap": Case(
+        value="{size: 100MiB}",
+        other="{size: 64MiB}",
+        check='[ "$(awk \'$1 == "/swapfile" { print $3 }\' /proc/swaps)" = 102396 ] && '
+        '[ "$(stat -c %a /swapfile)" = 600 ]',
+        other_check='[ "$(awk \'$1 == "/swapfile" { print $3 }\' /proc/swaps)" = 65532 ]',
     ),
     "services": Case(
         value="{disabled: [e2scrub_reap], masked: [apt-daily.timer, fstrim.timer]}",

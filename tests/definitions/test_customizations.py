@@ -53,6 +53,41 @@ MISTAKES: list[tuple[str, list[str]]] = [
         ],
     ),
     (
+        "locale: de\nhostname: A_b\nkeyboard: {variant: x}\n",
+        [
+            "4:9: 'locale' must be a locale, such as de_DE.UTF-8 or C.UTF-8, not 'de'",
+            "5:11: 'hostname' must be a host name: lower-case letters, digits, '-' and '.', not "
+            "'A_b'",
+            "6:11: 'layout' is missing in 'keyboard'",
+        ],
+    ),
+    (
+        "swap: {size: 1MiB}\n",
+        ["4:14: 'swap.size': 1MiB is no size of a swap file: from 16MiB to 512GiB"],
+    ),
+    (
+        "kernel_options: {append: [quiet, root=LABEL=x], remove: [console, a b]}\n",
+        [
+            "4:67: 'kernel_options.remove[1]' must be an option of the kernel, such as quiet, not "
+            "'a b'"
+        ],
+    ),
+    (
+        "kernel_options: {append: [quiet, root=LABEL=x], remove: [console]}\n",
+        [
+            "4:34: 'kernel_options.append[1]': 'root=LABEL=x' is for the image's layout to say",
+            "4:58: 'kernel_options.remove[0]': the boot check hears the machine by this console",
+        ],
+    ),
+    (
+        "directories: [{path: /tmp/x}, {path: /a/../b}, {path: /srv/}, {path: /srv}]\n",
+        [
+            "4:22: 'directories[0].path': '/tmp/x' is made anew at each boot",
+            "4:38: 'directories[1].path': '/a/../b' must not hold '.' or '..'",
+            "4:70: 'directories[3].path': entry 3 has the same path, '/srv'",
+        ],
+    ),
+    (
         "services: {enabled: [nginx, a b], started: [x]}\n",
         [
             "4:29: 'services.enabled[1]' must be the name of a service, such as nginx or "
