@@ -117,7 +117,7 @@ def _listed(description: str, example: list[str]) -> dict[str, Any]:
         "items": {
             "description": "An option of the kernel.",
             "type": "string",
-            "pattern": "^[A-Za-z][A-Za-z0-9_.-]*(=[A-Za-z0-9_.,:/@%+-]*)?$",
+            "pattern": "^[A-Za-z][A-Za-z0-9_.-]*(=[A-Za-z0-9_.,:=/@%+-]*)?$",
             "maxLength": 200,
             "errorMessage": f"must be an option of the kernel, such as {example[0]}",
             "examples": example,

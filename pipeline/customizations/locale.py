@@ -32,7 +32,7 @@ make() {
         need locale glibc-common
         wanted=$(echo "$locale" | tr -d - | tr '[:upper:]' '[:lower:]')
         locale -a | tr -d - | tr '[:upper:]' '[:lower:]' | grep -qxF "$wanted" ||
-            fail "the image lacks the locale $locale; add its package (glibc-langpack-${locale%%_*})"
+            fail "the image lacks the locale $locale; add glibc-langpack-${locale%%_*}"
     fi
 }
 name_it() {
