@@ -19,6 +19,7 @@ from pipeline.model import Positions, TextFile
 CUSTOMIZATIONS: dict[str, Customization] = {
     name: import_module(f"{__name__}.{name}").CUSTOMIZATION
     for name in (
+        "debconf",
         "groups",
         "users",
         "directories",
@@ -45,14 +46,24 @@ def needed_packages(values: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def make_answers(values: Mapping[str, Any]) -> str:
+    """The answers for debconf, a line each."""
+    return "".join(
+        customization.answers(values[key])
+        for key, customization in CUSTOMIZATIONS.items()
+        if key in values
+    )
+
+
 def make_steps(values: Mapping[str, Any], positions: Positions) -> tuple[Step, ...]:
     """What customizes the image, in the order in which it runs. Raises DefinitionError where what
     a value refers to outside the definition is missing."""
-    return tuple(
+    steps = (
         _make_step(customization, values[key], positions)
         for key, customization in CUSTOMIZATIONS.items()
         if key in values
     )
+    return tuple(step for step in steps if step.script != HEAD)
 
 
 def _make_step(customization: Customization, value: Any, positions: Positions) -> Step:

@@ -30,6 +30,10 @@ def _check_nothing(value: Any, report: Report) -> None:
     pass
 
 
+def _say_nothing(value: Any) -> str:
+    return ""
+
+
 def _need_nothing(value: Any) -> Iterable[str]:
     return ()
 
@@ -63,9 +67,11 @@ class Customization:
     key: str
     schema: Schema
     """The JSON Schema of its value."""
-    script: Callable[[Any], str]
+    script: Callable[[Any], str] = _say_nothing
     """POSIX sh that follows `HEAD`; the same value gives the same text. What it prints to standard
     error before it fails is shown to people. Raises UnreadyError."""
+    answers: Callable[[Any], str] = _say_nothing
+    """Answers for debconf, set before packages are configured."""
     packages: Callable[[Any], Iterable[str]] = _need_nothing
     """Debian packages that the script needs, installed from scratch. A base image must have them:
     there the script's `need` tells which is missing."""

@@ -140,6 +140,29 @@ def change_packages(
                 run.install(missing)
 
 
+def answer_questions(image: Image, answers: str) -> None:
+    """Tells debconf what packages will ask. Raises PackageManagerError where there is no debconf,
+    PackagesFailedError where it does not take the answers."""
+    if not answers:
+        return
+    if image.system.package_manager != "apt":
+        raise PackageManagerError(
+            f"{image.system.product} has no debconf", todo="leave `debconf` out"
+        )
+    place = PurePosixPath("/", temporary_name())
+    image.files.write(place, answers, 0o600)
+    words = ["/bin/sh", "-c", f"debconf-set-selections {place}"]
+    ended = run_program(image, words, seconds=_LIST_SECONDS, environment=_ENVIRONMENTS["apt"])
+    image.files.remove(place)
+    if ended.status != 0:
+        raise PackagesFailedError(
+            "debconf does not take the answers of `debconf`",
+            todo="correct the file that it names",
+            log=image.guest.log,
+            detail=ended.output,
+        )
+
+
 def list_packages(image: Image) -> list[Installed]:
     """The installed packages, sorted; empty if no package manager is known. The list comes from the
     image and is not trusted: malformed entries are left out.

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from pipeline import sparse
-from pipeline.customizations import make_steps
+from pipeline.customizations import make_answers, make_steps
 from pipeline.customizations.customization import Step
 from pipeline.disk import partitions
 from pipeline.disk.system import Geometry, System
@@ -109,6 +109,8 @@ class BaseRoot(Stage):
     user_data_frequency: str
     login_user: str
     files: tuple[Copied, ...]
+    answers: str = field(default="", metadata=IF_ANY)
+    """What debconf is told before packages are configured."""
     customizations: tuple[Step, ...] = field(default=(), metadata=IF_ANY)
     scripts: tuple[LocalFile, ...]
 
@@ -194,6 +196,7 @@ class BaseRoot(Stage):
         proxies = run.proxy_environment() if self.network else {}
         image = Image(guest, ImageFiles(guest), system)
         had = identities.note(image.files)
+        packages.answer_questions(image, self.answers)
         packages.change_packages(
             image,
             install=self.packages,
@@ -350,6 +353,7 @@ def plan_base_image(source: BaseImageSource, request: Request) -> BaseImage:
         user_data_frequency=appliance.user_data_frequency,
         login_user=appliance.login_user,
         files=copied_files(appliance),
+        answers=make_answers(appliance.customizations),
         customizations=make_steps(appliance.customizations, appliance.positions),
         scripts=tuple(own_file(script) for script in appliance.scripts),
         script_seconds=source.script_seconds,

@@ -18,7 +18,7 @@ from pipeline.machine import accelerator, host
 from pipeline.model import GIB, MIB, Package
 from pipeline.sources.copied import CopiedFile, write_tree
 from pipeline.sources.element_facts import read_facts
-from pipeline.stages.base import HERE_ONLY, Context, Stage, local_file
+from pipeline.stages.base import HERE_ONLY, IF_ANY, Context, Stage, local_file
 from pipeline.store import Artifact, Store
 from pipeline.tools import apt, mmdebstrap, namespace, run
 
@@ -42,6 +42,8 @@ class PackageTree(Stage):
     """Patterns of files that it gets all the same."""
     initramfs: tuple[CopiedFile, ...] = ()
     """Files that decide the initramfs; without any, none is made."""
+    answers: str = field(default="", metadata=IF_ANY)
+    """What debconf is told before packages are configured."""
     tools: Mapping[str, str]
     """Versions of the programs whose output lies in the result."""
     epoch: int
@@ -66,6 +68,7 @@ class PackageTree(Stage):
         (repository / "order").write_text(order)
         (context.work / "settings").mkdir()
         write_tree(self.initramfs, context.work / "settings")
+        (context.work / "answers").write_text(self.answers)
         context.progress.step(f"installing {len(self.packages)} packages")
         memory = limit_memory(installed + mmdebstrap.AHEAD_BYTES, 0, accelerator.available_memory())
         python = map(Path, dict.fromkeys((sys.prefix, sys.base_prefix)))
@@ -74,7 +77,8 @@ class PackageTree(Stage):
                 mmdebstrap.command(build, repository, context.out / TREE),
                 view=namespace.View(
                     readable=[
-                        *(repository, packages, context.work / "settings"),
+                        *(repository, packages),
+                        *(context.work / "settings", context.work / "answers"),
                         *mmdebstrap.PROGRAMS,
                         *python,
                     ],
@@ -95,6 +99,7 @@ class PackageTree(Stage):
         return {
             "LC_ALL": "C.UTF-8",
             "PATH": f"{namespace.PROGRAMS}:{mmdebstrap.SYSTEM_PATH}",
+            "PHANTOM_ANSWERS": str(work / "answers"),
             "PHANTOM_ARCHITECTURE": self.architecture,
             "PHANTOM_DPKG_OPTIONS": mmdebstrap.dpkg_options(self.leaves_out, self.keeps),
             "PHANTOM_OWNER": f"{os.getuid()}:{os.getgid()}",
@@ -133,6 +138,7 @@ def plan_packages(
     release: str,
     architecture: str,
     element: Path,
+    answers: str,
     epoch: int,
 ) -> PackageTree:
     """The stage that installs what was resolved, as the operating-system element in a folder wants
@@ -145,6 +151,7 @@ def plan_packages(
         leaves_out=facts.leaves_out,
         keeps=facts.keeps,
         initramfs=tuple(_static_files(element / "static", facts.initramfs)),
+        answers=answers,
         tools=mmdebstrap.versions(),
         epoch=epoch,
         resolution=resolution,

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from pipeline import sparse
 from pipeline.clouds import Cloud
-from pipeline.customizations import make_steps
+from pipeline.customizations import make_answers, make_steps
 from pipeline.customizations.customization import Step
 from pipeline.disk.untrusted import to_number
 from pipeline.errors import (
@@ -358,6 +358,7 @@ def _plan_root(
         release=source.release,
         architecture=source.architecture,
         element=elements[source.element],
+        answers=make_answers(appliance.customizations),
         epoch=epoch,
     )
     return ScratchRoot(

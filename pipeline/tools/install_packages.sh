@@ -7,6 +7,7 @@
 # BUILD is an empty folder. REPOSITORY has Packages, Release, the packages themselves, and for
 # unpack_ahead.py `order`. AHEAD is how many bytes of unpacked packages may wait for dpkg.
 #
+# PHANTOM_ANSWERS                         a file of answers for debconf
 # PHANTOM_ARCHITECTURE, PHANTOM_RELEASE   what to install
 # PHANTOM_PACKAGES                        the names of all packages, separated by commas
 # PHANTOM_DPKG_OPTIONS                    lines of dpkg's configuration: which files to leave out
@@ -80,6 +81,15 @@ set -eu
 END
 chmod 0755 "$programs/after-unpacking"
 
+# By then debconf is configured, and no package that asks anything.
+cat >"$programs/before-the-others" <<END
+#!/bin/sh
+set -eu
+[ -s "$PHANTOM_ANSWERS" ] || exit 0
+chroot "\$1" debconf-set-selections <"$PHANTOM_ANSWERS"
+END
+chmod 0755 "$programs/before-the-others"
+
 # The server's keys would be made, which takes seconds, and thrown away: each machine makes its own.
 case ",$PHANTOM_PACKAGES," in
     *,openssh-server,*)
@@ -103,6 +113,7 @@ INITRD=No PATH="$programs:/$ready/bin:$PATH" mmdebstrap \
     --aptopt="DPkg::Path \"/$ready/bin:/usr/sbin:/usr/bin:/sbin:/bin\"" \
     --skip=check/empty,chroot/mount/sys,cleanup/apt \
     --extract-hook="$programs/after-unpacking" \
+    --essential-hook="$programs/before-the-others" \
     "$PHANTOM_RELEASE" "$tree" "deb [trusted=yes] copy:$repository ./"
 
 kill "$worker" 2>/dev/null || : # it has nothing left to do

@@ -22,6 +22,18 @@ class Case:
 
 
 CASES: dict[str, Case] = {
+    "debconf": Case(
+        value="answers",
+        other="other-answers",
+        check="debconf-show tzdata | grep -q 'Zones/Asia: Kathmandu' && "
+        "debconf-show tzdata | grep -q 'Areas: Asia'",
+        other_check="debconf-show tzdata | grep -q 'Zones/Europe: Oslo'",
+        files={
+            "answers": "# of tzdata\n\ntzdata tzdata/Areas select Asia\n"
+            "tzdata tzdata/Zones/Asia select Kathmandu\n",
+            "other-answers": "tzdata tzdata/Zones/Europe select Oslo\n",
+        },
+    ),
     "groups": Case(
         value="[{name: lab, gid: 2100}, {name: helpers, system: true}]",
         other="[{name: lab, gid: 2200}, {name: extra}]",

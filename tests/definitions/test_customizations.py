@@ -52,6 +52,14 @@ MISTAKES: list[tuple[str, list[str]]] = [
             "beside the definition",
         ],
     ),
+    ("debconf: nothing\n", ["4:10: 'debconf': there is no 'nothing' in images/web"]),
+    (
+        "debconf: keys\n",
+        [
+            "4:10: 'debconf': line 2 of 'keys' is not `package question type answer`, as "
+            "debconf-set-selections reads it"
+        ],
+    ),
     (
         "locale: de\nhostname: A_b\nkeyboard: {variant: x}\n",
         [
