@@ -92,13 +92,34 @@ class BaseImageSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Owner:
+    """Who owns what an entry of `files` brings, if not root."""
+
+    name: str
+    """As chown takes it: `user`, `user:`, `:group` or `user:group`."""
+    paths: tuple[PurePosixPath, ...]
+    """The copy's own path, and the folders above it that the entry copies."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileCopy:
-    """A file of the definition's folder that is copied into the image, owned by root."""
+    """A file of the definition's folder that is copied into the image."""
 
     source: Path
     """Canonical, so that `realfile` opens no other file."""
     target: PurePosixPath
     mode: int = 0o644
+    owner: Owner | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextCopy:
+    """A file whose content stands in the definition itself."""
+
+    target: PurePosixPath
+    text: str
+    mode: int = 0o644
+    owner: Owner | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +128,19 @@ class LinkCopy:
 
     target: PurePosixPath
     leads_to: str
+    owner: Owner | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderCopy:
-    """An empty folder in a copied folder. It is made, owned by root, where the image has none."""
+    """An empty folder in a copied folder. It is made where the image has none."""
 
     target: PurePosixPath
+    owner: Owner | None = None
+
+
+Copy = FileCopy | TextCopy | LinkCopy | FolderCopy
+"""What an entry of `files` brings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +221,7 @@ class Appliance:
     source: ScratchSource | BaseImageSource
     elements: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
-    files: tuple[FileCopy | LinkCopy | FolderCopy, ...] = ()
+    files: tuple[Copy, ...] = ()
     scripts: tuple[Path, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables for elements' hooks and for scripts, from scratch."""

@@ -8,13 +8,15 @@ sources its packages and its script, and the manifest its value.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+from pipeline.customizations import files
 from pipeline.customizations.customization import HEAD, Customization, Step, UnreadyError
 from pipeline.errors import DefinitionError
-from pipeline.model import Positions, TextFile
+from pipeline.model import Copy, Positions, TextFile
 
 CUSTOMIZATIONS: dict[str, Customization] = {
     name: import_module(f"{__name__}.{name}").CUSTOMIZATION
@@ -55,30 +57,41 @@ def make_answers(values: Mapping[str, Any]) -> str:
     )
 
 
-def make_steps(values: Mapping[str, Any], positions: Positions) -> tuple[Step, ...]:
-    """What customizes the image, in the order in which it runs. Raises DefinitionError where what
-    a value refers to outside the definition is missing."""
-    steps = (
-        _make_step(customization, values[key], positions)
-        for key, customization in CUSTOMIZATIONS.items()
-        if key in values
-    )
+def make_steps(
+    values: Mapping[str, Any], positions: Positions, copies: Sequence[Copy] = ()
+) -> tuple[Step, ...]:
+    """What customizes the image, in the order in which it runs; `copies` are the definition's
+    files. Raises DefinitionError where what a value refers to outside the definition is missing."""
+    steps = []
+    for key, customization in CUSTOMIZATIONS.items():
+        if key == "directories":  # owners may be users of the definition
+            script, kept = files.make_script(copies), files.written(copies)
+            steps.append(_make_step("files", script, positions, kept))
+        if key in values:
+            value = values[key]
+            with _located(customization, positions):
+                script = customization.script(value)
+            steps.append(_make_step(key, script, positions, customization.kept(value)))
     return tuple(step for step in steps if step.script != HEAD)
 
 
-def _make_step(customization: Customization, value: Any, positions: Positions) -> Step:
-    key = customization.key
+@contextmanager
+def _located(customization: Customization, positions: Positions) -> Iterator[None]:
     try:
-        script = HEAD + customization.script(value)
+        yield
     except UnreadyError as error:
-        where = positions.find(key, *error.keys)
+        where = positions.find(customization.key, *error.keys)
         raise DefinitionError(error.what, where=where, todo=error.todo) from error
+
+
+def _make_step(name: str, script: str, positions: Positions, kept: Iterable[str]) -> Step:
+    script = HEAD + script
     return Step(
-        name=key,
+        name=name,
         digest=hashlib.sha256(script.encode()).hexdigest(),
         script=script,
-        where=positions.find(key),
-        kept=tuple(customization.kept(value)),
+        where=positions.find(name),
+        kept=tuple(kept),
     )
 
 

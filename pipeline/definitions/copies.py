@@ -9,10 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.definitions.messages import quote
 from pipeline.definitions.yaml import shown
-from pipeline.model import FileCopy, FolderCopy, LinkCopy
+from pipeline.model import Copy, FolderCopy
 from pipeline.realfile import open_folder
-
-Copy = FileCopy | LinkCopy | FolderCopy
 
 _NOT_OF_THE_IMAGE = tuple(
     PurePosixPath(path) for path in ("/proc", "/sys", "/dev", "/run", "/var/run", "/var/lock")

@@ -14,9 +14,8 @@ from pipeline.definitions.yaml import YamlFile
 def check_customizations(file: YamlFile, data: Mapping[str, Any]) -> None:
     """Adds to the file's mistakes what a schema cannot find. `data` is the file's, in the model's
     terms."""
-    refused = {keys[0] for keys in file.refused if keys}
     for key, customization in CUSTOMIZATIONS.items():
-        if key not in data or key in refused or () in file.refused:
+        if key not in data or key in file.unfit or () in file.refused:
             continue
 
         def report(at: Keys, text: str, key: str = key) -> None:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.customizations import CUSTOMIZATIONS
-from pipeline.definitions.copies import Copy, Grounds, OutsideError, Targets, is_text, walk
+from pipeline.definitions.copies import Grounds, OutsideError, Targets, is_text, walk
 from pipeline.definitions.messages import label, quote, suggest
 from pipeline.definitions.yaml import Keys, YamlFile, reason, shown
 from pipeline.model import (
     MIB,
     ApplianceBuild,
+    Copy,
     FileCopy,
     FolderCopy,
     LinkCopy,
+    Owner,
+    TextCopy,
     TextFile,
     parse_size,
 )
@@ -263,33 +266,70 @@ class _Resolver:
         return [copy for index in range(len(entries)) for copy in self._entry((*keys, index))]
 
     def _entry(self, keys: Keys) -> list[Copy]:
-        from_keys, to_keys = (*keys, "from"), (*keys, "to")
+        from_keys, to_keys, text_keys = ((*keys, part) for part in ("from", "to", "content"))
         source, target = self._file.text(from_keys), self._file.text(to_keys)
-        mode = self._file.text((*keys, "mode"))
-        if source is None or target is None:
+        text = self._file.text(text_keys)
+        if target is None or not self._has_one_content(keys, source, text):
             return []
         if {".", ".."} & set(target.split("/")):
             self._add(to_keys, f"{target!r} must not hold '.' or '..'")
             return []
+        mode = self._file.text((*keys, "mode"))
+        bits = int(mode, 8) if mode else None
+        if source is None:
+            if target.endswith("/"):
+                self._add(to_keys, f"{target!r} is a folder; name the file")
+                return []
+            copies: list[Copy] = [
+                TextCopy(target=PurePosixPath(target), text=text or "", mode=bits or 0o644)
+            ]
+        else:
+            copies = self._copy(keys, source, target, bits)
+        return self._check_targets(keys, self._owned(keys, target, copies))
+
+    def _has_one_content(self, keys: Keys, source: str | None, text: str | None) -> bool:
+        """Whether an entry says once what it brings; adds a mistake otherwise."""
+        given = [
+            part for part in ("from", "content") if self._file.value((*keys, part)) is not None
+        ]
+        if len(given) == 1:
+            return source is not None or text is not None
+        told = "'from' and 'content': give one of them"
+        self._add(keys, told if given else "'from' or 'content' is missing")
+        return False
+
+    def _copy(self, keys: Keys, source: str, target: str, bits: int | None) -> list[Copy]:
+        """What a file or folder of the definition becomes in the image."""
+        from_keys, place = (*keys, "from"), PurePosixPath(target)
         path = self._resolve(from_keys, source)
         if path is None:
             return []
-        place, bits = PurePosixPath(target), int(mode, 8) if mode else None
         try:
             if path.is_dir():
-                copies = self._folder_copies(from_keys, source, path, place, bits)
-            elif target == "/":
-                self._add(to_keys, f"'/' is a folder, and {source!r} is a file; name the file")
+                return self._folder_copies(from_keys, source, path, place, bits)
+            if target == "/":
+                told = f"'/' is a folder, and {source!r} is a file; name the file"
+                self._add((*keys, "to"), told)
                 return []
-            else:
-                content = self._find(from_keys, source)
-                if target.endswith("/"):
-                    place /= PurePosixPath(source).name
-                copies = [] if content is None else [_copy(content, place, bits)]
+            content = self._find(from_keys, source)
         except (OSError, ValueError) as error:
             self._add(from_keys, f"{quote(source)} cannot be read: {reason(error)}")
             return []
-        return self._check_targets(keys, copies)
+        if target.endswith("/"):
+            place /= PurePosixPath(source).name
+        return [] if content is None else [_copy(content, place, bits)]
+
+    def _owned(self, keys: Keys, target: str, copies: list[Copy]) -> list[Copy]:
+        """The copies with the owner that their entry names."""
+        owner, group = (self._file.text((*keys, part)) for part in ("owner", "group"))
+        if owner is None and group is None:
+            return copies
+        name = f"{owner or ''}:{group or ''}"
+        top = PurePosixPath(target)
+        return [
+            replace(copy, owner=Owner(name=name, paths=(*_folders_between(top, copy), copy.target)))
+            for copy in copies
+        ]
 
     def _folder_copies(
         self, keys: Keys, source: str, path: Path, place: PurePosixPath, bits: int | None
@@ -328,6 +368,15 @@ class _Resolver:
             else:
                 self._add(keys, wrong)
         return good
+
+
+def _folders_between(top: PurePosixPath, copy: Copy) -> list[PurePosixPath]:
+    """The folders that an entry copies above one of its files, the highest first; the entry's own
+    target among them, unless that is the root directory."""
+    parents = [
+        folder for folder in reversed(copy.target.parents) if top in (folder, *folder.parents)
+    ]
+    return [folder for folder in parents if folder.parts[1:]]
 
 
 def _copy(content: _Content, target: PurePosixPath, bits: int | None) -> FileCopy:

@@ -45,6 +45,7 @@ def check_schema(file: YamlFile, schema: Schema, keys: Keys = ()) -> None:
     """
     for error in sorted(_validate(bounded(schema), file.value(keys)), key=_rank):
         at, rule = (*keys, *error.absolute_path), _rule(error)
+        file.unfit.update(at[:1])
         if rule == "additionalProperties":
             _add_unknown_keys(file, at, error, schema)
         elif rule == "required":

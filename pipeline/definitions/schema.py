@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipeline.customizations import CUSTOMIZATIONS
+from pipeline.customizations.accounts import OWNER
 from pipeline.definitions.environment import ENVIRONMENT
 from pipeline.definitions.login import LOGIN
 
@@ -309,6 +310,13 @@ def _files_schema() -> Schema:
                 pattern="^/([^/\\n]+(/[^/\\n]+)*/?)?$",
                 errorMessage="must be an absolute path",
             ),
+            "content": {
+                "description": "The file's content, in place of 'from'.",
+                "type": "string",
+                "maxLength": 65536,
+                "examples": ["Welcome\n"],
+            },
+            **OWNER,
             "mode": _text(
                 "The files' mode, in quotes. The default is 0755 for files that their owner may "
                 "execute, else 0644.",
@@ -319,9 +327,9 @@ def _files_schema() -> Schema:
         },
     )
     return {
-        "description": "Files to copy from the definition's folder into the image, owned by root.",
+        "description": "Files to copy from the definition's folder into the image, or to write.",
         "type": "array",
-        "items": entry | {"required": ["from", "to"]},
+        "items": entry | {"required": ["to"]},
         "examples": [[{"from": "motd", "to": "/etc/motd", "mode": "0644"}]],
     }
 

@@ -92,6 +92,8 @@ class YamlFile:
         """In the order in which they were found."""
         self.refused: set[Keys] = set()
         """The paths of the values that violate the schema."""
+        self.unfit: set[str | int] = set()
+        """The keys of the file whose values violate the schema somewhere."""
         self._values: dict[Keys, _Spot] = {}
         self._keys: dict[Keys, _Spot] = {}
 

@@ -354,7 +354,7 @@ def plan_base_image(source: BaseImageSource, request: Request) -> BaseImage:
         login_user=appliance.login_user,
         files=copied_files(appliance),
         answers=make_answers(appliance.customizations),
-        customizations=make_steps(appliance.customizations, appliance.positions),
+        customizations=make_steps(appliance.customizations, appliance.positions, appliance.files),
         scripts=tuple(own_file(script) for script in appliance.scripts),
         script_seconds=source.script_seconds,
     )

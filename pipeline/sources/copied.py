@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipeline.model import Appliance, FileCopy, FolderCopy, LinkCopy
+from pipeline.model import Appliance, Copy, FileCopy, FolderCopy, LinkCopy, TextCopy
 from pipeline.stages.base import LocalFile, copy_unchanged, own_file
 
 
@@ -38,12 +38,15 @@ Copied = CopiedFile | CopiedLink | CopiedFolder
 
 
 def copied_files(appliance: Appliance) -> tuple[Copied, ...]:
-    """The files of a definition, with their digests. Raises DefinitionError."""
-    return tuple(_plan(copy) for copy in appliance.files)
+    """The files of a definition, with their digests, except those whose content is in the
+    definition: a step of its customizations writes these. Raises DefinitionError."""
+    return tuple(filter(None, map(_plan, appliance.files)))
 
 
-def _plan(copy: FileCopy | LinkCopy | FolderCopy) -> Copied:
+def _plan(copy: Copy) -> Copied | None:
     match copy:
+        case TextCopy():
+            return None
         case FileCopy():
             return CopiedFile(target=copy.target, mode=copy.mode, content=own_file(copy.source))
         case LinkCopy():

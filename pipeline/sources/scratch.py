@@ -372,7 +372,7 @@ def _plan_root(
         requested=resolution.requested,
         apt_sources=mirrors.image_sources(),
         files=copied_files(appliance),
-        customizations=make_steps(appliance.customizations, appliance.positions),
+        customizations=make_steps(appliance.customizations, appliance.positions, appliance.files),
         scripts=tuple(own_file(script) for script in appliance.scripts),
         environment=dict(appliance.environment),
         tools={

@@ -53,7 +53,7 @@ CASES: dict[str, Case] = {
         "grep -q AAAAC3NzaC1lZDI1NTE5AAAAIOps /home/ops/.ssh/authorized_keys && "
         "grep -q AAAAC3NzaC1lZDI1NTE5AAAAIOps /root/.ssh/authorized_keys && "
         '[ "$(stat -c "%U %a" /home/ops/.ssh/authorized_keys)" = "ops 600" ] && '
-        'getent shadow ops | grep -qF "$y$j9T$" && '
+        "getent shadow ops | grep -qF '$y$j9T$' && "
         '[ "$(stat -c %U /srv/web)" = web ] && [ "$(id -u web)" -lt 1000 ]',
         other_check='[ "$(id -nG ops)" = "ops lab extra" ] && '
         '[ "$(getent passwd ops | cut -d : -f 7)" = /bin/sh ] && '
@@ -68,6 +68,16 @@ CASES: dict[str, Case] = {
         other="[{path: /srv/data, mode: '0700'}]",
         check='[ "$(stat -c "%U:%G %a" /srv/data)" = "ops:lab 2775" ] && [ -d /var/log/mine ]',
         other_check='[ "$(stat -c "%U:%G %a" /srv/data)" = "root:root 700" ]',
+    ),
+    "files": Case(
+        value="[{content: \"it's\\nhere\\n\", to: /etc/app/one, owner: ops, mode: '0640'}, "
+        "{from: answers, to: /srv/app/two, group: lab}]",
+        other="[{content: '', to: /etc/app/one, owner: late, mode: '4755'}]",
+        check='[ "$(cat /etc/app/one)" = "it\'s\nhere" ] && '
+        '[ "$(stat -c "%U:%G %a" /etc/app/one)" = "ops:ops 640" ] && '
+        '[ "$(stat -c "%U:%G %a" /etc/app)" = "root:root 755" ] && '
+        '[ "$(stat -c "%U:%G %a" /srv/app/two)" = "root:lab 644" ]',
+        other_check='[ "$(stat -c "%U:%G %a %s" /etc/app/one)" = "late:late 4755 0" ]',
     ),
     "timezone": Case(
         value="Asia/Kathmandu",
@@ -121,4 +131,4 @@ CASES: dict[str, Case] = {
         '[ "$(systemctl is-enabled apt-daily.timer)" = masked ]',
     ),
 }
-"""Keys with modules in `pipeline/customizations`, each once."""
+"""Keys with modules in `pipeline/customizations`, each once, and `files`."""
