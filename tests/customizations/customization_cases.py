@@ -51,7 +51,6 @@ CASES: dict[str, Case] = {
         check='[ "$(getent passwd ops)" = "ops:x:2001:2001:Op Erators:/home/ops:/bin/bash" ] && '
         '[ "$(id -nG ops)" = "ops lab" ] && [ "$(su ops -c "sudo -n id -u")" = 0 ] && '
         "grep -q AAAAC3NzaC1lZDI1NTE5AAAAIOps /home/ops/.ssh/authorized_keys && "
-        "grep -q AAAAC3NzaC1lZDI1NTE5AAAAIOps /root/.ssh/authorized_keys && "
         '[ "$(stat -c "%U %a" /home/ops/.ssh/authorized_keys)" = "ops 600" ] && '
         "getent shadow ops | grep -qF '$y$j9T$' && "
         '[ "$(stat -c %U /srv/web)" = web ] && [ "$(id -u web)" -lt 1000 ]',
