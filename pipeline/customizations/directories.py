@@ -33,7 +33,7 @@ def _merge(parent: _Directories, child: _Directories) -> list[Mapping[str, Any]]
 def _script(directories: _Directories) -> str:
     return _MAKE + "".join(
         f"make {quote(each['path'])} {each.get('owner', 'root')}:{each.get('group', '')} "
-        f"{each.get('mode', '0755')}\n"
+        f"{int(each.get('mode', '0755'), 8):05o}\n"  # chmod keeps setgid for fewer digits
         for each in directories
     )
 
