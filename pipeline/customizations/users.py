@@ -239,8 +239,8 @@ _USER: dict[str, Any] = {
             "examples": [True],
         },
         "sudo": {
-            "description": "What sudo lets the user do: true for everything, without a password; or a "
-            "rule of sudoers(5), without the user's name at its beginning.",
+            "description": "What sudo lets the user do: true for everything, without a password; "
+            "or a rule of sudoers(5), without the user's name at its beginning.",
             "type": ["boolean", "string"],
             "pattern": "^[^\\n]*[^ \\n][^\\n]*$",
             "maxLength": 1000,
