@@ -16,7 +16,8 @@ from typing import Any
 from pipeline.customizations import files
 from pipeline.customizations.customization import HEAD, Customization, Step, UnreadyError
 from pipeline.errors import DefinitionError
-from pipeline.model import Copy, Positions, TextFile
+from pipeline.file_copies import Copy, TextFile
+from pipeline.model import Positions
 
 CUSTOMIZATIONS: dict[str, Customization] = {
     name: import_module(f"{__name__}.{name}").CUSTOMIZATION

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.customizations.customization import Customization, Report
-from pipeline.model import TextFile
+from pipeline.file_copies import TextFile
 
 _TYPES = ("select", "multiselect", "string", "boolean", "note", "text", "title", "error")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from shlex import quote
 
-from pipeline.model import Copy, FileCopy, TextCopy
+from pipeline.file_copies import Copy, FileCopy, TextCopy
 
 _FUNCTIONS = """\
 # put PATH MODE TEXT

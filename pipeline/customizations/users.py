@@ -17,7 +17,7 @@ from pipeline.customizations.customization import (
     UnreadyError,
     merge_named,
 )
-from pipeline.model import TextFile
+from pipeline.file_copies import TextFile
 
 _Users = Sequence[Mapping[str, Any]]
 

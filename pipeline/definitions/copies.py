@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.definitions.messages import quote
 from pipeline.definitions.yaml import shown
-from pipeline.model import Copy, FolderCopy
+from pipeline.file_copies import Copy, FolderCopy
 from pipeline.realfile import open_folder
 
 _NOT_OF_THE_IMAGE = tuple(

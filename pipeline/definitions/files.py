@@ -13,18 +13,8 @@ from pipeline.customizations import CUSTOMIZATIONS
 from pipeline.definitions.copies import Grounds, OutsideError, Targets, is_text, walk
 from pipeline.definitions.messages import label, quote, suggest
 from pipeline.definitions.yaml import Keys, YamlFile, reason, shown
-from pipeline.model import (
-    MIB,
-    ApplianceBuild,
-    Copy,
-    FileCopy,
-    FolderCopy,
-    LinkCopy,
-    Owner,
-    TextCopy,
-    TextFile,
-    parse_size,
-)
+from pipeline.file_copies import Copy, FileCopy, FolderCopy, LinkCopy, Owner, TextCopy, TextFile
+from pipeline.model import MIB, ApplianceBuild, parse_size
 from pipeline.realfile import open_file
 
 URL_SCHEMES = ("http", "https", "s3")

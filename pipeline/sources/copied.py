@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipeline.model import Appliance, Copy, FileCopy, FolderCopy, LinkCopy, TextCopy
+from pipeline.file_copies import Copy, FileCopy, FolderCopy, LinkCopy, TextCopy
+from pipeline.model import Appliance
 from pipeline.stages.base import LocalFile, copy_unchanged, own_file
 
 

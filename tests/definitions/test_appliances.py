@@ -15,6 +15,7 @@ from definition_texts import HEAD, Load, Write
 from pipeline.clouds import clouds
 from pipeline.definitions.appliance import appliance_schema, list_appliances, load_appliance
 from pipeline.definitions.yaml import read_yaml
+from pipeline.file_copies import FileCopy
 from pipeline.model import (
     GIB,
     MIB,
@@ -23,7 +24,6 @@ from pipeline.model import (
     BaseImageSource,
     BootCheckPolicy,
     CloudOverride,
-    FileCopy,
     PhantomPolicy,
     ScratchSource,
     Sha256,

@@ -14,7 +14,8 @@ from soak import SOAKING, examples
 
 from pipeline.definitions.appliance import load_appliance
 from pipeline.errors import DefinitionError, StageFailedError
-from pipeline.model import Appliance, FileCopy, FolderCopy, LinkCopy
+from pipeline.file_copies import FileCopy, FolderCopy, LinkCopy
+from pipeline.model import Appliance
 from pipeline.sources.copied import copied_files, write_tree
 from pipeline.stages.base import local_file, own_file, read_unchanged
 
