@@ -65,6 +65,8 @@ class ScratchSource:
     """The distribution's code name, such as `bookworm`."""
     architecture: str
     """Debian's name for the architecture."""
+    network: bool = False
+    """Whether hooks and scripts can use the network."""
 
 
 @dataclass(frozen=True, kw_only=True)

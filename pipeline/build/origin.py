@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.customizations import describe as describe_customizations
 from pipeline.model import Appliance, BaseImageSource
 from pipeline.stages.base import digest_of_file, key_of
 from pipeline.tools.git import find_commit
@@ -28,7 +27,6 @@ def describe_definition(appliance: Appliance) -> dict[str, Any]:
         "digest": key_of(digests),
         "commit": None if commit is None else commit.id,
         "dirty": None if commit is None else commit.dirty,
-        "customizations": describe_customizations(appliance.customizations),
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import records
+from pipeline import customizations, records
 from pipeline.build import manifest
 from pipeline.build.builder import Builder, Built
 from pipeline.build.delivery import Delivery, check_sites, raise_defects, run_side_by_side
@@ -127,7 +127,11 @@ def _write(
         written = manifest.make_manifest(
             appliance=plan.appliance,
             build=build,
-            inputs={"definition": definition, **plan.source.describe_inputs(described)},
+            inputs={
+                "definition": definition,
+                "customizations": customizations.describe(plan.appliance.customizations),
+                **plan.source.describe_inputs(described),
+            },
             root_sha256=root_sha256,
             images=entries,
             publications=published,

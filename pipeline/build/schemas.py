@@ -83,6 +83,16 @@ def _manifest() -> dict[str, Schema]:
 def _inputs() -> Schema:
     return _object(
         {
+            "customizations": _told(
+                {"type": "object"},
+                "What the definition's keys say of the image beside packages, files and scripts; "
+                "of files that they name, the digest.",
+            ),
+            "repeatable": _told(
+                _FLAG,
+                "Whether the same inputs are known to give the same bytes: from scratch, and where "
+                "hooks and scripts had no network.",
+            ),
             "archive": _told(
                 _object(validity_checked=_FLAG), "Said of Debian's archive, from scratch."
             ),

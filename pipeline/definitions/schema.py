@@ -227,6 +227,10 @@ def _source_schema() -> Schema:
                 default=DEFAULT_SOURCE["architecture"],
                 errorMessage="must be Debian's name of an architecture, such as amd64",
             ),
+            "network": flag(
+                "Whether elements' hooks and scripts have network access. What they fetch is not "
+                "known to be the same in each build."
+            ),
         },
     )
     return _mapping(

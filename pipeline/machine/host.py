@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -77,9 +78,13 @@ def _checked(check: Check, store: Path) -> Finding:
         )
 
 
-def require_namespaces() -> None:
-    """Checks that root can make namespaces and mount in them. Raises HostError."""
-    finding = _check_namespaces(Path())
+def require_isolation(store: Path) -> None:
+    """Checks that programs can run as root in namespaces of their own, with folders of the store's
+    file system. Raises HostError, SudoError."""
+    way = namespace.find_way(_existing(store))
+    if not way.mapped:
+        namespace.check_root(way)
+    finding = _check_namespaces(store)
     if not finding.ok:
         raise HostError(f"{finding.name}: {finding.found}", todo=finding.mend)
 
@@ -94,40 +99,53 @@ def _check_diskimage_builder(_store: Path) -> Finding:
 # ---- rights, namespaces and room
 
 
-def _check_rights(_store: Path) -> Finding:
-    meaning = "root file systems are built with root's rights, in namespaces of their own"
-    finding = partial(Finding, name="root's rights", meaning=meaning)
+def _check_rights(store: Path) -> Finding:
+    finding = partial(Finding, name="rights")
+    way = namespace.find_way(_existing(store))
+    if way.mapped:
+        found = "root of a user namespace, and of nothing else"
+        return finding(ok=True, found=found, meaning="builds run without root's rights")
+    meaning = f"definitions are root on this host: {way.refused}"
     if os.geteuid() == 0:
-        return finding(ok=True, found="this is root")
+        return finding(ok=None, found="this is root", meaning=meaning, mend=way.mend)
     try:
         run.capture(["sudo", "-n", "true"])
     except HostError:
-        mend = "run as root, or as root: apt-get install sudo && adduser USER sudo"
-        return finding(ok=False, found="no sudo, and this is not root", mend=mend)
+        mend = way.mend or "run as root, or as root: apt-get install sudo && adduser USER sudo"
+        told = f"no user namespace ({way.refused}), no sudo, and this is not root"
+        return finding(ok=False, found=told, meaning="nothing can be built", mend=mend)
     except run.ToolError:
         told = "sudo asks for a password, or does not know this user"
-        mend = "sudo -v   # before the build; if that fails, an administrator has to grant it"
-        return finding(ok=None, found=told, mend=mend)
-    return finding(ok=True, found="by sudo")
+        mend = way.mend or "sudo -v   # before the build; if that fails, ask an administrator"
+        return finding(ok=None, found=told, meaning=meaning, mend=mend)
+    return finding(ok=None, found="by sudo", meaning=meaning, mend=way.mend)
 
 
-def _check_namespaces(_store: Path) -> Finding:
+def _check_namespaces(store: Path) -> Finding:
     meaning = "even a killed build leaves no mount and no process"
     finding = partial(Finding, name="namespaces", meaning=meaning)
-    # The new process is the first of its namespace, and what it mounts is visible there only.
-    script = (
-        'test "$$" -eq 1 && mount -t tmpfs phantom /mnt && cd /mnt && mkdir old && pivot_root . old'
-    )
+    folder = _existing(store)
+    if namespace.find_way(folder).mapped:
+        return finding(ok=True, found="user, mount, process and network namespaces")
     try:
-        run.capture(namespace.as_root([*namespace.ISOLATE, "sh", "-c", script]))
+        namespace.try_as_root(folder)
     except run.ToolError as error:
-        complaint = (error.output.strip() or error.what).splitlines()[-1]
+        complaint = (error.output.strip() or error.what).splitlines()[-1].removeprefix("isolate: ")
         if complaint.startswith("sudo:"):
             told = "not tried without root's rights"
             return finding(ok=None, found=told, mend="sudo -v   # then run this again")
         mend = "in a container: run it privileged; else boot a kernel with namespaces and tmpfs"
         return finding(ok=False, found=complaint, mend=mend)
-    return finding(ok=True, found="mount and process namespaces")
+    return finding(ok=True, found="mount, process and network namespaces")
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder above, or this one, that is there and that this user may write to; else
+    that of temporary files."""
+    folder = folder.absolute()
+    while not os.path.isdir(folder):
+        folder = folder.parent
+    return folder if os.access(folder, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
 
 
 # Debian's minimal system with a kernel takes 500 MB unpacked, its disk twice that until stored, and

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -12,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline import resources
-from pipeline.errors import HostError, SudoError
+from pipeline.errors import HostError
 from pipeline.machine import qemu, site_kernel
 from pipeline.machine.accelerator import search_path
 from pipeline.tools import grub, run
@@ -75,9 +74,7 @@ class Program:
 
 PROGRAMS = (
     Program("apt-get", "apt", "resolves packages", tested=(2, 6)),
-    Program("sudo", "sudo", "diskimage-builder asks for it, even as root"),
     Program("mmdebstrap", "mmdebstrap", "makes root file systems from packages", tested=(1, 3)),
-    Program("unshare", "util-linux", "keeps builds in their own namespaces"),
     Program("setpriv", "util-linux", "ends what a build started with it"),
     Program("mke2fs", "e2fsprogs", "writes file systems", version=("-V",), tested=(1, 47)),
     Program(
@@ -184,8 +181,8 @@ FILES = (
 NEEDS = {
     "download": ("curl",),
     "base": ("qemu-img", "zstd", "prlimit"),
-    "packages": ("sudo", "apt-get", "mmdebstrap", "unshare", "setpriv"),
-    "root": ("sudo", "mke2fs", "debugfs", "unshare", "setpriv"),
+    "packages": ("apt-get", "mmdebstrap", "setpriv"),
+    "root": ("mke2fs", "debugfs", "setpriv"),
     "root from a base image": ("libguestfs's Python module",),
     "disk": ("sfdisk", "grub-mkimage", "GRUB for BIOS"),
     "disk for UEFI": ("mformat", "GRUB for UEFI"),
@@ -200,7 +197,7 @@ NEEDS = {
 def require(needs: Iterable[str]) -> None:
     """Checks that the host has what stages need, by their `requires`; takes a few milliseconds.
 
-    Raises HostError, or SudoError for a sudo that a user needs, with what mends it.
+    Raises HostError with what mends it.
     """
     programs = {program.name: program for program in PROGRAMS}
     files = {entry.name: entry for entry in FILES}
@@ -212,8 +209,7 @@ def require(needs: Iterable[str]) -> None:
             continue
         program = programs[name]
         if program.find() is None:
-            kind = SudoError if name == "sudo" and os.geteuid() != 0 else HostError
-            raise kind(
+            raise HostError(
                 f"{name} is not installed ({program.purpose})",
                 todo=f"{resources.setup_hint()}; or: sudo apt-get install {program.package}",
             )

@@ -310,6 +310,7 @@ class BaseImage:
                     "system": {name: contents.facts["system"][name] for name in _TOLD},
                 }
             },
+            "repeatable": False,
             "packages": _read_packages(contents),
             "pinned_packages": sorted(
                 package for package in self.root.packages if split_pin(package)[1] is not None

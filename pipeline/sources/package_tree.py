@@ -6,7 +6,6 @@ packages share one tree, and a changed file or script does not install them agai
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,9 +52,8 @@ class PackageTree(Stage):
     archive: apt.Archive = field(metadata=HERE_ONLY, compare=False, repr=False)
 
     def check_host(self, store: Store) -> None:
-        """What mounts and name spaces need. Raises HostError, SudoError."""
-        namespace.check_root()
-        host.require_namespaces()
+        """Whether a root of namespaces can be had. Raises HostError, SudoError."""
+        host.require_isolation(store.folder)
 
     def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
         installed = self.resolution.installed_bytes
@@ -102,7 +100,7 @@ class PackageTree(Stage):
             "PHANTOM_ANSWERS": str(work / "answers"),
             "PHANTOM_ARCHITECTURE": self.architecture,
             "PHANTOM_DPKG_OPTIONS": mmdebstrap.dpkg_options(self.leaves_out, self.keeps),
-            "PHANTOM_OWNER": f"{os.getuid()}:{os.getgid()}",
+            "PHANTOM_OWNER": namespace.owner(work),
             "PHANTOM_PACKAGES": ",".join(package.name for package in self.packages),
             "PHANTOM_PYTHON": sys.executable,
             "PHANTOM_RELEASE": self.release,

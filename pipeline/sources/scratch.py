@@ -101,6 +101,8 @@ class ScratchRoot(Stage):
     files: tuple[Copied, ...]
     customizations: tuple[Step, ...] = field(default=(), metadata=IF_ANY)
     scripts: tuple[LocalFile, ...]
+    network: bool = field(default=False, metadata=IF_ANY)
+    """Whether hooks and scripts have the host's network."""
     environment: Mapping[str, str]
     """The definition's variables for elements and scripts."""
     tools: Mapping[str, str]
@@ -129,9 +131,8 @@ class ScratchRoot(Stage):
         return self.tree.resolution
 
     def check_host(self, store: Store) -> None:
-        """What mounts and name spaces need. Raises HostError, SudoError."""
-        namespace.check_root()
-        host.require_namespaces()
+        """Whether a root of namespaces can be had. Raises HostError, SudoError."""
+        host.require_isolation(store.folder)
         dib.check_folders([store.folder])
 
     def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
@@ -170,6 +171,7 @@ class ScratchRoot(Stage):
                 environment=self._environment(tree, context),
                 log=context.log,
                 progress=context.progress,
+                network=self.network,
             )
         except run.ToolError as error:
             places = {step.name: step.where for step in self.customizations}
@@ -217,7 +219,7 @@ class ScratchRoot(Stage):
         *ours, _ = dib.elements_path()  # diskimage-builder adds its own
         work, build = context.work, context.work / "build"
         return {
-            **run.proxy_environment(),
+            **(run.proxy_environment() if self.network else {}),
             **{name: os.environ[name] for name in CALLERS if name in os.environ},
             "DIB_PYTHON_EXEC": sys.executable,
             "DIB_PYTHON_VERSION": "3",
@@ -234,7 +236,7 @@ class ScratchRoot(Stage):
             "PHANTOM_CLOUD_INIT": str(work / "cloud-init"),
             "PHANTOM_KERNEL": self.kernel,
             "PHANTOM_OUTPUT": str(context.out),
-            "PHANTOM_OWNER": f"{os.getuid()}:{os.getgid()}",
+            "PHANTOM_OWNER": namespace.owner(work),
             "PHANTOM_SOURCES": str(work / "sources.list"),
             "PHANTOM_TREE": str(tree),
             "PHANTOM_UUID": str(uuid.uuid5(_NAMESPACE, self.key)),
@@ -301,8 +303,12 @@ class Scratch:
 
     def describe_inputs(self, contents: Artifact | None) -> dict[str, Any]:
         """The packages come from the plan."""
+        source = asdict(self.source)
+        if not self.source.network:
+            del source["network"]
         return {
-            "source": {"scratch": asdict(self.source)},
+            "source": {"scratch": source},
+            "repeatable": not self.source.network,
             "archive": {"validity_checked": apt_lists.checks_valid_until()},
             "packages": [asdict(package) for package in self.root.packages],
             "pinned_packages": sorted(self.pinned),
@@ -374,6 +380,7 @@ def _plan_root(
         files=copied_files(appliance),
         customizations=make_steps(appliance.customizations, appliance.positions, appliance.files),
         scripts=tuple(own_file(script) for script in appliance.scripts),
+        network=source.network,
         environment=dict(appliance.environment),
         tools={
             "diskimage-builder": dib.version(),

@@ -260,7 +260,7 @@ def explain_failure(error: run.ToolError, places: Mapping[str, str] | None = Non
         error.todo = "correct the script; the log has all that it printed"
         error.detail = tail(lines[max(starts, default=0) : ended])
         return error
-    error.what = error.what.replace("isolate.sh", "diskimage-builder", 1)
+    error.what = error.what.replace("isolate.py", "diskimage-builder", 1)
     error.detail = tail(lines, own=False)
     return error
 

@@ -61,6 +61,6 @@ def describe_order(resolution: Resolution) -> str:
 
 def explain_failure(error: run.ToolError) -> run.ToolError:
     """The same error in the name of mmdebstrap, and not of what isolates it."""
-    error.what = error.what.replace("isolate.sh", "mmdebstrap", 1)
+    error.what = error.what.replace("isolate.py", "mmdebstrap", 1)
     error.detail = tail(error.output.splitlines(), own=False)
     return error

@@ -1,47 +1,145 @@
-"""Root's rights inside namespaces of their own: `sudo`, `unshare` and `isolate.sh`."""
+"""Programs that run as root inside namespaces of their own, by `isolate.py`.
+
+Where the host allows it, that root is one of a user namespace: outside, it is the user who asked,
+or nobody if root asked. Elsewhere it is this host's root, by sudo.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.errors import HostError, NoSpaceError, SudoError
 from pipeline.model import Progress
-from pipeline.tools import run
+from pipeline.tools import isolate, run
 
-ISOLATE = (
-    # The first process in the namespace is to have nothing of the caller's environment.
-    *("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"),
-    *("unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"),
-)
-"""What runs a program as the first process of new namespaces."""
 PROGRAMS = "/phantom"
 """The folder of a program's root directory that has its `sudo`; it belongs first on its PATH."""
-_ISOLATE = Path(__file__).with_name("isolate.sh")
+_PATH = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
+_ISOLATE = Path(__file__).with_name("isolate.py")
 _SECRET_NAME = re.compile(r"PASS|SECRET|TOKEN|CREDENTIAL|_KEY$|APIKEY", re.IGNORECASE)
 _SECRET_LENGTH = 4  # shorter ones would hide half the log
 _PASSWORD = re.compile(r"^\w+://[^/@:]*:([^/@]+)@")
 
 
-def check_root() -> None:
-    """Raises SudoError unless this is root or a user whom sudo lets become root."""
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How this host lets programs run as root in namespaces."""
+
+    mapped: bool
+    """Whether that root is one of a user namespace."""
+    refused: str = ""
+    """Why it is not."""
+    mend: str | None = None
+    """What would allow it."""
+
+
+def find_way(folder: Path) -> Way:
+    """How programs run that see folders on the file system of `folder`, which must be there."""
+    return _try_way(folder.stat().st_dev, folder)
+
+
+_ways: dict[int, Way] = {}
+
+
+def _try_way(device: int, folder: Path) -> Way:
+    """Tries it once for each file system, with files in `folder` for a moment."""
+    if device not in _ways:
+        _ways[device] = _try(folder)
+    return _ways[device]
+
+
+def _try(folder: Path) -> Way:
+    with tempfile.TemporaryDirectory(prefix=".phantom-", dir=folder) as made:
+        tried = Path(made)
+        (tried / "seen").mkdir()
+        command = _prepare(
+            ["sh", "-c", ': >"$1/file" && chown 1:1 "$1/file"', "sh", str(tried / "seen")],
+            view=View(writable=[tried / "seen"]),
+            folder=tried / "namespace",
+            environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            mapped=True,
+        )
+        try:
+            run.run(command, log=tried / "log", lifeline=True)
+        except (HostError, run.ToolError) as error:
+            said = (error.detail or error.what).strip().splitlines()
+            told = next((line for line in said if line.startswith("isolate: ")), said[-1])
+            refused = told.removeprefix("isolate: ")
+            return Way(mapped=False, refused=refused, mend=_find_mend(refused))
+        finally:
+            remove_tree(tried / "seen")
+    return Way(mapped=True)
+
+
+# What forbids user namespaces, by the file that says so.
+_SETTINGS = (
+    ("/proc/sys/user/max_user_namespaces", "0", "user.max_user_namespaces=15000"),
+    ("/proc/sys/kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
+    (
+        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+        "kernel.apparmor_restrict_unprivileged_userns=0",
+    ),
+)
+
+
+def _find_mend(refused: str) -> str | None:
+    for file, forbids, setting in _SETTINGS:
+        try:
+            if Path(file).read_text().strip() == forbids:
+                return f"sudo sysctl -w {setting}"
+        except OSError:
+            continue
+    if "is not installed" in refused:
+        return "sudo apt-get install uidmap"
+    if "/etc/sub" in refused:
+        start = isolate.find_free()
+        block = f"{start}-{start + isolate.IDS - 1}"
+        return f"sudo usermod --add-subuids {block} --add-subgids {block} {isolate.own_name()}"
+    return None
+
+
+def try_as_root(folder: Path) -> None:
+    """Runs nothing in namespaces of this host's root. Raises ToolError, HostError."""
+    with tempfile.TemporaryDirectory(prefix=".phantom-", dir=folder) as made:
+        place = Path(made) / "namespace"
+        command = _prepare(["true"], view=View(), folder=place, environment={}, mapped=False)
+        run.run(as_root(command), log=Path(made) / "log", lifeline=True)
+
+
+def owner(folder: Path) -> str:
+    """Who owns, inside, what a program makes for this user, as chown takes it; `folder` is the one
+    that it works in."""
+    return "0:0" if find_way(folder).mapped else f"{os.getuid()}:{os.getgid()}"
+
+
+def check_root(way: Way | None = None) -> None:
+    """Raises SudoError unless this is root or a user whom sudo lets become root; with a `way`, says
+    why it does not do without."""
     if os.geteuid() == 0:
         return
-    todo = "run as root, or have an administrator give this user sudo rights"
+    refused, todo = "", "run as root, or have an administrator give this user sudo rights"
+    if way is not None:
+        refused = f"builds need a user namespace or root's rights: {way.refused}, and "
+        todo = f"{way.mend}   # or {todo}" if way.mend else todo
     try:
         run.capture(["sudo", "-n", "true"])
     except HostError as error:
-        raise SudoError("sudo is not installed, and this is not root", todo=todo) from error
+        raise SudoError(f"{refused}sudo is not installed", todo=todo) from error
     except run.ToolError as error:
         if sys.stdin.isatty() and run.attach(["sudo", "-v"]) == 0:
             return
-        raise SudoError("sudo does not let this user become root", todo=todo) from error
+        told = f"{refused}sudo does not let this user become root"
+        raise SudoError(told, todo=todo) from error
 
 
 def as_root(argv: Sequence[str]) -> list[str]:
@@ -59,17 +157,19 @@ class View:
     in_memory: Mapping[Path, int] = field(default_factory=dict)
     """Empty folders in memory, and how many MiB they may hold."""
 
-    def lines(self) -> Iterator[str]:
-        """The lines of `shown` that isolate.sh reads: folders before what lies in them."""
+    def shown(self) -> Iterator[list[str]]:
+        """What isolate.py shows: folders before what lies in them."""
         kinds: dict[Path, str] = {}
         for path in self.readable:
             # Links lead from one to the other.
             kinds |= dict.fromkeys((path.absolute(), path.resolve()), "read-only")
         kinds |= dict.fromkeys(self.writable, "writable")
-        kinds |= {path: f"memory {mib}" for path, mib in self.in_memory.items()}
+        kinds |= dict.fromkeys(self.in_memory, "memory")
         for path, kind in sorted(kinds.items()):
-            if kind != "read-only" or not path.is_relative_to("/usr"):
-                yield f"{kind} {path}\n"
+            if kind == "memory":
+                yield [kind, str(path), str(self.in_memory[path])]
+            elif kind != "read-only" or not path.is_relative_to("/usr"):
+                yield [kind, str(path)]
 
 
 def run_isolated(
@@ -80,29 +180,54 @@ def run_isolated(
     environment: Mapping[str, str],
     log: Path,
     progress: Progress,
+    network: bool = False,
 ) -> None:
     """Runs a program as root in namespaces that end with it, and it with us. It sees nothing of
-    this host but its `view`, no process but those that it starts, and a neutral host name.
+    this host but its `view`, no process but those that it starts, a neutral host name, and the
+    host's network only with `network`.
 
-    `folder`, which is made, keeps what isolate.sh has to know. The program gets `environment`, and
+    `folder`, which is made, keeps what isolate.py has to know. The program gets `environment`, and
     nothing of this process's own, by a file there that only this user can read; everybody can read
     a command line. What `environment` holds of secrets is hidden in the log.
     Raises ToolError, NoSpaceError, HostError.
     """
-    folder.mkdir(mode=0o700)
-    (folder / "root").mkdir()
-    (folder / "shown").write_text("".join(view.lines()))
-    (folder / "environment").touch(mode=0o600)
-    (folder / "environment").write_text(
-        "".join(f"export {name}={shlex.quote(environment[name])}\n" for name in sorted(environment))
+    way = find_way(folder.parent)
+    command = _prepare(
+        argv,
+        view=view,
+        folder=folder,
+        environment=environment,
+        mapped=way.mapped,
+        network=network,
     )
     run.run(
-        as_root([*ISOLATE, "sh", str(_ISOLATE), str(folder), *argv]),
+        command if way.mapped else as_root(command),
         log=log,
         progress=progress,
         lifeline=True,
         secrets=_secrets(environment),
     )
+
+
+def _prepare(
+    argv: Sequence[str],
+    *,
+    view: View,
+    folder: Path,
+    environment: Mapping[str, str],
+    mapped: bool,
+    network: bool = False,
+) -> list[str]:
+    """Writes what isolate.py has to know into a folder, which is made; returns its command."""
+    folder.mkdir(mode=0o700)
+    plan = {"shown": list(view.shown()), "mapped": mapped, "network": network}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    (folder / "environment").touch(mode=0o600)
+    (folder / "environment").write_text(
+        "".join(f"export {name}={shlex.quote(environment[name])}\n" for name in sorted(environment))
+    )
+    # The first process in the namespace is to have nothing of the caller's environment.
+    return ["env", "-i", _PATH, sys.executable, "-I", "-S", str(_ISOLATE), str(folder), *argv]
 
 
 def run_in_memory(
@@ -115,6 +240,7 @@ def run_in_memory(
     environment: Mapping[str, str],
     log: Path,
     progress: Progress,
+    network: bool = False,
 ) -> None:
     """Runs a program as `run_isolated` does, with an empty folder `build` that is in memory if
     `mib` is more than 0, up to so many MiB. A program that finds no space there is run once more,
@@ -129,6 +255,7 @@ def run_in_memory(
                 environment=environment,
                 log=log,
                 progress=progress,
+                network=network,
             )
             return
         except NoSpaceError:
@@ -149,13 +276,18 @@ def _secrets(environment: Mapping[str, str]) -> set[str]:
 
 
 def remove_tree(folder: Path) -> None:
-    """Removes a folder that root may have written to."""
+    """Removes a folder that root, ours or this host's, may have written to."""
     try:
         shutil.rmtree(folder)
     except FileNotFoundError:
         pass  # another process removed it first
     except PermissionError:
-        check_root()
+        try:
+            mapped = [sys.executable, "-I", "-S", str(_ISOLATE), "--as-mapped"]
+            run.capture([*mapped, "rm", "-rf", "--one-file-system", str(folder)])
+            return
+        except (HostError, run.ToolError):
+            check_root()
         # Some may be immutable, and links have no attributes that could be taken away.
         script = 'chattr -R -f -i -a "$1"; exec rm -rf --one-file-system "$1"'
         run.capture(as_root(["sh", "-c", script, "sh", str(folder)]))

@@ -16,6 +16,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -388,7 +389,7 @@ def _cannot_start(argv: Sequence[str], error: OSError) -> HostError:
 
 def _program(argv: Sequence[str]) -> str:
     """The program that a reader is interested in: not those that only start another one."""
-    starters = {"sudo", "env", "prlimit", "setpriv", "unshare", "sh"}
+    starters = {"sudo", "env", "prlimit", "setpriv", "sh", Path(sys.executable).name}
     programs = (word for word in argv if not (word.startswith("-") or "=" in word))
     return next((word for word in programs if Path(word).name not in starters), argv[0])
 

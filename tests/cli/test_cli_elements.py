@@ -16,7 +16,7 @@ from cli_runs import REPOSITORY, Project, make_project, remove_tree
 from pipeline.tools import dib
 
 PAGE = REPOSITORY / "docs/elements.md"
-OF_THE_DEFINITION = re.compile(r"`((?:packages|environment): [^`]+)`")
+OF_THE_DEFINITION = re.compile(r"`((?:packages|environment|source): [^`]+)`")
 
 
 class Row(NamedTuple):

@@ -66,7 +66,9 @@ def test_manifest(hello: Hello) -> None:
     inputs = manifest["inputs"]
     assert list(inputs) == [
         "definition",
+        "customizations",
         "source",
+        "repeatable",
         "archive",
         "packages",
         "pinned_packages",

@@ -54,6 +54,8 @@ class Build:
             (self.root / made).mkdir(parents=True)
         for made in ("files", "scripts"):
             (self.appliance / made).mkdir(parents=True)
+        self.kept = self.appliance / "kept"
+        self.kept.touch()
         (self.appliance / "user-data-frequency").write_text("boot\n")
         shutil.copy("/etc/resolv.conf", self.root / RESOLVER)
         (self.root / RESOLVER).chmod(0o777)
@@ -251,6 +253,18 @@ def test_what_is_not_as_it_was_is_named(build: Build) -> None:
         "'/etc/hidden/file' (kind, content, mode), '/etc/machine-id' (content), '/etc/owned' "
         "(owner), '/etc/secret list' (mode)\n"
     )
+
+
+def test_what_a_key_of_the_definition_made_stays(build: Build) -> None:
+    keys = build.root / "root/.ssh/authorized_keys"
+    build.kept.write_text("/root/.ssh/authorized_keys\n/not/there\n")
+    build.install()
+    keys.parent.mkdir(mode=0o700)
+    keys.write_text("ssh-ed25519 AAAA ops@lab\n")
+    build.remember()
+    build.clean()
+    assert build.restore() == ""
+    assert keys.read_text() == "ssh-ed25519 AAAA ops@lab\n"
 
 
 def test_no_link_of_the_image_leads_out_of_it(build: Build, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from pipeline.errors import PhantomError
 from pipeline.model import NoProgress
-from pipeline.tools import namespace, run
+from pipeline.tools import isolate, namespace, run
 
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI",
@@ -23,6 +25,14 @@ SECRETS = {
 }
 PRINT = (sys.executable, "-c", "import os; print(dict(os.environ))")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root's rights")
+
+
+@pytest.fixture(params=[True, False], ids=["mapped", "by-root"])
+def mapped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether programs run as the root of a user namespace, or as this host's."""
+    way = namespace.Way(mapped=request.param)
+    monkeypatch.setattr(namespace, "find_way", lambda folder: way)
+    return way.mapped
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +89,7 @@ def test_logs_are_for_the_user_alone(tmp_path: Path, open_umask: None) -> None:
     assert log.read_text().splitlines()[1::3] == ["done", "again"]
 
 
-def isolated(folder: Path, script: str, **environment: str) -> str:
+def isolated(folder: Path, script: str, *, network: bool = False, **environment: str) -> str:
     """What a script prints in namespaces of its own, where it sees `read` and `write` of the folder
     and `memory`."""
     for name in ("read", "write", "memory", "hidden"):
@@ -99,6 +109,7 @@ def isolated(folder: Path, script: str, **environment: str) -> str:
             environment={"PATH": f"{namespace.PROGRAMS}:/usr/sbin:/usr/bin", **environment},
             log=log,
             progress=NoProgress(),
+            network=network,
         )
     except PhantomError as error:
         pytest.fail(f"{error}\n{log.read_text()}")
@@ -106,7 +117,7 @@ def isolated(folder: Path, script: str, **environment: str) -> str:
 
 
 @needs_root
-def test_a_build_sees_no_environment_but_its_own(tmp_path: Path) -> None:
+def test_a_build_sees_no_environment_but_its_own(tmp_path: Path, mapped: bool) -> None:
     told = isolated(
         tmp_path,
         'cat /proc/[0-9]*/environ | tr "\\0" "\\n"; ls /run; test "$OWN" = yes',
@@ -118,7 +129,7 @@ def test_a_build_sees_no_environment_but_its_own(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_a_build_sees_no_files_but_those_for_it(tmp_path: Path) -> None:
+def test_a_build_sees_no_files_but_those_for_it(tmp_path: Path, mapped: bool) -> None:
     (tmp_path.parent / "beside").write_text("the host's")
     told = isolated(
         tmp_path,
@@ -141,11 +152,11 @@ def test_a_build_sees_no_files_but_those_for_it(tmp_path: Path) -> None:
     )
     assert told.splitlines()[:-1] == ["memory read write ", "0", "read", "tmpfs 8192"]
     assert (tmp_path / "write" / "new").read_text() == "brought\n"
-    assert not (tmp_path / "namespace" / "root" / "usr").exists()
+    assert (tmp_path / "write" / "new").stat().st_uid == os.getuid()
 
 
 @needs_root
-def test_a_build_does_not_know_its_host(tmp_path: Path) -> None:
+def test_a_build_does_not_know_its_host(tmp_path: Path, mapped: bool) -> None:
     told = isolated(
         tmp_path,
         "hostname; hostname --fqdn; cat /etc/hostname; ps -A -o comm= | grep -c python || :;"
@@ -157,7 +168,7 @@ def test_a_build_does_not_know_its_host(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_a_build_leaves_the_host_s_kernel_alone(tmp_path: Path) -> None:
+def test_a_build_leaves_the_host_s_kernel_alone(tmp_path: Path, mapped: bool) -> None:
     """Neither its own /proc nor the one that diskimage-builder mounts lets scripts change it."""
     told = isolated(
         tmp_path,
@@ -175,6 +186,99 @@ def test_a_build_leaves_the_host_s_kernel_alone(tmp_path: Path) -> None:
         """,
     )
     assert told.splitlines()[:-1] == ["localhost", "localhost"]
+
+
+@needs_root
+def test_a_build_reaches_no_network(tmp_path: Path, mapped: bool) -> None:
+    """Neither the host's own services nor others; a service of its own it reaches."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        told = isolated(
+            tmp_path,
+            f"""
+            ls /sys /proc/net/dev
+            tail -n +3 /proc/net/dev | cut -d : -f 1 | tr -d " "
+            /usr/bin/python3 -IS - <<"END"
+            import socket
+            try:
+                socket.create_connection(("127.0.0.1", {port}), 5)
+                print("reached")
+            except ConnectionRefusedError:
+                print("refused")
+            with socket.create_server(("127.0.0.1", 0)) as own:
+                socket.create_connection(own.getsockname(), 5)
+            END
+            """.replace("\n            ", "\n"),
+        )
+    assert told.splitlines()[:-1] == ["/proc/net/dev", "", "/sys:", "lo", "refused"]
+
+
+@needs_root
+def test_a_build_with_the_network_has_the_host_s(tmp_path: Path) -> None:
+    told = isolated(tmp_path, "tail -n +3 /proc/net/dev | cut -d : -f 1 | tr -d ' '", network=True)
+    interfaces = [name for _, name in socket.if_nameindex()]
+    assert sorted(told.splitlines()[:-1]) == sorted(interfaces)
+
+
+@needs_root
+def test_a_build_reaches_no_process_and_no_device(tmp_path: Path, mapped: bool) -> None:
+    """Its root is none of this host's: it can neither signal its processes nor make a device."""
+    told = isolated(
+        tmp_path,
+        rf"""
+        ls -d /proc/[0-9]* | wc -l
+        kill -0 {os.getpid()} 2>/dev/null && echo "there is the tests' process"
+        ls -lL /dev | sed -n "s|^[bc].* |/dev/|p" | grep -v "ptmx\\|std" | sort | tr "\n" " "; echo
+        if {str(mapped).lower()}; then
+            mknod /tmp/disk b 8 0 2>/dev/null && echo "a disk can be made"
+        fi
+        echo begin >/dev/null
+        tr -s " " </proc/self/uid_map
+        ipcs -m | grep -c "^0x" || :
+        """,
+    )
+    count, devices, ids, shared = told.splitlines()[:-1]
+    assert int(count) < 12
+    names = ("full", "null", "random", "tty", "urandom", "zero")
+    assert devices.split() == [f"/dev/{name}" for name in names]
+    _, start, _ = ids.split()
+    assert (start != "0") == mapped
+    assert shared == "0"
+
+
+@needs_root
+def test_a_range_for_root_is_nobody_s(tmp_path: Path) -> None:
+    start, count = isolate.find_range("uid")
+    assert count == isolate.IDS
+    taken = [
+        (int(first), int(number))
+        for line in Path("/etc/subuid").read_text().splitlines()
+        for name, first, number in [line.split(":")]
+        if name != "root"
+    ]
+    assert all(first + number <= start or start + count <= first for first, number in taken)
+
+
+@needs_root
+def test_where_user_namespaces_are_forbidden_the_reason_is_told(tmp_path: Path) -> None:
+    """As a root whose kernel refuses them: the one of a user namespace that may have no further
+    one."""
+    program = "from pathlib import Path; from pipeline.tools import namespace; "
+    program += "print(namespace.find_way(Path('{}')))"
+    forbid = 'echo 0 >/proc/sys/user/max_user_namespaces; exec "$@"'
+    with tempfile.TemporaryDirectory() as open_to_all:
+        place = Path(open_to_all)
+        place.chmod(0o777)
+        told = run.capture(
+            [
+                *(sys.executable, "-I", "-S", isolate.__file__, "--as-mapped"),
+                *("sh", "-c", forbid, "sh", sys.executable, "-c", program.format(place)),
+            ],
+            env={"PYTHONPATH": str(Path(isolate.__file__).parents[2]), "TMPDIR": str(place)},
+        )
+    refused = "refused='a user namespace is refused: no more are allowed'"
+    mend = "mend='sudo sysctl -w user.max_user_namespaces=15000'"
+    assert told.strip() == f"Way(mapped=False, {refused}, {mend})"
 
 
 @needs_root
