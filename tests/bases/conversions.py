@@ -1,4 +1,5 @@
-"""Base images of many shapes, each converted, built for its sites and booted once in a test run."""
+"""Base images of many shapes, each converted once in a test run; some are built for their sites and
+booted."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from pathlib import Path
 from base_images import Bases
 from cli_runs import Done, Project, make_project, remove_tree
 from sharing import alone
+from soak import SOAKING
 
 from pipeline import sparse
 from pipeline.disk.system import System
@@ -36,6 +38,9 @@ SHAPES: Mapping[str, tuple[str, ...]] = {
     "dirty.raw": ("kvm",),
 }
 """The sites that each shape is built for."""
+BOOTED = frozenset(SHAPES) if SOAKING else frozenset({"debian-grub.qcow2", "sysv.raw"})
+"""The shapes that are booted there too: one boot loader and one init system of each kind, or all of
+them in `make soak`."""
 _DEFINITION = """\
 source:
   base_image:
@@ -116,8 +121,9 @@ class Conversions:
         self._bases = bases
 
     def build(self, shape: str) -> tuple[Project, Done]:
-        """The project in which the appliance `mine` was built from a shape and booted, and the
-        command that did it. The build did not change the base image."""
+        """The project in which the appliance `mine` was built from a shape, and the command. One of
+        `BOOTED` was booted; of others only the root file system was made. The build did not change
+        the base image."""
         folder = self._folder / shape
         folder.mkdir(exist_ok=True)
         record = folder / "build.pickle"
@@ -139,7 +145,8 @@ class Conversions:
         (brought / "empty").mkdir(parents=True)
         (brought / "link").symlink_to("nowhere")
         project.define("mine", _DEFINITION.format(location=base), extends=None)
-        done = project.succeed("build", "mine", *words_for(shape), "--json", "-v")
+        words = [*words_for(shape), *(() if shape in BOOTED else ("--stop-after", "root"))]
+        done = project.succeed("build", "mine", *words, "--json", "-v")
         assert sparse.digest(base) == digest
         if len(SHAPES[shape]) == 1:  # tests read only boot and root; the rest takes a gigabyte
             for artifact in project.artifacts():

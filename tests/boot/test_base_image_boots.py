@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 from base_images import Bases
 from cli_runs import Hello, Project, make_project, remove_tree
-from conversions import SHAPES, SITES, Conversions
-
-ALONE = ("swap-first.raw", "openrc.raw")
-"""Shapes that no other test looks at, so that nothing but their boot needs their build."""
+from conversions import BOOTED, SHAPES, SITES, Conversions
 
 
 @pytest.fixture
@@ -27,7 +24,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
 @pytest.mark.parametrize(
     "shape",
     [
-        pytest.param(shape, marks=[pytest.mark.only_soak] if shape in ALONE else [])
+        pytest.param(shape, marks=[] if shape in BOOTED else [pytest.mark.only_soak])
         for shape in SHAPES
     ],
 )
@@ -45,6 +42,7 @@ def test_cloud_image_at_kvm_and_amazon(bases: Bases, project: Project) -> None:
     project.succeed("build", "debian-cloud-base", "--site", "kvm", "--site", "amazon")
 
 
+@pytest.mark.only_soak
 def test_the_example_that_starts_from_a_build(hello: Hello, project: Project) -> None:
     shutil.copytree(hello.project.build, project.build, symlinks=True)
     project.succeed("build", "hello-base", "--site", "kvm")

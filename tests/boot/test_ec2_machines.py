@@ -118,7 +118,10 @@ def set_login(image: Artifact, user: str) -> None:
     root.write(OPTIONS, text.replace("LOGIN_USER=root", f"LOGIN_USER={user}"), 0o644)
 
 
-@pytest.mark.parametrize(("name", "user"), [("bios", "root"), ("uefi", "ops")])
+@pytest.mark.parametrize(
+    ("name", "user"),
+    [pytest.param("bios", "root", marks=pytest.mark.only_soak), ("uefi", "ops")],
+)
 def test_machine(image: Artifact, tmp_path: Path, name: str, user: str) -> None:
     """Root grows over the backup GPT, which is not at the disk's end; all user-data cases work; and
     the key of the launch lets root in, or a user whom the image lacks."""

@@ -53,6 +53,7 @@ def test_guest_that_does_not_boot(copied: Callable[..., Project]) -> None:
     assert log == "  log: STORE/logs/boot-HEX.log"
 
 
+@pytest.mark.only_soak
 def test_guest_without_network(copied: Callable[..., Project], hello: Hello) -> None:
     """The image has the drivers of Nimbus's network card, but does not load them. The limit is
     1.5 times what hello-phantom took: later the fetcher gives up, and the console says so."""
@@ -77,6 +78,7 @@ def test_guest_without_network(copied: Callable[..., Project], hello: Hello) -> 
     assert log == "  log: STORE/logs/boot-HEX.log"
 
 
+@pytest.mark.only_soak
 def test_guest_whose_user_data_fails(shared: Project) -> None:
     shared.define("failing", "phantom: {user_data: fail.sh}\nboot_check: {script: check.sh}\n")
     shared.write("images/failing/check.sh", "#!/bin/sh\n", 0o755)
