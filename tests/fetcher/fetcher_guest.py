@@ -24,6 +24,7 @@ TOOLS = [
     "cut",
     "gzip",
     "head",
+    "ln",
     "mkdir",
     "mkfifo",
     "mv",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from faulty_metadata import Ec2Version1
 from fetcher_guest import RUN_SECONDS, TOOL_SETS, Guest, find
+from soak import examples
 
 from pipeline.machine.metadata import MetadataServer
 
@@ -81,6 +83,27 @@ def test_lock_of_a_fetcher_that_was_killed(guest: Guest) -> None:
         guest.use_ec2(server.url)
         end_all([start(guest) for _ in range(FETCHERS)])
     assert runs(guest) == ["begun", "ended"]
+
+
+@pytest.mark.soak
+def test_many_that_are_killed_at_random(guest: Guest) -> None:
+    """Whenever some are killed, no two work at once, and those that are left end well."""
+    draw = random.Random(str(guest.root.name))
+    data = (
+        'mkdir "$PHANTOM_ROOT/alone" || echo twice >>"$PHANTOM_ROOT/runs"; sleep 0.05; '
+        'rmdir "$PHANTOM_ROOT/alone"; echo ran >>"$PHANTOM_ROOT/runs"'
+    )
+    with MetadataServer(Ec2Version1(user_data=data.encode())) as server:
+        guest.use_ec2(server.url)
+        for _ in range(examples(2)):
+            fetchers = [start(guest) for _ in range(6)]
+            for killed in fetchers[::2]:
+                time.sleep(draw.random() / 3)
+                killed.kill()
+                killed.communicate()
+            end_all(fetchers[1::2])
+    assert "twice" not in runs(guest)
+    assert [path.name for path in guest.data.parent.iterdir()] == ["user-data"]
 
 
 @pytest.mark.parametrize("content", ["", "1 of an earlier boot\n", "4194305 5 x\n", "words\n"])
