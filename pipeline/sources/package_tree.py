@@ -29,7 +29,7 @@ class PackageTree(Stage):
     """The installed packages as one tar, with numeric owners and extended attributes."""
 
     name: ClassVar[str] = "packages"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     cores: ClassVar[int] = 2
 
     release: str

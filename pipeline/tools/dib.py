@@ -237,6 +237,16 @@ _SCRIPT = re.compile(
 _KEY = re.compile(r"^phantom-appliance: '([a-z_]+)' could not be applied$")
 
 
+def _refused_attributes(lines: Iterable[str]) -> str | None:
+    """What to do where chattr wanted what the root of a user namespace may not: `+i` and `+a`."""
+    if not any("Operation not permitted while setting flags" in line for line in lines):
+        return None
+    return (
+        "let the machine set the attributes at its first boot (`chattr +i`, `+a`): only root of "
+        "the build host may set them, and hooks and scripts are not"
+    )
+
+
 def explain_failure(error: run.ToolError, places: Mapping[str, str] | None = None) -> PhantomError:
     """The same error in the name of what failed: a script or a key of the definition, with what it
     printed, or else diskimage-builder, and not the script that isolates it. `places` tells where
@@ -258,9 +268,11 @@ def explain_failure(error: run.ToolError, places: Mapping[str, str] | None = Non
         starts = [at + 1 for at, line in enumerate(lines[:ended]) if line == began]
         error.what = f"{match[1]} failed with status {match[3]}"
         error.todo = "correct the script; the log has all that it printed"
+        error.todo = _refused_attributes(lines) or error.todo
         error.detail = tail(lines[max(starts, default=0) : ended])
         return error
     error.what = error.what.replace("isolate.py", "diskimage-builder", 1)
+    error.todo = _refused_attributes(lines) or error.todo
     error.detail = tail(lines, own=False)
     return error
 

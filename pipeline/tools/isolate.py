@@ -67,22 +67,9 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 # Read before anything else: a mapped root may not look where this lies.
 _SUDO = Path(__file__).with_name("isolated_sudo.sh").read_text()
+_FIRST = Path(__file__).with_name("isolated_first.sh").read_text()
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-# The first process starts again as this, so that it holds no file of the host and no environment.
-_FIRST = """
-exec 3<&0 </dev/null
-trap "exit 143" TERM
-env -i sh -c ". /run/environment; rm /run/environment; exec \\"\\$@\\"" sh "$@" 3<&- &
-command=$!
-{
-    cat <&3 >/dev/null
-    kill -s TERM 1
-} &
-exec 3<&-
-wait "$command"
-"""
 
 
 class IsolationError(Exception):
@@ -91,6 +78,7 @@ class IsolationError(Exception):
 
 def main(words: Sequence[str]) -> int:
     """Does what the arguments say; returns the command's exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if words[0] == "--as-mapped":
         return _run_mapped(words[1:])
     folder = Path(words[0])
@@ -120,7 +108,7 @@ def _run(plan: dict[str, object], environment: str, command: Sequence[str]) -> i
     if namespace is not None and os.geteuid() == 0:
         for kind, path, *_ in shown:
             if kind != "memory":
-                trees[path] = _clone(path, namespace)
+                trees[path] = _clone_mapped(path, namespace, needed=kind == "writable")
     child = os.fork()
     if child == 0:
         with _ending():
@@ -132,6 +120,7 @@ def _run(plan: dict[str, object], environment: str, command: Sequence[str]) -> i
             first = os.fork()
             if first == 0:
                 _die_with_parent()
+                os.setsid()  # without the terminal of whoever asked for it
                 _make_root(shown, trees, mapped=mapped, network=bool(plan["network"]))
                 _leave_host(environment)
                 os.closerange(3, 1 << 16)
@@ -233,13 +222,15 @@ def _write_maps(holder: int) -> None:
 
 
 def find_range(kind: str) -> tuple[int, int]:
-    """The first range of `uid` or `gid` numbers that is this user's: its start and its length. Root
-    gets one that nobody has where /etc/subuid or /etc/subgid gives it none."""
+    """This user's first range of `uid` or `gid` numbers that is large enough, or else the largest:
+    its start and its length. Root gets one that nobody has where it was given none."""
     names = {str(os.getuid()), own_name()}
-    for name, start, count in _ranges(kind):
-        if name in names and (count >= IDS or os.geteuid() != 0):
-            return start, count
-    return (_find_free(_LAST_BLOCK, -IDS), IDS) if os.geteuid() == 0 else (0, 0)
+    own = [(start, count) for name, start, count in _ranges(kind) if name in names]
+    needed = IDS if os.geteuid() == 0 else IDS - 1
+    enough = next(((start, count) for start, count in own if count >= needed), None)
+    if enough is None and os.geteuid() == 0:
+        return _find_free(_LAST_BLOCK, -IDS), IDS
+    return enough or max(own, key=lambda each: each[1], default=(0, 0))
 
 
 def find_free() -> int:
@@ -277,9 +268,11 @@ def own_name() -> str:
 
 
 def _enter_user_namespace(namespace: int) -> None:
-    """Makes this process the root of a user namespace."""
+    """Makes this process the root of a user namespace. A user keeps the groups by which the user
+    may read a store; root's groups go."""
+    if os.geteuid() == 0:
+        os.setgroups([])
     _call(_libc.setns, namespace, _CLONE_NEWUSER)
-    os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
 
@@ -295,15 +288,21 @@ class _Attributes(ctypes.Structure):
     ]
 
 
-def _clone(path: str, namespace: int | None = None) -> int:
-    """A descriptor of a mount of what lies at a path, with all that is mounted below it; with its
-    owners as those of a user namespace."""
+def _clone(path: str) -> int:
+    """A descriptor of a mount of what lies at a path, with all that is mounted below it."""
     flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
-    tree = _call(_libc.syscall, _OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags)
-    if namespace is not None:
-        try:
-            _set_attributes(tree, _MOUNT_ATTR_IDMAP, namespace)
-        except OSError as error:
+    return _call(_libc.syscall, _OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags)
+
+
+def _clone_mapped(path: str, namespace: int, *, needed: bool) -> int:
+    """As `_clone`, with the owners as those of a user namespace. Where the file system does not let
+    them be mapped, and that is not `needed`, its files are seen as everybody sees them. Raises
+    IsolationError."""
+    tree = _clone(path)
+    try:
+        _set_attributes(tree, _MOUNT_ATTR_IDMAP, namespace)
+    except OSError as error:
+        if needed:
             raise IsolationError(
                 f"the file system of {path} does not let owners be mapped: {error.strerror}"
             ) from error
@@ -359,6 +358,8 @@ def _make_root(
     if not network:
         _start_loopback()
     _call(_libc.mount, None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
+    paths = [path for kind, path, *_ in shown if kind != "memory"]
+    trees = {path: trees.get(path) or _clone(path) for path in paths}  # some may lie below _ROOT
     _mount("tmpfs", _ROOT, "size=64m,mode=0755")
     for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
         if os.path.islink(f"/{name}"):
@@ -366,7 +367,7 @@ def _make_root(
         elif os.path.isdir(f"/{name}"):
             _show(f"/{name}")
     _show("/usr")
-    _make_etc()
+    _make_etc(network=network)
     _make_dev()
     os.mkdir(f"{_ROOT}{_PROGRAMS}")
     sudo = Path(f"{_ROOT}{_PROGRAMS}/sudo")
@@ -392,7 +393,7 @@ def _make_root(
             os.makedirs(f"{_ROOT}{path}", exist_ok=True)
             _mount("tmpfs", f"{_ROOT}{path}", f"size={size[0]}m,mode=0755")
         else:
-            _show(path, trees.get(path), read_only=kind == "read-only")
+            _show(path, trees[path], read_only=kind == "read-only")
 
 
 def _start_loopback() -> None:
@@ -410,7 +411,7 @@ _ETC = (
 _EMPTY = ("apt/apt.conf.d", "apt/preferences.d", "apt/sources.list.d", "apt/trusted.gpg.d")
 
 
-def _make_etc() -> None:
+def _make_etc(*, network: bool) -> None:
     etc = Path(f"{_ROOT}/etc")
     for name in (*_EMPTY, "dpkg/dpkg.cfg.d", "ssl"):
         (etc / name).mkdir(parents=True)
@@ -424,7 +425,7 @@ def _make_etc() -> None:
         told = Path("/etc/resolv.conf").read_text(errors="replace").splitlines(keepends=True)
     except OSError:
         told = []
-    kept = [line for line in told if line.startswith(("nameserver", "options"))]
+    kept = [line for line in told if network and line.startswith(("nameserver", "options"))]
     (etc / "resolv.conf").write_text("".join(kept))
     (etc / "hostname").write_text("localhost\n")
     (etc / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")

@@ -37,6 +37,12 @@ case "$1 ${2-} ${3-}" in
         done
         exit
         ;;
+    "mount -o remount,ro,bind")
+        # Options that a mount must keep, mount(8) looks up only where it is told no source.
+        if [ -e /phantom/mapped ] && [ "$#" -eq 5 ]; then
+            exec mount -o remount,ro,bind "$5"
+        fi
+        ;;
     "mount -o ro")
         [ ! -e /phantom/mapped ] || [ "${5-}" != sysfs ] || exit 0
         ;;

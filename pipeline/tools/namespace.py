@@ -191,7 +191,11 @@ def run_isolated(
     a command line. What `environment` holds of secrets is hidden in the log.
     Raises ToolError, NoSpaceError, HostError.
     """
+    # A program that hooks make setuid would give its owner's rights to every user of this host.
+    folder.parent.chmod(0o700)
     way = find_way(folder.parent)
+    if not way.mapped:
+        progress.step(f"warning: hooks and scripts are root on this host: {way.refused}")
     command = _prepare(
         argv,
         view=view,

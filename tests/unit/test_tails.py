@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from pipeline.tools import dib
@@ -29,7 +30,7 @@ AFTERMATH = [
 
 
 def failed(*lines: str) -> ToolError:
-    argv = ["sudo", "unshare", "sh", "/checkout/isolate.sh", "disk-image-create"]
+    argv = ["env", "-i", sys.executable, "-I", "-S", "/checkout/isolate.py", "/work/namespace"]
     return ToolError(argv, 1, "".join(f"{line}\n" for line in lines), Path("/store/logs/root.log"))
 
 
@@ -58,6 +59,22 @@ def test_a_script_s_error_has_what_the_script_printed() -> None:
         "  log: /store/logs/root.log"
     )
     assert error.exit_code == 18
+
+
+def test_attributes_that_a_build_may_not_set() -> None:
+    refused = "chattr: Operation not permitted while setting flags on /etc/motd"
+    script = [
+        "Running the definition's script one.sh",
+        refused,
+        "phantom-appliance: the definition's script one.sh ended with status 1",
+    ]
+    for lines in (script, [refused]):
+        error = dib.explain_failure(failed(*lines))
+        assert error.detail == refused
+        assert error.todo == (
+            "let the machine set the attributes at its first boot (`chattr +i`, `+a`): only root "
+            "of the build host may set them, and hooks and scripts are not"
+        )
 
 
 def test_a_script_that_printed_nothing() -> None:
