@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PurePosixPath
 
 from pipeline.customizations.customization import Step
@@ -20,6 +20,7 @@ from pipeline.guest.appliance import Guest
 from pipeline.guest.files import Copy, full, temporary_name
 from pipeline.guest.image import Image
 from pipeline.guest.programs import Ended, resolving, run_program
+from pipeline.tools import script_line
 
 _STEP_SECONDS = 600
 _INTERPRETER = re.compile(rb"^#![ \t]*(/[^ \t\r\n]*)(\r?)")
@@ -29,6 +30,7 @@ def run_scripts(
     image: Image,
     scripts: Sequence[Path],
     *,
+    places: Sequence[str] = (),
     seconds: int,
     network: bool = False,
     proxies: Mapping[str, str] | None = None,
@@ -36,8 +38,9 @@ def run_scripts(
     """Runs scripts one after the other as root, in `/`, with nothing to read; what they print is
     shown as it comes. What a script leaves running ends with it.
 
-    `proxies` are environment variables, given only with a network. Raises ScriptError,
-    ScriptHungError after `seconds` of one script, ScriptRebootError, FileSystemError.
+    `places` names, for messages, where each script is on this host. `proxies` are environment
+    variables, given only with a network. Raises ScriptError, ScriptHungError after `seconds` of one
+    script, ScriptRebootError, FileSystemError.
     """
     if not scripts:
         return
@@ -52,11 +55,23 @@ def run_scripts(
                 files.make_folder(folder, 0o700)
                 files.copy([Copy(target=place, mode=0o700, source=script)])
                 _check_interpreter(guest, script)
-                _run(image, script, place, seconds=seconds, environment=environment)
+                with _placed(places[number] if places else script.name):
+                    _run(image, script, place, seconds=seconds, environment=environment)
     finally:
         if not guest.ended:
             with suppress(FileSystemError):
                 files.remove(folder)
+
+
+@contextmanager
+def _placed(name: str) -> Iterator[None]:
+    """Puts the script's name before the number of a line where it failed."""
+    try:
+        yield
+    except ScriptError as error:
+        if error.where is not None:
+            error.where = f"{name}:{error.where}"
+        raise
 
 
 def run_steps(image: Image, steps: Sequence[Step]) -> None:
@@ -84,6 +99,9 @@ def _run(
     seconds: int,
     environment: Mapping[str, str],
 ) -> None:
+    note, aid = (place.parent.with_suffix(end) for end in (".failed", ".tell-line"))
+    image.files.write(aid, script_line.make_environment(note), 0o600)
+    environment = {**environment, "BASH_ENV": str(aid)}
     try:
         ended = run_program(image, [str(place)], seconds=seconds, environment=environment)
     except TimeoutError:
@@ -94,7 +112,13 @@ def _run(
             log=image.guest.log,
         ) from None
     if ended.status != 0:
-        raise _explain(image.guest, script, ended)
+        error = _explain(image.guest, script, ended)
+        if isinstance(error, ScriptError):
+            line = script_line.read_note(image.files.read_to_edit(note), ended.status or 0)
+            if line is not None:
+                error.what += f": {line.command}"
+                error.where = str(line.number)
+        raise error
 
 
 def _explain(guest: Guest, script: Path, ended: Ended) -> PhantomError:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from pipeline import sparse
 from pipeline.customizations import make_answers, make_steps
 from pipeline.customizations.customization import Step
+from pipeline.definitions import yaml as definition_yaml
 from pipeline.disk import partitions
 from pipeline.disk.system import Geometry, System
 from pipeline.errors import (
@@ -225,6 +226,7 @@ class BaseRoot(Stage):
                 copy_unchanged(script, context.work / "scripts" / f"{number:02}" / script.path.name)
                 for number, script in enumerate(self.scripts)
             ],
+            places=[definition_yaml.shown(script.path) for script in self.scripts],
             seconds=self.script_seconds,
             network=self.network,
             proxies=proxies,

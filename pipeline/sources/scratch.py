@@ -8,13 +8,14 @@ import sys
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from pipeline import sparse
 from pipeline.clouds import Cloud
 from pipeline.customizations import make_answers, make_steps
 from pipeline.customizations.customization import Step
+from pipeline.definitions.yaml import shown
 from pipeline.disk.untrusted import to_number
 from pipeline.errors import (
     DiskTooSmallError,
@@ -42,7 +43,7 @@ from pipeline.stages.base import (
     own_file,
 )
 from pipeline.store import Artifact, Store
-from pipeline.tools import apt, apt_lists, dib, namespace, run
+from pipeline.tools import apt, apt_lists, dib, namespace, run, script_line
 from pipeline.tools.dib_environment import CALLERS, IMAGE_NAME
 from pipeline.tools.mmdebstrap import SYSTEM_PATH
 
@@ -175,6 +176,7 @@ class ScratchRoot(Stage):
             )
         except run.ToolError as error:
             places = {step.name: step.where for step in self.customizations}
+            places |= {script.path.name: shown(script.path) for script in self.scripts}
             raise dib.explain_failure(error, places) from error
 
     def _write_appliance(self, folder: Path) -> None:
@@ -186,6 +188,8 @@ class ScratchRoot(Stage):
             place = steps / f"{number:02}-{step.name}"
             place.touch(mode=0o600)  # it may have a password's hash
             place.write_text(step.script)
+        note = PurePosixPath("/tmp/phantom-appliance/failed")  # noqa: S108
+        (folder / "tell-line").write_text(script_line.make_environment(note))
         kept = [path for step in self.customizations for path in step.kept]
         (folder / "kept").write_text("".join(f"{path}\n" for path in kept))
         for number, script in enumerate(self.scripts):

@@ -18,7 +18,7 @@ from typing import NoReturn
 from pipeline import resources
 from pipeline.errors import CustomizationError, HostError, PhantomError, UnknownElementError
 from pipeline.resources import setup_hint
-from pipeline.tools import dib_environment, run
+from pipeline.tools import dib_environment, run, script_line
 from pipeline.tools.tails import tail
 
 PROGRAMS = Path(sys.executable).parent
@@ -234,6 +234,7 @@ def _map_name(name: str, element: Path, environment: Mapping[str, str]) -> list[
 _SCRIPT = re.compile(
     r"^phantom-appliance: (the definition's script (.+)) ended with status ([0-9]+)$"
 )
+_FAILED = "phantom-appliance: failed: "
 _KEY = re.compile(r"^phantom-appliance: '([a-z_]+)' could not be applied$")
 
 
@@ -249,8 +250,8 @@ def _refused_attributes(lines: Iterable[str]) -> str | None:
 
 def explain_failure(error: run.ToolError, places: Mapping[str, str] | None = None) -> PhantomError:
     """The same error in the name of what failed: a script or a key of the definition, with what it
-    printed, or else diskimage-builder, and not the script that isolates it. `places` tells where
-    the keys are."""
+    printed, or else diskimage-builder, and not the program that isolates it. `places` tells where
+    scripts and keys are, by their names."""
     lines = error.output.splitlines()
     key = next(filter(None, map(_KEY.match, lines)), None)
     if key is not None:
@@ -269,6 +270,12 @@ def explain_failure(error: run.ToolError, places: Mapping[str, str] | None = Non
         error.what = f"{match[1]} failed with status {match[3]}"
         error.todo = "correct the script; the log has all that it printed"
         error.todo = _refused_attributes(lines) or error.todo
+        if lines[ended - 1].startswith(_FAILED):
+            ended -= 1
+            line = script_line.read_note(lines[ended].removeprefix(_FAILED), int(match[3]))
+            if line is not None:
+                error.what += f": {line.command}"
+                error.where = f"{(places or {}).get(match[2], match[2])}:{line.number}"
         error.detail = tail(lines[max(starts, default=0) : ended])
         return error
     error.what = error.what.replace("isolate.py", "diskimage-builder", 1)

@@ -247,6 +247,11 @@ FAILURES = {
         + "".join(f"  | {n}\n" for n in range(82, 101))
         + "  | sorry\n",
     ),
+    "failed in bash": (
+        "#!/bin/bash\nset -e\necho one\nls /nowhere\n",
+        "customise:4: the definition's script customise failed in the base image with status 2: "
+        "ls /nowhere\n  | one\n  | ls: cannot access '/nowhere': No such file or directory\n",
+    ),
     "killed": (
         "#!/bin/sh\nkill -9 $$\n",
         "the definition's script customise failed in the base image with status 137\n  | Killed\n",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from pipeline.tools import dib
+import pytest
+
+from pipeline.tools import dib, script_line
 from pipeline.tools.run import ToolError
 from pipeline.tools.tails import LAST_LINES, tail
 
@@ -75,6 +78,53 @@ def test_attributes_that_a_build_may_not_set() -> None:
             "let the machine set the attributes at its first boot (`chattr +i`, `+a`): only root "
             "of the build host may set them, and hooks and scripts are not"
         )
+
+
+def test_a_bash_script_s_error_has_its_line() -> None:
+    error = dib.explain_failure(
+        failed(
+            "Running the definition's script two.sh",
+            "cat: /nowhere: No such file or directory",
+            "phantom-appliance: failed: 1 7 cat /nowhere",
+            "phantom-appliance: the definition's script two.sh ended with status 1",
+        ),
+        {"two.sh": "images/web/two.sh"},
+    )
+    assert str(error).startswith(
+        "images/web/two.sh:7: the definition's script two.sh failed with status 1: cat /nowhere\n"
+        "  | cat: /nowhere: No such file or directory\n"
+    )
+
+
+def test_a_command_that_did_not_end_the_script_is_not_blamed() -> None:
+    error = dib.explain_failure(
+        failed(
+            "Running the definition's script two.sh",
+            "phantom-appliance: failed: 1 7 grep x y",
+            "phantom-appliance: the definition's script two.sh ended with status 3",
+        ),
+        {"two.sh": "images/web/two.sh"},
+    )
+    assert (error.where, error.detail) == (None, "")
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        ("set -e\nx=1\nfalse\n", "1 4 false"),
+        ("set -eu\nf() {\n  cat /nowhere\n}\nif f; then :; fi\ntrue && grep x /dev/null\n", "1 7 "),
+        ("set -e\nbash -c 'exit 4'\n", "4 3 bash -c 'exit 4'"),
+        ("trap 'echo mine' ERR\nfalse\nexit 1\n", ""),
+        ("exit 9\n", ""),
+    ],
+)
+def test_bash_notes_the_command_that_failed(tmp_path: Path, script: str, line: str) -> None:
+    aid, note, program = (tmp_path / name for name in ("aid", "note", "script"))
+    aid.write_text(script_line.make_environment(PurePosixPath(note)))
+    program.write_text(f"#!/bin/bash\n{script}")
+    subprocess.run(["bash", program], env={"BASH_ENV": str(aid)}, check=False)
+    told = note.read_text() if note.exists() else ""
+    assert told.startswith(line) and bool(told) == bool(line)
 
 
 def test_a_script_that_printed_nothing() -> None:
