@@ -80,7 +80,9 @@ def _report(error: PhantomError, options: argparse.Namespace) -> int:
     return error.exit_code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, whole: bool = False) -> argparse.ArgumentParser:
+    """The parser of the command line. A command's own arguments are added when the command is
+    parsed, or at once for the `whole` of it."""
     parser = _Parser(
         prog="phantom-image",
         description="Builds appliances for Phantom: images that boot, fetch their user-data and "
@@ -95,7 +97,11 @@ def _parser() -> argparse.ArgumentParser:
         title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser
     )
     for name, text in COMMANDS.items():
-        commands.add_parser(name, help=text, description=text, module=f"pipeline.commands.{name}")
+        module = f"pipeline.commands.{name}"
+        command = commands.add_parser(name, help=text, description=text, module=module)
+        if whole:
+            command.complete()
+    parser.set_defaults(make_parser=lambda: _parser(whole=True))
     return parser
 
 
@@ -156,14 +162,18 @@ class _CommandParser(_Parser):
         super().__init__(**settings, formatter_class=argparse.RawDescriptionHelpFormatter)
         self._module = module
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses a command's words, with the arguments that its module adds."""
+    def complete(self) -> None:
+        """Adds the arguments of the command's module."""
         command = import_module(self._module)
         command.add_arguments(self)
         self.set_defaults(run=command.run)
         _add_places(self, hidden=True)
         if examples := getattr(command, "EXAMPLES", ()):
             self.epilog = "\n  ".join(["examples:" if examples[1:] else "example:", *examples])
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses a command's words, with the arguments that its module adds."""
+        self.complete()
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"{_UNKNOWN}{' '.join(unknown)}")

@@ -22,6 +22,8 @@ COMMANDS = {
     "inspect": "tell what an image file is, which clouds it would boot on, and why not",
     "doctor": "look at this host: what is missing, and what mends it",
     "schema": "print the JSON Schema of definitions, or of what commands print",
+    "completion": "print what completes commands in bash or zsh",
+    "man": "print the manual page",
     "gc": "evict what was used longest ago from the store",
 }
 """What each command does, in the order in which `--help` lists them. A command's module has its
