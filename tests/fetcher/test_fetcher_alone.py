@@ -85,6 +85,39 @@ def test_lock_of_a_fetcher_that_was_killed(guest: Guest) -> None:
     assert runs(guest) == ["begun", "ended"]
 
 
+HELD_RM = f"""#!/bin/sh
+if [ "$*" = "-f $PHANTOM_ROOT/var/lib/phantom/$HELD" ]; then
+    until [ -e "$GO" ]; do {find("sleep")} 0.02; done
+fi
+exec {find("rm")} "$@"
+"""
+
+
+def test_removal_that_was_killed(guest: Guest) -> None:
+    """Two fetchers find the lock left over of one that was killed while it removed the lock of one
+    killed before: however slowly each removes them, it removes no lock of the other."""
+    (guest.path / "rm").unlink()
+    (guest.path / "rm").write_text(HELD_RM)
+    (guest.path / "rm").chmod(0o755)
+    guest.data.parent.mkdir()
+    for name in ("lock", "lock.old"):
+        (guest.data.parent / name).write_text("4194305 5 x\n")
+    data = 'echo begun >>"$PHANTOM_ROOT/runs"; sleep 1.5; echo ended >>"$PHANTOM_ROOT/runs"'
+    fetchers = []
+    with MetadataServer(Ec2Version1(user_data=data.encode())) as server:
+        guest.use_ec2(server.url)
+        for name in ("lock.old", "lock"):
+            guest.environment.update(HELD=name, GO=str(guest.root / f"go-{name}"))
+            fetchers.append(start(guest))
+            time.sleep(0.7)
+        for name in ("lock.old", "lock"):
+            (guest.root / f"go-{name}").touch()
+            time.sleep(0.7)
+        end_all(fetchers)
+    assert runs(guest) == ["begun", "ended"] * 2
+    assert [path.name for path in guest.data.parent.iterdir()] == ["user-data"]
+
+
 @pytest.mark.soak
 def test_many_that_are_killed_at_random(guest: Guest) -> None:
     """Whenever some are killed, no two work at once, and those that are left end well."""
