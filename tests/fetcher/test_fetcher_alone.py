@@ -95,7 +95,7 @@ exec {find("rm")} "$@"
 
 def test_removal_that_was_killed(guest: Guest) -> None:
     """Two fetchers find the lock left over of one that was killed while it removed the lock of one
-    killed before: however slowly each removes them, it removes no lock of the other."""
+    killed before: however slowly each removes them, it removes none of the other, which waits."""
     (guest.path / "rm").unlink()
     (guest.path / "rm").write_text(HELD_RM)
     (guest.path / "rm").chmod(0o755)
@@ -109,7 +109,7 @@ def test_removal_that_was_killed(guest: Guest) -> None:
         for name in ("lock.old", "lock"):
             guest.environment.update(HELD=name, GO=str(guest.root / f"go-{name}"))
             fetchers.append(start(guest))
-            time.sleep(0.7)
+            time.sleep(1.5)
         for name in ("lock.old", "lock"):
             (guest.root / f"go-{name}").touch()
             time.sleep(0.7)
