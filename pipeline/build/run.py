@@ -147,9 +147,20 @@ def _write(
             before=before,
         )
         path = manifest.write_manifest(folder, written, latest=latest)
-        told = records.seal({"stages": describe(plan)})
-        write_atomically(folder / _STAGES, json.dumps(told) + "\n")
+        stages = describe(plan)
+        _write_stages(folder, stages)
+        # An earlier run may have made this build for other sites.
+        _write_stages(path.parent, {**_read_stages(path.parent), **stages})
     return path, written
+
+
+def _write_stages(folder: Path, stages: Mapping[str, Any]) -> None:
+    write_atomically(folder / _STAGES, json.dumps(records.seal({"stages": stages})) + "\n")
+
+
+def _read_stages(folder: Path) -> dict[str, Any]:
+    told = records.read(folder / _STAGES, _DESCRIBED, sealed=True)
+    return {} if told is None else dict(told["stages"])
 
 
 def _all_of(errors: Sequence[PhantomError], written: _Written | None = None) -> PhantomError:
@@ -176,10 +187,10 @@ def check_host(plan: Plan, workspace: Workspace) -> None:
         stage.check_host(workspace.store)
 
 
-def read_stages(workspace: Workspace, appliance: str) -> dict[str, Any]:
-    """What `describe` said of the appliance's last build; empty where nothing is known of one."""
-    told = records.read(workspace.folder(appliance) / _STAGES, _DESCRIBED, sealed=True)
-    return {} if told is None else dict(told["stages"])
+def read_stages(workspace: Workspace, appliance: str, build: str = "") -> dict[str, Any]:
+    """What `describe` said of the appliance's last build, or of the `build` of that name; empty
+    where nothing is known of it."""
+    return _read_stages(workspace.folder(appliance) / build)
 
 
 def _instance_type(appliance: Appliance, target: Target) -> str:

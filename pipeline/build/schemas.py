@@ -29,6 +29,9 @@ def output_schemas() -> dict[str, Schema]:
         "manifest": _whole("A build's manifest: manifest.json, `show --json`", **_manifest()),
         "plan": _whole("What a build will do: `plan --json`", **_plan()),
         "image": _whole("What a build has done: `image --json` and `build --json`", **_image()),
+        "part": _whole(
+            "Some stages of a build: `build --json` with `--stop-after` or `--no-boot`", **_part()
+        ),
         "list": {
             "$schema": _DRAFT,
             "title": "The builds on this host, or the images at sites: `list --json`",
@@ -219,11 +222,32 @@ def _image() -> dict[str, Schema]:
         "appliance": _TEXT,
         "build": _BUILD,
         "manifest": _told(_TEXT, "The manifest's path; the images lie in its folder."),
-        "stages": _list(_object(stage=_TEXT, reused=_FLAG, seconds=_SECONDS)),
+        "stages": _list(_object(**_stage_made())),
         "images": _list(_object(**_image_of_site())),
         "publications": _list(_object(**_publication())),
         "identities": _identities(),
     }
+
+
+def _part() -> dict[str, Schema]:
+    return {
+        "appliance": _TEXT,
+        "stages": _list(_object(**_stage_made())),
+        "artifacts": _told(
+            _list(
+                _object(
+                    stage=_TEXT,
+                    key=_SHA256,
+                    files=_told(_list(_TEXT), "Paths in the store, which `gc` may evict."),
+                )
+            ),
+            "Of the stages that were asked for.",
+        ),
+    }
+
+
+def _stage_made() -> dict[str, Schema]:
+    return {"stage": _TEXT, "reused": _FLAG, "seconds": _SECONDS}
 
 
 def _build_row() -> dict[str, Schema]:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 from cli_runs import Hello, Project, assert_clean
+from test_cli_escapes import make_manifest
 
-from pipeline import __version__
+from pipeline import __version__, records
+
+BUILD = "0123456789ab"
+KEYS = {"root": "a" * 64, "boot hotel bios": "b" * 64, "hash": "c" * 64}
 
 
 @pytest.mark.parametrize("words", [[], ["--from", "hello-phantom"]], ids=["copy", "extends"])
@@ -110,6 +116,86 @@ def test_what_cannot_be_asked_for(project: Project) -> None:
     assert_clean(project)
 
 
+def remember_build(project: Project, appliance: str) -> Path:
+    """Writes what a build leaves of its stages; returns the folder of logs, which has two."""
+    folder = project.build / appliance / BUILD
+    folder.mkdir(parents=True)
+    told = make_manifest()
+    told["appliance"]["name"] = appliance
+    (folder / "manifest.json").write_text(json.dumps(told))
+    stages = {
+        title: {"key": key, "revision": 1, "fields": {}, "inputs": {}}
+        for title, key in KEYS.items()
+    }
+    (folder / "stages.json").write_text(json.dumps(records.seal({"stages": stages})))
+    logs = project.store / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    for title in ("root", "boot hotel bios"):
+        name = title.partition(" ")[0]
+        (logs / f"{name}-{KEYS[title][:16]}.log").write_text(f"the log of {title}\n")
+    return logs
+
+
+def test_logs_of_a_build(project: Project) -> None:
+    logs = remember_build(project, "web")
+    for word in (f"web/{BUILD}", "web/latest", BUILD):
+        listed = project.succeed("logs", word, "--json").json
+        assert {each["stage"] for each in listed} == {"root", "boot hotel bios"}
+        assert {Path(each["log"]).parent for each in listed} == {logs}
+        assert project.succeed("logs", word, "boot").out == "the log of boot hotel bios\n"
+        assert project.succeed("logs", word, "boot hotel bios").out.startswith("the log of boot")
+
+    todo = "  do: `phantom-image list` lists the builds\n"
+    remember_build(project, "again")
+    (project.build / "again" / BUILD / "stages.json").unlink()
+    for words, error in (
+        (["ffffffffffff"], f"error: there is no build 'ffffffffffff'\n{todo}"),
+        (["other/latest"], f"error: there is no build 'other/latest'\n{todo}"),
+        (
+            [BUILD],
+            f"error: several appliances have a build {BUILD}\n"
+            f"  do: choose one of: again/{BUILD}, web/{BUILD}\n",
+        ),
+        (
+            [f"again/{BUILD}"],
+            f"error: nothing is known of the stages that made again/{BUILD}\n"
+            "  do: build it again; `phantom-image logs again` lists the logs of again as it is "
+            "defined now\n",
+        ),
+        (
+            [f"web/{BUILD}", "rot"],
+            f"error: web/{BUILD} has no stage 'rot'; did you mean 'root'?\n"
+            "  do: choose one of: root, boot, hash\n",
+        ),
+        (
+            [f"web/{BUILD}", "hash"],
+            f"error: stage hash of web/{BUILD} has no log: it has not run, or does not write one\n"
+            f"  do: `phantom-image logs web/{BUILD}` lists those that there are\n",
+        ),
+    ):
+        done = project.run("logs", *words)
+        assert (done.status, done.err) == (24, error)
+
+
+def test_a_log_is_followed_while_it_grows(project: Project) -> None:
+    """Also when the stage runs again, which begins another log."""
+    log = remember_build(project, "web") / f"root-{KEYS['root'][:16]}.log"
+    follower = project.start("logs", "web/latest", "root", "--follow")
+    follower.wait_until(lambda: follower.out == "the log of root\n", "the first line", 60)
+    with log.open("a") as file:
+        file.write("half a li")
+        file.flush()
+        time.sleep(0.7)  # long enough for the reader to come by
+        file.write("ne\nanother\n")
+    follower.wait_until(lambda: follower.out.endswith("half a line\nanother\n"), "more lines", 60)
+    log.unlink()
+    log.write_text("the second run\n")
+    follower.wait_until(lambda: follower.out.endswith("the second run\n"), "the second run", 60)
+    done = follower.interrupt(group=True)
+    assert done.status == 130
+    assert done.out == "the log of root\nhalf a line\nanother\nthe second run\n"
+
+
 @pytest.mark.parametrize("word", ["8080", "0:80", "80:65536", "a:b", "80:80:80", "\u0661:80"])
 def test_what_is_no_pair_of_ports(project: Project, word: str) -> None:
     done = project.run("boot", "--forward", word)
@@ -147,6 +233,12 @@ def test_logs_are_listed_and_printed(shared: Project, hello: Hello) -> None:
     assert {each["log"] for each in logs} <= {
         each["log"] for each in shared.succeed("logs", "--json").json
     }
+    stages = json.loads((hello.project.built("hello-phantom") / "stages.json").read_text())[
+        "stages"
+    ]
+    assert set(stages) >= {each["stage"] for each in logs}
+    of_build = hello.project.succeed("logs", hello.summary["build"], "--json").json
+    assert [each["log"] for each in of_build] == [each["log"] for each in logs]
     printed = shared.succeed("logs", "hello-phantom", "boot").out
     assert "Linux version" in printed
     assert "\x1b" not in printed

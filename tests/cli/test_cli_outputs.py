@@ -351,6 +351,7 @@ def test_outputs_are_as_their_schemas_say(hello: Hello) -> None:
         "manifest": [hello.manifest],
         "plan": [hello.project.succeed("plan", "--json").json],
         "image": [hello.summary],
+        "part": [hello.project.succeed("build", "--no-boot", "--json").json],
         "list": [
             hello.project.succeed("list", "--json").json,
             hello.project.succeed("list", "--site", "nimbus-sandbox", "--json").json,
