@@ -55,7 +55,7 @@ def run_scripts(
                 files.make_folder(folder, 0o700)
                 files.copy([Copy(target=place, mode=0o700, source=script)])
                 _check_interpreter(guest, script)
-                with _placed(places[number] if places else script.name):
+                with _placed(places[number] if places else script.name, place):
                     _run(image, script, place, seconds=seconds, environment=environment)
     finally:
         if not guest.ended:
@@ -64,13 +64,15 @@ def run_scripts(
 
 
 @contextmanager
-def _placed(name: str) -> Iterator[None]:
-    """Puts the script's name before the number of a line where it failed."""
+def _placed(name: str, place: PurePosixPath) -> Iterator[None]:
+    """Names the script, which ran at a place in the image, by its `name` on this host: before the
+    number of the line where it failed, and in what it printed."""
     try:
         yield
     except ScriptError as error:
         if error.where is not None:
             error.where = f"{name}:{error.where}"
+        error.detail = error.detail and error.detail.replace(str(place), name)
         raise
 
 
@@ -114,10 +116,13 @@ def _run(
     if ended.status != 0:
         error = _explain(image.guest, script, ended)
         if isinstance(error, ScriptError):
-            line = script_line.read_note(image.files.read_to_edit(note), ended.status or 0)
+            status, printed = ended.status or 0, ended.output.splitlines()
+            line = script_line.read_note(image.files.read_to_edit(note), status)
+            number = script_line.find_printed(printed, re.escape(str(place)), status)
             if line is not None:
                 error.what += f": {line.command}"
-                error.where = str(line.number)
+                number = line.number
+            error.where = None if number is None else str(number)
         raise error
 
 

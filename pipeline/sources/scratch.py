@@ -176,7 +176,12 @@ class ScratchRoot(Stage):
             )
         except run.ToolError as error:
             places = {step.name: step.where for step in self.customizations}
-            places |= {script.path.name: shown(script.path) for script in self.scripts}
+            names = [script.path.name for script in self.scripts]
+            places |= {
+                script.path.name: shown(script.path)
+                for script in self.scripts
+                if names.count(script.path.name) == 1
+            }
             raise dib.explain_failure(error, places) from error
 
     def _write_appliance(self, folder: Path) -> None:

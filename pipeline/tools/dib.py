@@ -235,6 +235,7 @@ _SCRIPT = re.compile(
     r"^phantom-appliance: (the definition's script (.+)) ended with status ([0-9]+)$"
 )
 _FAILED = "phantom-appliance: failed: "
+_SCRIPTS = "/tmp/phantom-appliance/scripts"  # noqa: S108 (of the image)
 _KEY = re.compile(r"^phantom-appliance: '([a-z_]+)' could not be applied$")
 
 
@@ -264,23 +265,40 @@ def explain_failure(error: run.ToolError, places: Mapping[str, str] | None = Non
             detail=tail(before[max(starts, default=0) :]),
         )
     ended = next((at for at, line in enumerate(lines) if _SCRIPT.match(line)), None)
-    if ended is not None and (match := _SCRIPT.match(lines[ended])) is not None:
-        began = f"Running the definition's script {match[2]}"
-        starts = [at + 1 for at, line in enumerate(lines[:ended]) if line == began]
-        error.what = f"{match[1]} failed with status {match[3]}"
-        error.todo = "correct the script; the log has all that it printed"
-        error.todo = _refused_attributes(lines) or error.todo
-        if lines[ended - 1].startswith(_FAILED):
-            ended -= 1
-            line = script_line.read_note(lines[ended].removeprefix(_FAILED), int(match[3]))
-            if line is not None:
-                error.what += f": {line.command}"
-                error.where = f"{(places or {}).get(match[2], match[2])}:{line.number}"
-        error.detail = tail(lines[max(starts, default=0) : ended])
-        return error
+    if ended is not None:
+        return _explain_script(error, lines[: ended + 1], places or {})
     error.what = error.what.replace("isolate.py", "diskimage-builder", 1)
     error.todo = _refused_attributes(lines) or error.todo
     error.detail = tail(lines, own=False)
+    return error
+
+
+def _explain_script(
+    error: run.ToolError, lines: Sequence[str], places: Mapping[str, str]
+) -> PhantomError:
+    """The error in the name of the script of which the last line tells, with its line if that is
+    known."""
+    *printed, last = lines
+    match = _SCRIPT.match(last)
+    assert match is not None
+    name, status = match[2], int(match[3])
+    began = f"Running the definition's script {name}"
+    starts = [at + 1 for at, line in enumerate(printed) if line == began]
+    printed = printed[max(starts, default=0) :]
+    error.what = f"{match[1]} failed with status {status}"
+    error.todo = "correct the script; the log has all that it printed"
+    error.todo = _refused_attributes(lines) or error.todo
+    place, path = places.get(name, name), f"{_SCRIPTS}/[0-9]{{2,}}-{re.escape(name)}"
+    number = None
+    if printed and printed[-1].startswith(_FAILED):
+        line = script_line.read_note(printed.pop().removeprefix(_FAILED), status)
+        if line is not None:
+            error.what += f": {line.command}"
+            number = line.number
+    number = number or script_line.find_printed(printed, path, status)
+    if number is not None:
+        error.where = f"{place}:{number}"
+    error.detail = tail(re.sub(path, lambda _: place, line) for line in printed)
     return error
 
 

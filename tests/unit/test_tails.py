@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -116,6 +118,7 @@ def test_a_command_that_did_not_end_the_script_is_not_blamed() -> None:
         ("set -e\nbash -c 'exit 4'\n", "4 3 bash -c 'exit 4'"),
         ("trap 'echo mine' ERR\nfalse\nexit 1\n", ""),
         ("exit 9\n", ""),
+        ("false\nexit 1\n", ""),
     ],
 )
 def test_bash_notes_the_command_that_failed(tmp_path: Path, script: str, line: str) -> None:
@@ -125,6 +128,84 @@ def test_bash_notes_the_command_that_failed(tmp_path: Path, script: str, line: s
     subprocess.run(["bash", program], env={"BASH_ENV": str(aid)}, check=False)
     told = note.read_text() if note.exists() else ""
     assert told.startswith(line) and bool(told) == bool(line)
+
+
+PRINTED = {
+    "not found": ("set -e\necho one\nnosuch x\n", 4),
+    "not set": ("set -eu\necho one\necho $nope\necho two\n", 4),
+    "syntax": ("echo one\nif true; then\n", 4),
+    "not allowed": ("set -e\n/etc/passwd\n", 3),
+    "handled": ("nosuch x || true\necho two\nexit 1\n", None),
+    "status of its own": ("nosuch x\nexit 3\n", None),
+    "silent": ("set -e\nfalse\n", None),
+    "another script's": ("set -e\nsh -c 'nosuch x'\n", None),
+}
+
+
+@pytest.mark.parametrize("shell", ["dash", "busybox sh", "bash"])
+@pytest.mark.parametrize("case", PRINTED)
+def test_the_line_that_a_shell_prints(tmp_path: Path, shell: str, case: str) -> None:
+    text, line = PRINTED[case]
+    assert find_printed(tmp_path, shell.split(), f"#!/bin/sh\n{text}") == line
+
+
+PYTHON = {
+    "exception": ("print('one')\ndef f():\n    raise ValueError('no: no')\nf()\n", 4),
+    "in a library": ("import json\nprint('one')\njson.loads('{')\n", 4),
+    "syntax": ("print('one'\n", 2),
+    "another": ("try:\n    1 / 0\nexcept OSError:\n    pass\n", 3),
+    "raised again": ("try:\n    1 / 0\nexcept ZeroDivisionError:\n    raise KeyError('x')\n", 5),
+    "output after it": ("import atexit\natexit.register(print, 'end')\nassert False\n", 4),
+    "exit": ("import sys\nsys.exit('sorry')\n", None),
+    "handled": (
+        "import sys, traceback\ntry:\n    1 / 0\nexcept ZeroDivisionError:\n"
+        "    traceback.print_exc()\nsys.exit(3)\n",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PYTHON)
+def test_the_line_that_python_prints(tmp_path: Path, case: str) -> None:
+    text, line = PYTHON[case]
+    assert find_printed(tmp_path, [sys.executable], f"#!/usr/bin/python3\n{text}") == line
+
+
+def find_printed(folder: Path, interpreter: Sequence[str], text: str) -> int | None:
+    """The line that is found in what a script prints into a pipe."""
+    script = folder / "a script.x"
+    script.write_text(text)
+    ended = subprocess.run(
+        [*interpreter, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode != 0
+    lines = ended.stdout.splitlines()
+    return script_line.find_printed(lines, re.escape(str(script)), ended.returncode)
+
+
+def test_a_script_s_line_by_what_its_shell_said() -> None:
+    error = dib.explain_failure(
+        failed(
+            "Running the definition's script one.sh",
+            "/tmp/phantom-appliance/scripts/00-one.sh: 3: fine: not found",
+            "Running the definition's script two.sh",
+            "one",
+            "/tmp/phantom-appliance/scripts/01-two.sh: 7: nosuch: not found",
+            "phantom-appliance: the definition's script two.sh ended with status 127",
+        ),
+        {"one.sh": "images/web/one.sh", "two.sh": "images/web/two.sh"},
+    )
+    assert str(error) == (
+        "images/web/two.sh:7: the definition's script two.sh failed with status 127\n"
+        "  | one\n"
+        "  | images/web/two.sh: 7: nosuch: not found\n"
+        "  do: correct the script; the log has all that it printed\n"
+        "  log: /store/logs/root.log"
+    )
 
 
 def test_a_script_that_printed_nothing() -> None:
