@@ -82,6 +82,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="what the metadata service hands out (the definition's user-data)",
     )
+    parser.add_argument(
+        "--snapshot",
+        action="store_true",
+        help="throw the machine's disk away at its end; that is always done",
+    )
 
 
 def run(options: Namespace) -> int:

@@ -38,7 +38,8 @@ def _page(parser: ArgumentParser) -> Iterator[str]:
     for name, command in commands.choices.items():
         usage = " ".join(command.format_usage().split()).removeprefix("usage: ")
         yield f".SS {_plain(name)}"
-        yield f"{_plain((command.description or '').capitalize())}."
+        text = command.description or ""
+        yield f"{_plain(text[:1].upper() + text[1:])}."
         yield ".PP"
         yield _plain(usage)
         yield from _arguments(command)

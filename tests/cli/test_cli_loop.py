@@ -205,6 +205,14 @@ def test_what_is_no_pair_of_ports(project: Project, word: str) -> None:
     )
 
 
+def test_a_machine_s_disk_is_always_a_snapshot(project: Project) -> None:
+    """The word is known from QEMU and libguestfs's programs, and changes nothing."""
+    told = [project.run("boot", *words) for words in ([], ["--snapshot"])]
+    assert told[0].status == told[1].status == 24
+    assert told[0].err == told[1].err
+    assert told[0].err.startswith("error: `boot` shows a machine's console, and needs a terminal")
+
+
 def test_version_names_the_commit(project: Project) -> None:
     told = project.succeed("--version").out
     commit = r"( \(commit [0-9a-f]{12}(, dirty)?\))?"

@@ -52,4 +52,5 @@ def test_the_manual_page_has_every_command(project: Project) -> None:
     assert re.findall(r"^\.SS (.+)$", page, re.MULTILINE) == [*COMMANDS]
     macros = set(re.findall(r"^\.\w+", page, re.MULTILINE))
     assert macros == {".TH", ".SH", ".SS", ".TP", ".B", ".I", ".PP", ".nf", ".fi"}
+    assert "\nPrint the JSON Schema of definitions" in page
     assert "\\-\\-stop\\-after" in page and "phantom\\-image plan" in page
