@@ -18,8 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ApplianceError, FileSystemError, PhantomError, StageFailedError
+from pipeline.errors import (
+    ApplianceError,
+    FileSystemError,
+    NoSpaceError,
+    PhantomError,
+    StageFailedError,
+)
 from pipeline.machine import accelerator
+from pipeline.machine.full_disk import FullDiskWatch
 from pipeline.model import KIB, MIB, Progress
 from pipeline.tools import run
 
@@ -52,6 +59,7 @@ _END_SECONDS = 20.0  # a hundred times what it takes
 _HYPERVISOR = Path(__file__).with_name("hypervisor.sh")
 _GUARD = Path(__file__).with_name("guard.sh")
 _SEE_DOCTOR = "`phantom-image doctor` looks for the reason"
+_OWN_DRIVE = "appliance"  # libguestfs's id of the drive with its own root
 _LONGEST_LINE = 64 * KIB
 _LARGEST_LOG = 64 * MIB
 _LOOK_MILLISECONDS = 200  # between looks whether the reader is to end while QEMU still runs
@@ -93,6 +101,8 @@ class Guest:
     progress: Progress
     stopped: bool = False
     """Whether the appliance was ended because the whole command is ending."""
+    full: NoSpaceError | None = None
+    """The error to raise where the appliance was ended because this host's disk is full."""
     process: int | None = None
     """A descriptor of QEMU's process: its number may be reused once libguestfs has seen it end."""
 
@@ -283,18 +293,28 @@ def launched(
 
     `store` is the folder that keeps what is known about this host. What is written to a writable
     drive is on the host's disk once the block has ended without an error. Raises ApplianceError
-    if the appliance does not start or ends early; a RuntimeError of libguestfs that the block does
-    not handle becomes an ApplianceError too. `run.stop_all` ends the appliance, even while it
+    if the appliance does not start or ends early, NoSpaceError if a drive cannot grow because the
+    host's disk is full; a RuntimeError of libguestfs that the block does not handle becomes an
+    ApplianceError too. `run.stop_all` ends the appliance, even while it
     starts, and nothing of it is left behind when this process is killed.
     """
     with (
         _guarded() as folder,
         _opened(folder) as handle,
         closing(Console(folder / "console", log)) as console,
+        FullDiskWatch() as watch,
     ):
         guest = Guest(handle=_Handle(handle), console=console, log=log, progress=progress)
+
+        def end_full() -> None:
+            guest.full = _full(watch.full, drives, log)
+            guest.kill()
+
+        watch.when_full = end_full
         with run.stopped_by(guest.stop):
             try:
+                for option, value in watch.options:
+                    handle.config(option, value)
                 _start(guest, drives, store, folder, network=network)
                 yield guest
                 guest.handle.umount_all()
@@ -405,6 +425,8 @@ def _write_hypervisor(folder: Path, qemu: Path) -> Path:
 def _not_started(guest: Guest, error: Exception) -> PhantomError:
     if guest.stopped:
         return _interrupted()
+    if guest.full is not None:
+        return guest.full
     # libguestfs ends its messages with advice for those who call it.
     reason = str(error).splitlines()[0].rstrip(".")
     return ApplianceError(
@@ -417,6 +439,8 @@ def _not_started(guest: Guest, error: Exception) -> PhantomError:
 def _explain(guest: Guest, error: RuntimeError) -> PhantomError:
     if guest.stopped:
         return _interrupted()
+    if guest.full is not None:
+        return guest.full
     if isinstance(error, NotTextError):
         return FileSystemError(
             "a name or text in the image is not UTF-8, where it matters",
@@ -430,6 +454,20 @@ def _explain(guest: Guest, error: RuntimeError) -> PhantomError:
             log=guest.log,
         )
     return ApplianceError(f"libguestfs cannot go on: {error}", log=guest.log)
+
+
+def _full(drive: str | None, drives: Sequence[Drive], log: Path) -> NoSpaceError:
+    """The error for a disk of this host that has no space left for what QEMU's drive holds."""
+    folder = drives[0].file.parent
+    if drive == _OWN_DRIVE:
+        folder = Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 - QEMU's own choice
+    return NoSpaceError(
+        "no space is left for what libguestfs's appliance writes",
+        where=str(folder),
+        todo="free some space there (`phantom-image gc` evicts old artifacts), then run the same "
+        "command again",
+        log=log if log.exists() else None,
+    )
 
 
 def _interrupted() -> PhantomError:

@@ -3,6 +3,7 @@ cleared the screen."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import select
@@ -12,6 +13,8 @@ import tty
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from pipeline.errors import NoSpaceError
+from pipeline.machine.full_disk import FullDiskWatch
 from pipeline.tools import run
 
 _KERNEL = re.compile(rb"\] Linux version |systemd\[1\]: ")
@@ -25,14 +28,25 @@ def attach(argv: Sequence[str], hint: str) -> int:
     terminal. Returns its exit status.
 
     The lines of `hint` come after the boot loader and again with the login prompt: firmware and
-    boot loader clear the screen. Raises HostError.
+    boot loader clear the screen. Raises HostError, and NoSpaceError where the machine's disk cannot
+    grow.
     """
-    with run.start(argv, lifeline=True) as process, _raw():
-        try:
-            _copy(process, Hints(hint))
-            return process.wait()
-        finally:
-            process.kill()  # its disk is thrown away: nothing has to be shut down
+    with FullDiskWatch() as watch:
+        argv = [*argv, *itertools.chain.from_iterable(watch.options)]
+        with run.start(argv, lifeline=True) as process, _raw():
+            watch.when_full = process.kill
+            try:
+                _copy(process, Hints(hint))
+                status = process.wait()
+            finally:
+                process.kill()  # its disk is thrown away: nothing has to be shut down
+    if watch.full is not None:
+        raise NoSpaceError(
+            "the machine was ended: no space is left on this host for what it writes to its disk",
+            todo="free some space in the store's folder (`phantom-image gc` evicts old artifacts), "
+            "then run the same command again",
+        )
+    return status
 
 
 class Hints:

@@ -106,7 +106,7 @@ class LocalServer(ThreadingHTTPServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether a connection is to be answered: one from another user is closed."""
-        return not self._private or _user_of(request) in (0, os.geteuid())
+        return not self._private or may_connect(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Prints a traceback only where the server itself is at fault, not where the client went
@@ -115,9 +115,10 @@ class LocalServer(ThreadingHTTPServer):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
-def _user_of(connection: socket.socket) -> int:
-    """Whose program is at the other end of a connection on this host."""
+def may_connect(connection: socket.socket) -> bool:
+    """Whether a program of this user, or of root, is at the other end of a connection on this
+    host."""
     size = struct.calcsize("3i")
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     _, user, _ = struct.unpack("3i", credentials)
-    return int(user)
+    return user in (0, os.geteuid())
