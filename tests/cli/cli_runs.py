@@ -163,12 +163,17 @@ class Project:
         return sorted((self.store / "artifacts").glob(f"{stage}-*" if stage else "*"))
 
 
+EXAMPLES = ("debian-cloud-base", "hello-base", "hello-phantom", "ubuntu-base")
+"""The definitions that each project has. The others are for a test of their own."""
+
+
 def make_project(folder: Path, store: Path | None = None, **environ: str) -> Project:
-    """A new project with the repository's own definitions."""
+    """A new project with some of the repository's own definitions."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("home", "tmp"):
         (folder / name).mkdir()
-    shutil.copytree(REPOSITORY / "images", folder / "images")
+    for name in EXAMPLES:
+        shutil.copytree(REPOSITORY / "images" / name, folder / "images" / name)
     return Project(folder=folder, store=store or folder / "build" / "store", environ=environ)
 
 

@@ -96,7 +96,7 @@ def test_examples_are_found_from_any_folder(installed: Installed, tmp_path: Path
     assert (done.returncode, done.stderr) == (
         24,
         f"error: there is no appliance 'helo-phantom' in {images}; did you mean 'hello-phantom'?\n"
-        "  do: choose one of: debian-cloud-base, hello-base, hello-phantom, ubuntu-base\n",
+        f"  do: choose one of: {', '.join(sorted(each.name for each in images.iterdir()))}\n",
     )
     (tmp_path / "sites.yaml").write_text("sites: {}\nsite: 1\n")
     done = installed.run(tmp_path, "plan", "hello-phantom")
