@@ -215,7 +215,7 @@ def _source_schema() -> Schema:
             ),
             "release": _text(
                 "The code name of a release that the element supports.",
-                ["bookworm", "trixie"],
+                ["bullseye", "bookworm", "trixie", "forky", "sid"],
                 pattern="^[a-z0-9][a-z0-9.-]*$",
                 default=DEFAULT_SOURCE["release"],
                 errorMessage="must be a release's code name, such as bookworm",

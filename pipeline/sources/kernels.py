@@ -43,11 +43,11 @@ KERNELS = (
         package="linux-image-cloud-amd64",
         lacks=frozenset({"mptspi", "sym53c8xx"})
         | {"8139cp", "8139too", "e1000", "e1000e", "ne2k_pci", "pcnet32"},
-        lacked_by={"bookworm": frozenset({"ahci"})},
+        lacked_by=dict.fromkeys(("bullseye", "bookworm"), frozenset({"ahci"})),
     ),
     Kernel(name="generic", package="linux-image-amd64"),
 )
-"""The smallest first, as in the packages of Debian 12 and 13; `tests/unit/test_kernels.py` compares
+"""The smallest first, as in the packages of Debian 11 to 14; `tests/unit/test_kernels.py` compares
 them."""
 
 
