@@ -111,7 +111,14 @@ def _add_places(parser: argparse.ArgumentParser, *, hidden: bool = False) -> Non
     for name, text in _PLACES.items():
         if name not in parser._option_string_actions:  # `schema` has a `--sites` of its own
             help_text = argparse.SUPPRESS if hidden else text
-            parser.add_argument(name, type=Path, default=argparse.SUPPRESS, help=help_text)
+            kind = _existing_file if name == "--sites" else Path
+            parser.add_argument(name, type=kind, default=argparse.SUPPRESS, help=help_text)
+
+
+def _existing_file(text: str) -> Path:
+    if not os.path.exists(text):
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return Path(text)
 
 
 def _find_images() -> Path:
@@ -142,7 +149,7 @@ class _Parser(argparse.ArgumentParser):
         if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message):
             known = re.findall(r"[^\s,']+", choice[2])
             message = message.replace(" (choose from", suggest(choice[1], known) + " (choose from")
-        else:
+        elif not message.startswith("argument --"):  # whose value is wrong
             known = re.findall(r"--[a-z-]+", self.format_usage())
             words = [word.partition("=")[0] for word in self._words if word.startswith("--")]
             wrong = [word for word in words if not any(each.startswith(word) for each in known)]

@@ -90,6 +90,7 @@ def test_a_command_s_help_ends_with_examples_that_it_takes(name: str) -> None:
     ("words", "complaint"),
     [
         ("imgae", "argument COMMAND: invalid choice: 'imgae'; did you mean 'image'?"),
+        ("plan web --sites places.yaml", "argument --sites: there is no file places.yaml\n"),
         ("plan --clod nimbus", "unrecognized arguments: --clod; did you mean '--cloud'?"),
         ("list --sits=hotel", "unrecognized arguments: --sits=hotel; did you mean '--site'?"),
         (

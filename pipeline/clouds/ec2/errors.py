@@ -122,7 +122,7 @@ def _explain_refusal(
             "higher quota (Service Quotas in its console)",
         )
     return UploadError(
-        f"AWS refuses {refused.action} in {place}: {said}",
+        f"{settings.find_service(place)} refuses {refused.action}: {said}",
         todo="compare the site's options with what it says; docs/ec2.md tells what they mean",
     )
 
@@ -130,10 +130,11 @@ def _explain_refusal(
 def _explain_identity(
     refused: Refused, settings: Ec2Settings, place: str, said: str
 ) -> PhantomError:
-    """The error of a caller whom AWS does not accept."""
+    """The error of a caller whom the service does not accept."""
+    service = settings.find_service(place)
     if refused.skewed:
         return CredentialsError(
-            f"AWS refuses what is signed by this host's clock: {said}",
+            f"{service} refuses what is signed by this host's clock: {said}",
             todo="set this host's clock (such as with `timedatectl set-ntp true`), then run the "
             "same command again: it goes on where it was",
         )
@@ -141,7 +142,7 @@ def _explain_identity(
         return _expired(said)
     if refused.code == "OptInRequired":
         return make_disabled_region(f"site {settings.site}", place)
-    return CredentialsError(f"AWS refuses the credentials: {said}", todo=_ways(settings))
+    return CredentialsError(f"{service} refuses the credentials: {said}", todo=_ways(settings))
 
 
 def make_disabled_region(where: str, region: str) -> RegionError:
