@@ -100,6 +100,16 @@ case ",$PHANTOM_PACKAGES," in
         ;;
 esac
 
+# From Debian 12 on packages see to it that /bin, /sbin and /lib lead into /usr.
+case $PHANTOM_RELEASE in
+    bullseye)
+        for folder in bin sbin lib lib32 lib64 libx32; do
+            mkdir -p "$tree/usr/$folder"
+            ln -s "usr/$folder" "$tree/$folder"
+        done
+        ;;
+esac
+
 # The kernel's package would make an initramfs, and initramfs-tools' trigger the same one again:
 # INITRD=No leaves it to us.
 INITRD=No PATH="$programs:/$ready/bin:$PATH" mmdebstrap \
