@@ -94,6 +94,17 @@ def test_kvm_is_believed_only_if_a_guest_ran(
 
 
 @pytest.mark.usefixtures("kvm")
+def test_kvm_that_only_looks_quick_beside_a_host_under_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another hypervisor imitates takes seconds of a processor, however long TCG takes."""
+    monkeypatch.setattr(accelerator, "KVM_SECONDS", 60)
+    spins = "i=0; while [ $i -lt 9000000 ]; do i=$((i + 1)); done; exit 33"
+    put_qemu(tmp_path, monkeypatch, kvm=spins, tcg="sleep 1.5; exit 33")
+    assert accelerator.find_accelerator() == "tcg"
+
+
+@pytest.mark.usefixtures("kvm")
 def test_a_broken_kvm_is_waited_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: Path
 ) -> None:
