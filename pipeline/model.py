@@ -55,6 +55,10 @@ def split_pin(package: str) -> tuple[str, str | None]:
     return name, version if equals else None
 
 
+COMPONENTS = ("main", "contrib", "non-free", "non-free-firmware")
+"""The components of Debian's archive."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScratchSource:
     """A root file system made from packages by diskimage-builder."""
@@ -65,6 +69,8 @@ class ScratchSource:
     """The distribution's code name, such as `bookworm`."""
     architecture: str
     """Debian's name for the architecture."""
+    components: tuple[str, ...] = ("main",)
+    """Those of Debian's archive that packages may come from."""
     network: bool = False
     """Whether hooks and scripts can use the network."""
 

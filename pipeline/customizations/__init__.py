@@ -22,6 +22,7 @@ from pipeline.model import Positions
 CUSTOMIZATIONS: dict[str, Customization] = {
     name: import_module(f"{__name__}.{name}").CUSTOMIZATION
     for name in (
+        "repositories",
         "debconf",
         "groups",
         "users",

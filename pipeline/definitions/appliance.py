@@ -39,6 +39,7 @@ from pipeline.definitions.yaml import Keys, YamlFile, read_yaml, shown
 from pipeline.disk import formats
 from pipeline.errors import DefinitionError, UsageError
 from pipeline.model import (
+    COMPONENTS,
     Appliance,
     ApplianceBuild,
     BaseImageSource,
@@ -296,7 +297,11 @@ def _make_appliance(data: dict[str, Any], paths: Sequence[Path], positions: Posi
 
 def _make_source(source: Mapping[str, Any]) -> ScratchSource | BaseImageSource:
     if "base_image" not in source:
-        return ScratchSource(**(DEFAULT_SOURCE | source.get("scratch", {})))
+        scratch = DEFAULT_SOURCE | source.get("scratch", {})
+        if "components" in scratch:
+            asked = {"main", *scratch["components"]}
+            scratch["components"] = tuple(name for name in COMPONENTS if name in asked)
+        return ScratchSource(**scratch)
     convert: dict[str, Any] = {
         "sha256": Sha256,
         "format": formats.from_user_name,

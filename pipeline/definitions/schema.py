@@ -13,6 +13,7 @@ from pipeline.customizations import CUSTOMIZATIONS
 from pipeline.customizations.accounts import OWNER
 from pipeline.definitions.environment import ENVIRONMENT
 from pipeline.definitions.login import LOGIN
+from pipeline.model import COMPONENTS
 
 Schema = dict[str, Any]
 
@@ -227,6 +228,18 @@ def _source_schema() -> Schema:
                 default=DEFAULT_SOURCE["architecture"],
                 errorMessage="must be Debian's name of an architecture, such as amd64",
             ),
+            "components": {
+                "description": "The components of Debian's archive that packages may come from, "
+                "beside main.",
+                "type": "array",
+                "uniqueItems": True,
+                "items": {
+                    "description": "A component.",
+                    "enum": list(COMPONENTS[1:]),
+                    "examples": ["contrib"],
+                },
+                "examples": [["contrib", "non-free"]],
+            },
             "network": flag(
                 "Whether elements' hooks and scripts have network access. What they fetch is not "
                 "known to be the same in each build."

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from pipeline.customizations.repositories import Repository
 from pipeline.errors import DefinitionError, PackageManagerError, PackagesFailedError, PhantomError
 from pipeline.guest.files import full, temporary_name
 from pipeline.guest.image import Image
@@ -102,13 +103,15 @@ def change_packages(
     network: bool,
     apt_sources: str | None,
     proxies: Mapping[str, str],
+    repositories: Sequence[Repository] = (),
 ) -> None:
     """Removes packages, then installs those that are not there yet, without recommended ones.
 
     No service is started, and files of settings that were changed are kept. `apt_sources` is the
-    text of a sources.list to use in place of the image's own, `proxies` are environment variables;
-    neither stays in the image. Raises PackageManagerError, PackagesFailedError, DefinitionError for
-    packages that need a network, FileSystemError.
+    text of a sources.list to use in place of the image's own, `proxies` are environment variables,
+    `repositories` further archives for apt; none of them stays in the image. Raises
+    PackageManagerError, PackagesFailedError, DefinitionError for packages that need a network,
+    FileSystemError.
     """
     if not install and not remove:
         return
@@ -117,6 +120,11 @@ def change_packages(
         raise PackageManagerError(
             f"{image.system.product} has no package manager that is known",
             todo="leave `packages` out, or take a base image that has them already",
+        )
+    if repositories and manager != "apt":
+        raise PackageManagerError(
+            f"{image.system.product} has no apt, which `repositories` are for",
+            todo="leave `repositories` out, and add its own in a script, with `network: true`",
         )
     present: defaultdict[str, set[str]] = defaultdict(set)
     for name, version, _architecture in list_packages(image):
@@ -130,7 +138,7 @@ def change_packages(
             todo="write `network: true` below `base_image`, or leave these packages out",
         )
     run = _Run(image, manager, proxies)
-    with run.prepared(apt_sources if missing else None):
+    with run.prepared(apt_sources if missing else None, repositories if missing else ()):
         if unwanted:
             guest.progress.step(f"removing {_count(unwanted)}")
             run.remove(unwanted)
@@ -188,7 +196,9 @@ class _Run:
         self._apt_options = ""
 
     @contextmanager
-    def prepared(self, apt_sources: str | None) -> Iterator[None]:
+    def prepared(
+        self, apt_sources: str | None, repositories: Sequence[Repository]
+    ) -> Iterator[None]:
         """For apt: keeps its lists and packages in a folder of ours, and services from starting."""
         if self._manager != "apt":
             yield
@@ -198,9 +208,15 @@ class _Run:
             self._files.make_folder(folder / below)
         options = f"-o Dir::State::Lists={folder}/lists -o Dir::Cache={folder}/cache"
         if apt_sources is not None:
-            self._files.write(folder / "sources.list", reachable(apt_sources))
-            options += f" -o Dir::Etc::SourceList={folder}/sources.list"
             options += " -o Dir::Etc::SourceParts=/dev/null"
+        if apt_sources is not None or repositories:
+            sources = self._own_sources() if apt_sources is None else reachable(apt_sources)
+            sources += self._add(repositories, folder)
+            self._files.write(folder / "sources.list", sources)
+            options += f" -o Dir::Etc::SourceList={folder}/sources.list"
+        if preferences := "".join(each.preferences() for each in repositories):
+            self._files.write(folder / "preferences", preferences)
+            options += f" -o Dir::Etc::Preferences={folder}/preferences"
         self._apt, self._apt_options = f"{_APT} {options}", options
         try:
             with _no_services(self._image):
@@ -208,6 +224,20 @@ class _Run:
         finally:
             if not self._image.guest.ended:
                 self._files.remove(folder)
+
+    def _own_sources(self) -> str:
+        """The text of the image's sources.list."""
+        own = PurePosixPath("/etc/apt/sources.list")
+        return f"{self._files.read(own)}\n" if self._files.exists(own) else ""
+
+    def _add(self, repositories: Sequence[Repository], folder: PurePosixPath) -> str:
+        """Writes the keys of further archives. Returns the lines of a sources.list for them."""
+        lines = ""
+        for repository in repositories:
+            key = folder / f"{repository.name}.asc"
+            self._files.write(key, repository.key)
+            lines += reachable(repository.line(f"signed-by={key}"))
+        return lines
 
     def remove(self, packages: Sequence[str]) -> None:
         """Removes packages. Raises PackagesFailedError."""

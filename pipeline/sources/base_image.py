@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from pipeline import sparse
 from pipeline.customizations import make_answers, make_steps
 from pipeline.customizations.customization import Step
+from pipeline.customizations.repositories import Repository, find_repositories
 from pipeline.definitions import yaml as definition_yaml
 from pipeline.disk import partitions
 from pipeline.disk.system import Geometry, System
@@ -113,6 +114,8 @@ class BaseRoot(Stage):
     answers: str = field(default="", metadata=IF_ANY)
     """What debconf is told before packages are configured."""
     customizations: tuple[Step, ...] = field(default=(), metadata=IF_ANY)
+    repositories: tuple[Repository, ...] = field(default=(), metadata=IF_ANY)
+    """Archives that packages may come from, beside the image's own."""
     scripts: tuple[LocalFile, ...]
 
     script_seconds: int = field(metadata=HERE_ONLY, compare=False)
@@ -205,6 +208,7 @@ class BaseRoot(Stage):
             network=self.network,
             apt_sources=_mirrors_for(system) if self.network else None,
             proxies=proxies,
+            repositories=self.repositories,
         )
         installed = identities.note(image.files) if self.packages else had
         payloads = [_payload(element) for element in self.payloads]
@@ -358,6 +362,7 @@ def plan_base_image(source: BaseImageSource, request: Request) -> BaseImage:
         files=copied_files(appliance),
         answers=make_answers(appliance.customizations),
         customizations=make_steps(appliance.customizations, appliance.positions, appliance.files),
+        repositories=find_repositories(appliance.customizations, appliance.positions),
         scripts=tuple(own_file(script) for script in appliance.scripts),
         script_seconds=source.script_seconds,
     )

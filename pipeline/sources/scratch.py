@@ -15,6 +15,7 @@ from pipeline import sparse
 from pipeline.clouds import Cloud
 from pipeline.customizations import make_answers, make_steps
 from pipeline.customizations.customization import Step
+from pipeline.customizations.repositories import find_repositories
 from pipeline.definitions.yaml import shown
 from pipeline.disk.untrusted import to_number
 from pipeline.errors import (
@@ -315,6 +316,8 @@ class Scratch:
         source = asdict(self.source)
         if not self.source.network:
             del source["network"]
+        if self.source.components == ("main",):
+            del source["components"]
         return {
             "source": {"scratch": source},
             "repeatable": not self.source.network,
@@ -358,7 +361,8 @@ def _plan_root(
     }
     with located(appliance.positions.find("elements")):
         asked = dib.packages(elements, variables)
-    mirrors = apt.find_mirrors(source.release)
+    repositories = find_repositories(appliance.customizations, appliance.positions)
+    mirrors = apt.find_mirrors(source.release, source.components, repositories)
     archive = apt.Archive(mirrors, source.architecture, request.store)
     with located(appliance.positions.find("packages")):
         resolution = archive.resolve(wanted_packages(appliance, elements, asked), keep=request.keep)

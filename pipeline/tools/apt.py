@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import records
+from pipeline.customizations.repositories import Repository
 from pipeline.errors import MirrorError, PhantomError, UnknownPackageError
 from pipeline.files import discard, make_folder, share
-from pipeline.model import MIB, Package, Progress
+from pipeline.model import COMPONENTS, MIB, Package, Progress
 from pipeline.store import Store, sync, write_atomically
 from pipeline.tools import run
 from pipeline.tools.apt_lists import MIRROR, SECURITY_MIRROR, Lists, check_dates
@@ -30,7 +31,6 @@ from pipeline.tools.apt_request import Wanted, check_exist, choose, merge
 
 _HELPER = "/usr/lib/apt/apt-helper"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_OTHER_COMPONENTS = "contrib non-free non-free-firmware"
 # Twice what apt's lists and caches of a release take (90 MB). apt hangs on a full disk.
 _LISTS_BYTES = 192 * MIB
 _ANSWER = {
@@ -58,6 +58,10 @@ class Mirrors:
     main: str
     """The archive's URI, without a slash at the end."""
     security: str | None
+    components: tuple[str, ...] = ("main",)
+    """Those of the archive that packages may come from."""
+    repositories: tuple[Repository, ...] = ()
+    """Archives beside it."""
 
     def suites(self) -> list[tuple[str, str]]:
         """URI and suite of each index."""
@@ -73,9 +77,17 @@ class Mirrors:
         reachable = all(uri.startswith(("http:", "https:")) for uri, _ in self.suites())
         return self.sources() if reachable else ""
 
-    def sources(self, options: str = "", components: str = "main") -> str:
-        """The lines of a `sources.list`."""
-        return "".join(f"deb {options}{uri} {suite} {components}\n" for uri, suite in self.suites())
+    def sources(self, options: str = "", components: Iterable[str] | None = None) -> str:
+        """The lines of a `sources.list`, without the other repositories."""
+        words = " ".join(self.components if components is None else components)
+        return "".join(f"deb {options}{uri} {suite} {words}\n" for uri, suite in self.suites())
+
+    def indexes(self) -> list[tuple[str, str]]:
+        """The URL of each signed index, and its name in messages."""
+        ours = [
+            (f"{uri}/dists/{suite}/InRelease", f"{uri} ({suite})") for uri, suite in self.suites()
+        ]
+        return ours + [(each.index, each.where or each.url) for each in self.repositories]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +107,14 @@ class Resolution:
     """Those that were only preferred, and conflict with others."""
 
 
-def find_mirrors(release: str) -> Mirrors:
+def find_mirrors(
+    release: str,
+    components: Sequence[str] = ("main",),
+    repositories: Sequence[Repository] = (),
+) -> Mirrors:
     """The mirrors that the settings name (`PHANTOM_DEBIAN_MIRROR`,
-    `PHANTOM_DEBIAN_SECURITY_MIRROR`), or else the host's apt configuration. Raises MirrorError if
-    neither names one."""
+    `PHANTOM_DEBIAN_SECURITY_MIRROR`), or else the host's apt configuration; and the repositories
+    that a definition names. Raises MirrorError if neither names a mirror."""
     main, security = os.environ.get(MIRROR), os.environ.get(SECURITY_MIRROR)
     if not main or not security:
         of_host = _host_mirrors()
@@ -115,7 +131,11 @@ def find_mirrors(release: str) -> Mirrors:
                 todo="put it into apt's auth.conf, and the URI without it into the sources",
             )
     return Mirrors(
-        release=release, main=main.rstrip("/"), security=security and security.rstrip("/")
+        release=release,
+        main=main.rstrip("/"),
+        security=security and security.rstrip("/"),
+        components=tuple(components),
+        repositories=tuple(repositories),
     )
 
 
@@ -170,7 +190,7 @@ class Archive:
         with tempfile.TemporaryDirectory(prefix="phantom-apt-") as temporary:
             index = self._fetch_index(Path(temporary))
             words = [[each.word, each.preferred] for each in wanted]
-            asked = json.dumps([2, index, self._architecture, words])
+            asked = json.dumps([2, index, self._architecture, words, *self._others()])
             key = hashlib.sha256(asked.encode()).hexdigest()
             stored = self._store.folder / "resolutions" / f"{key}.json"
             answer = records.read(stored, _ANSWER, sealed=True)
@@ -181,7 +201,7 @@ class Archive:
                 return _resolution(answer)
             if not keep:
                 return _resolution(self._resolve_in(Path(temporary), wanted))
-            lines = f"{self._architecture} {self._mirrors.sources()}"
+            lines = f"{self._architecture} {self._mirrors.sources()}{''.join(self._others())}"
             # apt's own files are not for other users: each of a shared store has lists of its own.
             name = f"apt-{hashlib.sha256(lines.encode()).hexdigest()[:16]}-{os.geteuid()}"
             folder = self._store.path("archives") / name
@@ -214,18 +234,25 @@ class Archive:
                     share(folder / f"{digest}.deb")
         return folder
 
+    def _others(self) -> list[str]:
+        """What the answer depends on beside the indexes; nothing for Debian's main component."""
+        told = [each for each in self._mirrors.components if each != "main"]
+        for each in self._mirrors.repositories:
+            told += [each.line(each.name), each.key, each.preferences()]
+        return told
+
     def _fetch_index(self, folder: Path) -> dict[str, str]:
-        """The digest of each suite's current signed index, by URI and suite."""
-        suites = self._mirrors.suites()
+        """The digest of each suite's current signed index, by its URL."""
+        indexes = self._mirrors.indexes()
         words = []
-        for number, (uri, suite) in enumerate(suites):
-            words += [f"{uri}/dists/{suite}/InRelease", f"{folder}/{number}.InRelease", ""]
+        for number, (url, _) in enumerate(indexes):
+            words += [url, f"{folder}/{number}.InRelease", ""]
         self._lists(folder).run([_HELPER, "download-file", *words])
         found = {}
-        for number, (uri, suite) in enumerate(suites):
+        for number, (url, name) in enumerate(indexes):
             index = (folder / f"{number}.InRelease").read_bytes()
-            check_dates(index.decode(errors="replace"), f"{uri} ({suite})")
-            found[f"{uri} {suite}"] = hashlib.sha256(index).hexdigest()
+            check_dates(index.decode(errors="replace"), name)
+            found[url] = hashlib.sha256(index).hexdigest()
         return found
 
     def _resolve_in(self, folder: Path, wanted: Sequence[Wanted]) -> dict[str, Any]:
@@ -263,10 +290,11 @@ class Archive:
 
     @contextmanager
     def _other_components(self) -> Iterator[Lists | None]:
-        """Lists of what the archive has beside the component main, for messages; None where they
+        """Lists of the archive's components that are not asked for, for messages; None where they
         cannot be had."""
+        others = [each for each in COMPONENTS if each not in self._mirrors.components]
         with tempfile.TemporaryDirectory(prefix="phantom-apt-") as temporary:
-            lists = self._lists(Path(temporary), _OTHER_COMPONENTS)
+            lists = self._lists(Path(temporary), others)
             try:
                 lists.update()
             except (run.ToolError, MirrorError):
@@ -274,13 +302,15 @@ class Archive:
             else:
                 yield lists
 
-    def _lists(self, folder: Path, components: str = "main") -> Lists:
+    def _lists(self, folder: Path, others: Sequence[str] | None = None) -> Lists:
+        """Lists of all that is asked for, or only of these `others` of the archive's components."""
         options = f"[arch={self._architecture} signed-by={_KEYRING}] "
         return Lists(
             folder,
-            sources=self._mirrors.sources(options, components),
+            sources=self._mirrors.sources(options, others),
             architecture=self._architecture,
             where=f"{self._mirrors.main} ({self._mirrors.release})",
+            repositories=self._mirrors.repositories if others is None else (),
         )
 
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
+from pipeline.customizations.repositories import Repository
 from pipeline.errors import MirrorError, UsageError
 from pipeline.tools import run
 from pipeline.tools.run import ToolError
@@ -26,7 +27,7 @@ _FUTURE = timedelta(minutes=10)  # by how much a mirror's clock may be ahead of 
 _CONFIGURATION = """
 Dir::Etc::main "/dev/null";
 Dir::Etc::parts "/dev/null";
-Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferences "{folder}/preferences";
 Dir::Etc::preferencesparts "/dev/null";
 Dir::Etc::sourcelist "{folder}/sources.list";
 Dir::Etc::sourceparts "/dev/null";
@@ -52,6 +53,7 @@ Acquire::https::Timeout "30";
 Debug::NoLocking "true";
 """
 _OF_THE_NETWORK = re.compile(r"Acquire::(https?|ftp|tor|socks5h?|mirror|Force-?IPv[46])\b", re.I)
+_SIGNATURE = re.compile(r"\b(NO_PUBKEY|BADSIG|EXPKEYSIG|EXPSIG|REVKEYSIG)\b")
 _UNREACHABLE = re.compile(
     r"Failed to fetch|Could not (connect|resolve|handshake)|Download Failed|Cannot initiate"
     r"|Temporary failure|does not have a Release file|is not signed|Connection|InRelease"
@@ -69,7 +71,7 @@ def checks_valid_until() -> bool:
 
 def check_dates(index: str, where: str) -> None:
     """Checks a suite's index (`InRelease`) against this host's clock, as apt does when it fetches
-    one that it does not know. Raises MirrorError."""
+    one that it does not know; `where` names the suite. Raises MirrorError."""
     now = datetime.now(UTC)
     until, made = _date(index, "Valid-Until"), _date(index, "Date")
     if until is not None and until < now and checks_valid_until():
@@ -113,12 +115,22 @@ def make_configuration(folder: Path, architecture: str, of_host: str) -> str:
 class Lists:
     """The lists of some suites in a folder, and what apt says of their packages."""
 
-    def __init__(self, folder: Path, *, sources: str, architecture: str, where: str) -> None:
-        """`sources` are the lines of a sources.list, `where` names the mirror in messages."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        sources: str,
+        architecture: str,
+        where: str,
+        repositories: Sequence[Repository] = (),
+    ) -> None:
+        """`sources` are the lines of a sources.list, `where` names the mirror in messages;
+        `repositories` are archives beside it."""
         self._folder = folder
         self._sources = sources
         self._architecture = architecture
         self._where = where
+        self._repositories = repositories
 
     def run(self, argv: Sequence[str]) -> str:
         """What one of apt's programs prints. Raises ToolError, MirrorError."""
@@ -126,7 +138,14 @@ class Lists:
         for name in ("lists/partial", "cache/archives/partial"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / "status").touch()
-        (folder / "sources.list").write_text(self._sources)
+        sources, preferences = self._sources, ""
+        for repository in self._repositories:
+            key = folder / f"{repository.name}.asc"
+            key.write_text(repository.key)
+            sources += repository.line(f"arch={self._architecture} signed-by={key}")
+            preferences += repository.preferences()
+        (folder / "sources.list").write_text(sources)
+        (folder / "preferences").write_text(preferences)
         configuration = folder / "apt.conf"
         configuration.touch(mode=0o600)  # a proxy's URI may hold a password
         of_host = run.capture(["apt-config", "dump", "Acquire"])
@@ -182,9 +201,24 @@ class Lists:
     def _unreachable(self, error: ToolError) -> MirrorError | None:
         """The error for a mirror that does not work, if that is what apt complains about."""
         complaints = re.findall(r"^[EW]: (.*)$", error.output, re.MULTILINE)
-        complaint = next(filter(_UNREACHABLE.search, complaints), None)
+        complaint = next(
+            (
+                each
+                for form in (_SIGNATURE, _UNREACHABLE)
+                for each in filter(form.search, complaints)
+            ),
+            None,
+        )
         if complaint is None:
             return None
+        for repository in self._repositories:
+            if repository.url in complaint:
+                return MirrorError(
+                    f"the repository {repository.name!r} cannot be used: {complaint}",
+                    where=repository.where,
+                    todo="see that its url, suite and components are right, that it answers, and "
+                    "that `key` is the key that signs it",
+                )
         return MirrorError(
             f"the mirror cannot be used: {complaint}",
             where=self._where,

@@ -26,10 +26,7 @@ _ELEMENT = "element "
 _MOST_HINTS = 10  # packages whose nearest name is searched for
 _MOST_SHOWN = 100  # packages in one message
 _NEAR = 0.75  # of difflib's ratio: `nginx-lite` and `nginx-light` have 0.86
-_ELSEWHERE = (
-    "; for a package of another repository, start from a base image with `network: true` and a "
-    "script that installs it (docs/base-images.md)"
-)
+_ELSEWHERE = "; for a package of another archive, name that in `repositories`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +148,9 @@ def _explain_missing(
         if each.name in components:
             component = components[each.name][0][1]
             return (
-                f"{release} has {each.name} in its component {component}, and an image from "
-                "scratch gets packages of main only",
-                "take it out, or start from a base image that has the component in its sources, "
-                "with `network: true` (docs/base-images.md)",
+                f"{release} has {each.name} in its component {component}, which `components` does "
+                "not name",
+                f"write `source: {{scratch: {{components: [{component}]}}}}`, or take it out",
             )
         if providers := provided.get(each.name):
             return (

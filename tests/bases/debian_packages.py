@@ -20,12 +20,18 @@ def make_package(
     scripts: Mapping[str, str] | None = None,
     fields: Sequence[str] = (),
     conffiles: Sequence[str] = (),
+    version: str = "1",
 ) -> None:
-    """Adds a package of version 1 to the repository in a folder."""
-    tree = folder / f"{name}.tree"
+    """Adds a package to the repository in a folder."""
+    tree = folder / f"{name}-{version}.tree"
     control = tree / "DEBIAN"
     control.mkdir(parents=True)
-    lines = [f"Package: {name}", "Version: 1", "Architecture: all", "Maintainer: Nobody <n@o>"]
+    lines = [
+        f"Package: {name}",
+        f"Version: {version}",
+        "Architecture: all",
+        "Maintainer: Nobody <n@o>",
+    ]
     lines += [*fields, "Description: for tests"]
     (control / "control").write_text("".join(f"{line}\n" for line in lines))
     if conffiles:
@@ -37,7 +43,7 @@ def make_package(
         file = tree / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    package = folder / f"{name}_1_all.deb"
+    package = folder / f"{name}_{version}_all.deb"
     subprocess.run(
         ["dpkg-deb", "--root-owner-group", "--build", str(tree), str(package)],
         check=True,
@@ -51,9 +57,43 @@ def make_package(
         index.write("".join(f"{line}\n" for line in lines) + "\n")
 
 
+def sign(folder: Path, home: Path, **fields: str) -> str:
+    """Signs the repository in a folder with the key of a folder for gpg, which is made where there
+    is none. `fields` go into the index: `Date`, `Valid_Until`. Returns the armored public key."""
+    home.mkdir(mode=0o700, exist_ok=True)
+    gpg = ["gpg", "--homedir", str(home), "--batch", "--quiet", "--yes", "--passphrase", ""]
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [*gpg, *words], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        return done.stdout
+
+    if not (home / "pubring.kbx").exists():
+        run("--quick-gen-key", "own@example.org", "ed25519", "sign", "never")
+    packages = (folder / "Packages").read_bytes()
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in fields.items()]
+    lines += ["Origin: own", "Suite: own", "Architectures: all amd64", "SHA256:"]
+    lines.append(f" {hashlib.sha256(packages).hexdigest()} {len(packages)} Packages")
+    release = folder / "Release"
+    release.write_text("".join(f"{line}\n" for line in lines))
+    run("--output", str(folder / "InRelease"), "--clearsign", str(release))
+    release.unlink()
+    key = run("--armor", "--export")
+    subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=True)
+    return key
+
+
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
     """Serves the repository; yields its line of a sources.list, with its address on this host."""
+    with serving_at(folder) as url:
+        yield f"deb [trusted=yes] {url} ./\n"
+
+
+@contextmanager
+def serving_at(folder: Path) -> Iterator[str]:
+    """Serves the repository; yields its URL on this host."""
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None: ...
@@ -63,7 +103,7 @@ def serving(folder: Path) -> Iterator[str]:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
-            yield f"deb [trusted=yes] http://127.0.0.1:{server.server_port} ./\n"
+            yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()

@@ -10,8 +10,7 @@ from cli_runs import Project, assert_clean
 
 ABSENT = (
     "  do: correct the name, or take out the package, in the definition or in the element that "
-    "asks for it; for a package of another repository, start from a base image with "
-    "`network: true` and a script that installs it (docs/base-images.md)\n"
+    "asks for it; for a package of another archive, name that in `repositories`\n"
 )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from cli_runs import Hello, Project, make_project, remove_tree
 from customization_cases import CASES
+from debian_packages import make_package, serving_at, sign
 
 from pipeline.customizations import CUSTOMIZATIONS
 
@@ -24,6 +25,17 @@ try() {
     fi
 }
 """
+KEPT = (
+    "grep -qx said /usr/share/greeting && "
+    "grep -q '^Suites: ./$' /etc/apt/sources.list.d/own.sources "
+    "&& grep -q BEGIN /etc/apt/keyrings/own.asc"
+)
+NOT_KEPT = "grep -qx said /usr/share/farewell && [ ! -e /etc/apt/sources.list.d/own.sources ]"
+FORGET = """\
+#!/bin/sh
+# Of the image that this one starts from.
+rm /etc/apt/sources.list.d/own.sources
+"""
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +44,23 @@ def project(tmp_path_factory: pytest.TempPathFactory, hello: Hello) -> Iterator[
     folder = tmp_path_factory.mktemp("customized")
     store = hello.copy_store(folder / "store", "packages")
     made = make_project(folder / "project", store, OPS_HASH=HASH)
-    define(made, "everything", {key: (case.value, case.check) for key, case in CASES.items()})
-    others = {key: (case.other, case.other_check) for key, case in CASES.items()}
-    source = "source: {base_image: {location: {appliance: everything}}}\ndisk_size: 2GiB\n"
-    define(made, "everything-else", others, source)
-    yield made
+    archive = folder / "archive"
+    archive.mkdir()
+    for name in ("greeting", "farewell"):
+        make_package(archive, name, files={f"/usr/share/{name}": "said\n"})
+    made.write("images/own.asc", sign(archive, folder / "key"))
+    with serving_at(archive) as url:
+        entry = f"name: own, url: {url!r}, suite: ./, key: ../own.asc"
+        cases = {key: (case.value, case.check) for key, case in CASES.items()}
+        cases["repositories"] = f"[{{{entry}}}]", KEPT
+        define(made, "everything", cases, "packages: [greeting]\n")
+        others = {key: (case.other, case.other_check) for key, case in CASES.items()}
+        others["repositories"] = f"[{{{entry}, keep: false}}]", NOT_KEPT
+        source = "source: {base_image: {location: {appliance: everything}, network: true}}\n"
+        extra = f"{source}disk_size: 2GiB\npackages: [farewell]\nscripts: [forget.sh]\n"
+        made.write("images/everything-else/forget.sh", FORGET, 0o755)
+        define(made, "everything-else", others, extra)
+        yield made
     remove_tree(folder)
 
 
@@ -60,7 +84,7 @@ def _quote(text: str) -> str:
 
 
 def test_each_key_has_a_case() -> None:
-    assert {*CASES} == {*CUSTOMIZATIONS, "files"}
+    assert {*CASES, "repositories"} == {*CUSTOMIZATIONS, "files"}
 
 
 def test_from_scratch_then_as_a_base_image(project: Project) -> None:

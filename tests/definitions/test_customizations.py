@@ -107,6 +107,42 @@ MISTAKES: list[tuple[str, list[str]]] = [
         "services:\n  enabled: [nginx]\n  masked: [nginx.service]\n",
         ["6:12: 'services.masked[0]': 'nginx.service' is among the enabled services too"],
     ),
+    (
+        "repositories:\n  - {name: A, url: ftp://h/x, suite: x, key: keys}\n"
+        "  - {name: b, url: http://me:pw@h/x, suite: 'a b', components: [c], key: none}\n",
+        [
+            "5:12: 'repositories[0].name' must be lower-case letters, digits, '_' and '-', not 'A'",
+            "5:20: 'repositories[0].url' must be an http or https URL without a name or password; "
+            "apt's auth.conf is for these, not 'ftp://h/x'",
+            "6:20: 'repositories[1].url' must be an http or https URL without a name or password; "
+            "apt's auth.conf is for these, not 'http://me:pw@h/x'",
+            "6:45: 'repositories[1].suite' must be the name of a suite, or a folder that ends in "
+            "'/', not 'a b'",
+            "6:74: 'repositories[1].key': there is no 'none' in images/web",
+        ],
+    ),
+    (
+        "repositories:\n  - {name: a, url: http://h/x, suite: x, key: keys}\n"
+        "  - {name: a, url: http://h/x, suite: x/, components: [c], key: keys}\n",
+        [
+            "5:5: 'repositories[0]': 'components' is missing; an archive without any has a suite "
+            "that ends in '/'",
+            "5:47: 'repositories[0].key': 'keys' is no ASCII-armored public key; `gpg --armor "
+            "--export` makes one",
+            "6:12: 'repositories[1].name': entry 1 has the same name, 'a'",
+            "6:55: 'repositories[1].components': an archive whose suite ends in '/' has no "
+            "components",
+            "6:65: 'repositories[1].key': 'keys' is no ASCII-armored public key; `gpg --armor "
+            "--export` makes one",
+        ],
+    ),
+    (
+        "source: {scratch: {components: [contrib, other]}}\n",
+        [
+            "4:42: 'source.scratch.components[1]' must be one of contrib, non-free, "
+            "non-free-firmware, not 'other'"
+        ],
+    ),
 ]
 
 

@@ -46,8 +46,7 @@ MAIN = {
 }
 TODO = (
     "correct the name, or take out the package, in the definition or in the element that asks for "
-    "it; for a package of another repository, start from a base image with `network: true` and a "
-    "script that installs it (docs/base-images.md)"
+    "it; for a package of another archive, name that in `repositories`"
 )
 
 
@@ -144,10 +143,8 @@ def test_a_package_of_another_component(archive: Path, lists: Lists, tmp_path: P
         wanted = [Wanted.parse("driver", asker="web.yaml:3")]
         check_exist(lists, wanted, release="toy", others=others)
     assert str(caught.value) == (
-        "web.yaml:3: toy has driver in its component non-free, and an image from scratch gets "
-        "packages of main only\n"
-        "  do: take it out, or start from a base image that has the component in its sources, "
-        "with `network: true` (docs/base-images.md)"
+        "web.yaml:3: toy has driver in its component non-free, which `components` does not name\n"
+        "  do: write `source: {scratch: {components: [non-free]}}`, or take it out"
     )
 
 
