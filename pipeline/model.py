@@ -170,6 +170,8 @@ class Appliance:
     source: ScratchSource | BaseImageSource
     elements: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    without_packages: tuple[str, ...] = ()
+    """Packages that the image is not to have."""
     files: tuple[Copy, ...] = ()
     scripts: tuple[Path, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -33,7 +33,7 @@ from pipeline.definitions.messages import (
     raise_mistakes,
     suggest,
 )
-from pipeline.definitions.packages import check_packages, merge_packages
+from pipeline.definitions.packages import check_packages, keep_out, merge_packages
 from pipeline.definitions.schema import DEFAULT_SOURCE, make_appliance_schema
 from pipeline.definitions.yaml import Keys, YamlFile, read_yaml, shown
 from pipeline.disk import formats
@@ -58,7 +58,7 @@ FILE_NAME = "appliance.yaml"
 _OF_ONE_FILE = ("sha256", "format")
 _MOST_PARENTS = 20  # more than anybody keeps in mind
 _OWN_KEYS = ("name", "version", "summary")
-_LIST_KEYS = ("elements", "packages", "files", "scripts")
+_LIST_KEYS = ("elements", "packages", "without_packages", "files", "scripts")
 _TODO = "correct it; `phantom-image schema` prints all that a definition can say"
 
 
@@ -232,6 +232,7 @@ def _check_base_image(
 
 
 def _merge(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+    parent = keep_out(parent, child)
     merged = dict(parent)
     for key, value in child.items():
         merged[key] = _merge_value(key, parent[key], value) if key in parent else value

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pipeline.definitions.messages import label
 from pipeline.definitions.schema import DEBIAN_PACKAGE_PATTERN
@@ -33,6 +34,23 @@ def check_packages(files: Sequence[YamlFile]) -> None:
             if other != text:  # the schema reports what is simply repeated
                 where = f"line {file.line(at)}"
                 file.add(f"{label(keys)!r}: {where} asks for the same package, {other!r}", keys)
+        without = file.value(("without_packages",))
+        for index in range(len(without) if isinstance(without, list) else 0):
+            keys = ("without_packages", index)
+            if (text := file.text(keys)) in first:
+                where = f"line {file.line(first[text][1])}"
+                file.add(f"{label(keys)!r}: {where} asks for it", keys)
+
+
+def keep_out(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left of a definition's packages, and of those that it keeps out, for one that extends
+    it: what the child says of a package replaces what the parent says of it."""
+    left = dict(parent)
+    for key, other in (("packages", "without_packages"), ("without_packages", "packages")):
+        theirs = {split_pin(package)[0] for package in child.get(other, ())}
+        if theirs and key in left:
+            left[key] = [each for each in left[key] if split_pin(each)[0] not in theirs]
+    return left
 
 
 def merge_packages(parent: Sequence[str], child: Sequence[str]) -> list[str]:

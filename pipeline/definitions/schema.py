@@ -121,6 +121,12 @@ def _contents() -> dict[str, Schema]:
             ),
             ["nginx-light", "rsync=3.2.7-1+deb12u2"],
         ),
+        "without_packages": _list(
+            "Packages that the image is not to have, whoever asks for them: an element, a "
+            "definition that this one extends, or the base image.",
+            _text("A package's exact name.", ["systemd-timesyncd"], **_PACKAGE),
+            ["systemd-timesyncd"],
+        ),
         "files": _files_schema(),
         "scripts": _list(
             "Programs in the definition's folder that run in the image, as root and in this order, "

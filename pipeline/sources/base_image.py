@@ -312,7 +312,7 @@ class BaseImage:
                     "location": self._describe_location(),
                     "sha256": self.source.sha256 if self.base is None else self.base.sha256,
                     "network": self.source.network,
-                    "remove_packages": list(self.source.remove_packages),
+                    "remove_packages": list(self.root.remove_packages),
                     "system": {name: contents.facts["system"][name] for name in _TOLD},
                 }
             },
@@ -352,7 +352,9 @@ def plan_base_image(source: BaseImageSource, request: Request) -> BaseImage:
         inputs=(_plan_disk(source, base, disk_size),),
         disk_size=disk_size,
         packages=appliance.packages,
-        remove_packages=source.remove_packages,
+        remove_packages=tuple(
+            dict.fromkeys((*source.remove_packages, *appliance.without_packages))
+        ),
         network=source.network,
         payloads=tuple(payloads),
         makers=tuple(map(digest_of_tree, (identities.MAKERS, identities.FIRST_BOOT))),

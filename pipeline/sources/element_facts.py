@@ -102,6 +102,8 @@ def wanted_packages(
     preferred = {name: read_facts(folder).prefers for name, folder in elements.items()}
     for package, element in asked.items():
         each = Wanted.parse(package, asker=element_asker(element))
+        if each.name in appliance.without_packages:
+            continue
         wanted.append(replace(each, preferred=each.name in preferred.get(element, ())))
     if appliance.login_user != "root" and "sudo" not in (each.name for each in wanted):
         # A user who is made at boot becomes root by it.
@@ -111,3 +113,12 @@ def wanted_packages(
         if package not in known:
             wanted.append(Wanted.parse(package, asker=find(key)))
     return wanted
+
+
+def unwanted_packages(appliance: Appliance) -> list[Wanted]:
+    """What an appliance is not to have, each with its place."""
+    find = appliance.positions.find
+    return [
+        Wanted.parse(package, asker=find("without_packages", package))
+        for package in appliance.without_packages
+    ]

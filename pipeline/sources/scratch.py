@@ -29,7 +29,7 @@ from pipeline.machine import accelerator, host
 from pipeline.model import MIB, Appliance, Package, ScratchSource, format_size, split_pin
 from pipeline.sources import BaseFile, Request, elements_located
 from pipeline.sources.copied import Copied, CopiedFile, copied_files, write_tree
-from pipeline.sources.element_facts import check_supported, wanted_packages
+from pipeline.sources.element_facts import check_supported, unwanted_packages, wanted_packages
 from pipeline.sources.interpreters import check_interpreters
 from pipeline.sources.kernels import choose_kernel
 from pipeline.sources.package_tree import TREE, PackageTree, limit_memory, plan_packages
@@ -353,19 +353,7 @@ def _plan_root(
 ) -> ScratchRoot:
     with elements_located(appliance):
         elements = dib.expand([source.element, _APPLIANCE_ELEMENT, *appliance.elements])
-    variables = {
-        **appliance.environment,
-        "ARCH": source.architecture,
-        "DIB_RELEASE": source.release,
-        "PHANTOM_KERNEL": kernel,
-    }
-    with located(appliance.positions.find("elements")):
-        asked = dib.packages(elements, variables)
-    repositories = find_repositories(appliance.customizations, appliance.positions)
-    mirrors = apt.find_mirrors(source.release, source.components, repositories)
-    archive = apt.Archive(mirrors, source.architecture, request.store)
-    with located(appliance.positions.find("packages")):
-        resolution = archive.resolve(wanted_packages(appliance, elements, asked), keep=request.keep)
+    mirrors, archive, resolution = _resolve(appliance, source, kernel, elements, request)
     names = {package.name for package in resolution.packages}
     check_interpreters(appliance, names)
     runner = appliance.user_data_runner if "cloud-init" in names else None
@@ -407,6 +395,34 @@ def _plan_root(
             default=appliance.disk_size,
         ),
     )
+
+
+def _resolve(
+    appliance: Appliance,
+    source: ScratchSource,
+    kernel: str,
+    elements: Mapping[str, Path],
+    request: Request,
+) -> tuple[apt.Mirrors, apt.Archive, apt.Resolution]:
+    """The packages of the root file system, and where they come from."""
+    variables = {
+        **appliance.environment,
+        "ARCH": source.architecture,
+        "DIB_RELEASE": source.release,
+        "PHANTOM_KERNEL": kernel,
+    }
+    with located(appliance.positions.find("elements")):
+        asked = dib.packages(elements, variables)
+    repositories = find_repositories(appliance.customizations, appliance.positions)
+    mirrors = apt.find_mirrors(source.release, source.components, repositories)
+    archive = apt.Archive(mirrors, source.architecture, request.store)
+    with located(appliance.positions.find("packages")):
+        resolution = archive.resolve(
+            wanted_packages(appliance, elements, asked),
+            without=unwanted_packages(appliance),
+            keep=request.keep,
+        )
+    return mirrors, archive, resolution
 
 
 def _check_disk_size(appliance: Appliance, cloud: Cloud, installed: int) -> None:

@@ -178,9 +178,15 @@ class Archive:
         self._architecture = architecture
         self._store = store
 
-    def resolve(self, requested: Sequence[str | Wanted], *, keep: bool = True) -> Resolution:
-        """Resolves a request to packages, the essential and required ones among them. A text is a
-        name, or `name=version`.
+    def resolve(
+        self,
+        requested: Sequence[str | Wanted],
+        *,
+        without: Sequence[Wanted] = (),
+        keep: bool = True,
+    ) -> Resolution:
+        """Resolves a request to packages, the essential and required ones among them, and none of
+        `without`. A text is a name, or `name=version`.
 
         Asks apt only if the archive's signed index or the request has changed. With `keep` false,
         writes nothing except below the system's folder for temporary files.
@@ -190,7 +196,8 @@ class Archive:
         with tempfile.TemporaryDirectory(prefix="phantom-apt-") as temporary:
             index = self._fetch_index(Path(temporary))
             words = [[each.word, each.preferred] for each in wanted]
-            asked = json.dumps([2, index, self._architecture, words, *self._others()])
+            kept_out = [f"{each.name}-" for each in without]
+            asked = json.dumps([2, index, self._architecture, words, *self._others(), *kept_out])
             key = hashlib.sha256(asked.encode()).hexdigest()
             stored = self._store.folder / "resolutions" / f"{key}.json"
             answer = records.read(stored, _ANSWER, sealed=True)
@@ -200,14 +207,14 @@ class Archive:
                         os.utime(stored)
                 return _resolution(answer)
             if not keep:
-                return _resolution(self._resolve_in(Path(temporary), wanted))
+                return _resolution(self._resolve_in(Path(temporary), wanted, without))
             lines = f"{self._architecture} {self._mirrors.sources()}{''.join(self._others())}"
             # apt's own files are not for other users: each of a shared store has lists of its own.
             name = f"apt-{hashlib.sha256(lines.encode()).hexdigest()[:16]}-{os.geteuid()}"
             folder = self._store.path("archives") / name
             self._store.check_space(_LISTS_BYTES)
             with self._store.lock(folder.name):
-                answer = self._resolve_with(folder, wanted)
+                answer = self._resolve_with(folder, wanted, without)
                 self._store.path("resolutions")
                 write_atomically(stored, json.dumps(records.seal(answer)))
             return _resolution(answer)
@@ -255,11 +262,14 @@ class Archive:
             found[url] = hashlib.sha256(index).hexdigest()
         return found
 
-    def _resolve_in(self, folder: Path, wanted: Sequence[Wanted]) -> dict[str, Any]:
+    def _resolve_in(
+        self, folder: Path, wanted: Sequence[Wanted], without: Sequence[Wanted]
+    ) -> dict[str, Any]:
         """Updates the lists and has apt solve the request against an empty system."""
-        lists = self._lists(folder)
+        lists = self._lists(folder, without=[each.name for each in without])
         lists.update()
-        check_exist(lists, wanted, release=self._mirrors.release, others=self._other_components)
+        named = [*wanted, *without]
+        check_exist(lists, named, release=self._mirrors.release, others=self._other_components)
         chosen, printed = choose(lists, wanted)
         names = [each.name for each in chosen]
         packages = [_read_printed(line) for line in printed.splitlines() if line.startswith("'")]
@@ -270,7 +280,9 @@ class Archive:
             "left_out": [each.name for each in wanted if each.name not in names],
         }
 
-    def _resolve_with(self, folder: Path, wanted: Sequence[Wanted]) -> dict[str, Any]:
+    def _resolve_with(
+        self, folder: Path, wanted: Sequence[Wanted], without: Sequence[Wanted]
+    ) -> dict[str, Any]:
         """As `_resolve_in`, with kept lists; where these are damaged, with new ones."""
         if folder.is_symlink():
             folder.unlink()  # it would lead apt out of the store
@@ -278,7 +290,7 @@ class Archive:
         with suppress(OSError):
             make_folder(folder)
         try:
-            return self._resolve_in(folder, wanted)
+            return self._resolve_in(folder, wanted, without)
         except MirrorError:
             raise
         except (OSError, LookupError, ValueError, PhantomError) as error:
@@ -286,7 +298,7 @@ class Archive:
                 raise
         discard(folder, shutil.rmtree)
         make_folder(folder)
-        return self._resolve_in(folder, wanted)
+        return self._resolve_in(folder, wanted, without)
 
     @contextmanager
     def _other_components(self) -> Iterator[Lists | None]:
@@ -302,7 +314,9 @@ class Archive:
             else:
                 yield lists
 
-    def _lists(self, folder: Path, others: Sequence[str] | None = None) -> Lists:
+    def _lists(
+        self, folder: Path, others: Sequence[str] | None = None, without: Sequence[str] = ()
+    ) -> Lists:
         """Lists of all that is asked for, or only of these `others` of the archive's components."""
         options = f"[arch={self._architecture} signed-by={_KEYRING}] "
         return Lists(
@@ -311,6 +325,7 @@ class Archive:
             architecture=self._architecture,
             where=f"{self._mirrors.main} ({self._mirrors.release})",
             repositories=self._mirrors.repositories if others is None else (),
+            without=without,
         )
 
 

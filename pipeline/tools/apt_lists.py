@@ -123,14 +123,16 @@ class Lists:
         architecture: str,
         where: str,
         repositories: Sequence[Repository] = (),
+        without: Sequence[str] = (),
     ) -> None:
         """`sources` are the lines of a sources.list, `where` names the mirror in messages;
-        `repositories` are archives beside it."""
+        `repositories` are archives beside it, and `without` packages that no solution may have."""
         self._folder = folder
         self._sources = sources
         self._architecture = architecture
         self._where = where
         self._repositories = repositories
+        self.without = tuple(without)
 
     def run(self, argv: Sequence[str]) -> str:
         """What one of apt's programs prints. Raises ToolError, MirrorError."""
@@ -165,7 +167,10 @@ class Lists:
         """What `apt-get install` would fetch into an empty system: these packages, `name` or
         `name=version`, with what is essential or required. Raises ToolError."""
         every = f"?narrow(?architecture({self._architecture}),?or(?essential,?priority(required)))"
-        return self.run(["apt-get", "install", "-q", "-y", "--print-uris", every, "apt", *words])
+        kept_out = (f"{name}-" for name in self.without)
+        return self.run(
+            ["apt-get", "install", "-q", "-y", "--print-uris", every, "apt", *words, *kept_out]
+        )
 
     def versions(self, names: Iterable[str]) -> Mapping[str, list[tuple[str, str]]]:
         """Versions and components of packages of exactly these names, the newest first; a name

@@ -217,9 +217,12 @@ def _explain_conflict(lists: Lists, wanted: Sequence[Wanted]) -> PhantomError:
         suspects = [*wanted]
     guilty = _minimise(lists, [], suspects, changed=False)
     guilty.sort(key=lambda each: each.by_element)
+    kept_out = [name for name in lists.without if any(f" {name}" in line for line in unmet)]
     users = [each for each in guilty if not each.by_element]
     elements = [each for each in guilty if each.by_element]
-    if users and elements:
+    if kept_out:
+        todo = f"take {' and '.join(kept_out)} out of `without_packages`"
+    elif users and elements:
         needed = ", ".join(f"{each.asker} needs {each.name}" for each in elements)
         todo = f"take out {' or '.join(each.name for each in users)}: {needed}"
     else:

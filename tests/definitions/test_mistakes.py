@@ -20,7 +20,8 @@ UNSUPPORTED = (
     "is not supported; write the value at each place, or share it between definitions by 'extends'"
 )
 KEYS = (
-    "extends, name, version, summary, source, elements, packages, files, scripts, environment, "
+    "extends, name, version, summary, source, elements, packages, without_packages, files, "
+    "scripts, environment, "
     f"{', '.join(CUSTOMIZATIONS)}, disk_size, user_data, login, kernel, clouds, "
     "boot_check, phantom, labels"
 )
