@@ -179,9 +179,19 @@ class _CommandParser(_Parser):
             self.epilog = "\n  ".join(["examples:" if examples[1:] else "example:", *examples])
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses a command's words, with the arguments that its module adds."""
+        """Parses a command's words, with the arguments that its module adds.
+
+        argparse drops each `--`. Of a command that runs another one, whose words are its argument
+        `command`, what stands behind the first `--` is kept as it is.
+        """
         self.complete()
-        known, unknown = super().parse_known_args(args, namespace)
+        words, behind = [*args], []
+        if "--" in words and any(action.dest == "command" for action in self._actions):
+            at = words.index("--")
+            words, behind = words[:at], words[at + 1 :]
+        known, unknown = super().parse_known_args(words, namespace)
+        if behind:
+            known.command = [*known.command, *behind]
         if unknown:
             self.error(f"{_UNKNOWN}{' '.join(unknown)}")
         return known, unknown

@@ -11,6 +11,7 @@ COMMANDS = {
     "build": "build and boot, without publishing",
     "boot": "start a site's machine, with its console on this terminal",
     "check": "run the boot check's script in the machine that `boot` has running",
+    "shell": "open a shell in the root file system of the last build, on a copy",
     "logs": "list the logs of stages, or print one",
     "new": "write a definition to start from",
     "publish": "publish what is built and booted",

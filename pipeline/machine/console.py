@@ -33,7 +33,7 @@ def attach(argv: Sequence[str], hint: str) -> int:
     """
     with FullDiskWatch() as watch:
         argv = [*argv, *itertools.chain.from_iterable(watch.options)]
-        with run.start(argv, lifeline=True) as process, _raw():
+        with run.start(argv, lifeline=True) as process, raw():
             watch.when_full = process.kill
             try:
                 _copy(process, Hints(hint))
@@ -95,12 +95,12 @@ def _copy(process: run.Process, hints: Hints) -> None:
         sources = [machine_out, *([] if typed else [keyboard])]
         ready, writable, _ = select.select(sources, [machine_in] if typed else [], [], _QUIET)
         if not ready and hints.is_waiting():
-            _write(screen, hints.at_prompt())
+            write(screen, hints.at_prompt())
         if machine_out in ready:
             printed = os.read(machine_out, 1 << 16)
             if not printed:
                 return
-            _write(screen, hints.pass_on(printed))
+            write(screen, hints.pass_on(printed))
         if keyboard in ready:
             typed = os.read(keyboard, 1 << 10)
             if not typed:  # the terminal was closed
@@ -110,13 +110,14 @@ def _copy(process: run.Process, hints: Hints) -> None:
             typed = typed[os.write(machine_in, typed) :]
 
 
-def _write(file: int, data: bytes) -> None:
+def write(file: int, data: bytes) -> None:
+    """Writes all of it."""
     while data:
         data = data[os.write(file, data) :]
 
 
 @contextmanager
-def _raw() -> Iterator[None]:
+def raw() -> Iterator[None]:
     """The terminal passes on every key, control-c too, while the block lasts."""
     keyboard = sys.stdin.fileno()
     before = termios.tcgetattr(keyboard)
@@ -126,4 +127,4 @@ def _raw() -> Iterator[None]:
     finally:
         termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
         with suppress(OSError):  # it may be gone
-            _write(sys.stdout.fileno(), b"\x1b[0m\n")
+            write(sys.stdout.fileno(), b"\x1b[0m\n")

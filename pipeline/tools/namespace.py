@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -211,6 +212,21 @@ def run_isolated(
         lifeline=True,
         secrets=_secrets(environment),
     )
+
+
+@contextmanager
+def started_isolated(
+    argv: Sequence[str], *, view: View, folder: Path, environment: Mapping[str, str]
+) -> Iterator[run.Process]:
+    """A program that runs as `run_isolated` has it, without network or log; it ends when the block
+    is left. What it prints is on the process's standard output. Raises HostError, SudoError."""
+    folder.parent.chmod(0o700)
+    way = find_way(folder.parent)
+    if not way.mapped:
+        check_root(way)
+    command = _prepare(argv, view=view, folder=folder, environment=environment, mapped=way.mapped)
+    with run.start(command if way.mapped else as_root(command), lifeline=True) as process:
+        yield process
 
 
 def _prepare(

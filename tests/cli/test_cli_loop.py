@@ -101,6 +101,26 @@ def test_what_cannot_be_asked_for(project: Project) -> None:
             "error: --follow needs a stage\n  do: name the appliance and one of its stages\n",
         ),
         (
+            ["shell", "hello-phantom", "--", "true"],
+            24,
+            "error: hello-phantom has no build yet\n"
+            "  do: build it: `phantom-image build hello-phantom`\n",
+        ),
+        (
+            ["shell", "hello-fantom", "--", "true"],
+            24,
+            "error: there is no appliance 'hello-fantom' in images; did you mean "
+            "'hello-phantom'?\n"
+            "  do: choose one of: debian-cloud-base, hello-base, hello-phantom, ubuntu-base\n",
+        ),
+        (
+            ["shell"],
+            24,
+            "error: a shell needs a terminal as standard input and output\n"
+            "  do: run it in a terminal, as by `ssh -t`; without one, name a command: "
+            "`phantom-image shell hello-phantom -- COMMAND`\n",
+        ),
+        (
             ["check"],
             24,
             "error: no machine of hello-phantom is running\n"

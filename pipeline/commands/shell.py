@@ -1,0 +1,83 @@
+"""`phantom-image shell`: a shell, or one command, in the root file system of an appliance's last
+build."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+
+from pipeline.build.run import read_stages
+from pipeline.commands import options as shared
+from pipeline.commands.output import print_line
+from pipeline.errors import UsageError
+from pipeline.machine import host
+from pipeline.machine.tree_shell import run_in_copy
+from pipeline.model import ContentKey
+from pipeline.store import Artifact
+from pipeline.tools.namespace import find_way
+from pipeline.workspace import Workspace
+
+_ROOT = "root"
+_FILE = "root.ext4"
+
+EXAMPLES = (
+    "phantom-image shell web",
+    "phantom-image shell web -- dpkg -l",
+)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    shared.add(parser, "appliance")
+    text = "run this instead of a shell, behind `--`, and end with its status"
+    parser.add_argument("command", nargs="*", metavar="COMMAND", help=text)
+
+
+def run(options: Namespace) -> int:
+    """Runs the shell or the command; returns its status. Nothing of the build is changed.
+
+    Raises UsageError where nothing is built, and for a shell without a terminal.
+    """
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    appliance = shared.load_appliance(options)
+    if not terminal and not options.command:
+        raise UsageError(
+            "a shell needs a terminal as standard input and output",
+            todo="run it in a terminal, as by `ssh -t`; without one, name a command: "
+            f"`phantom-image shell {appliance.name} -- COMMAND`",
+        )
+    workspace = shared.open_workspace(options)
+    store = workspace.store
+    with store.used(), store.errors():
+        root = _find_root(appliance.name, workspace)
+        file = root.file(_FILE)
+        host.require_isolation(store.folder)
+        store.check_space(file.stat().st_blocks * 512)
+        if not options.command:
+            print_line(
+                f"unpacking a copy of the root file system of {appliance.name}; what is changed "
+                "there is thrown away at the end of the shell",
+                file=sys.stderr,
+            )
+        with store.temporary("shell") as work:
+            if not find_way(work).mapped:
+                told = "warning: the shell is root on this host, in a namespace of its own"
+                print_line(told, file=sys.stderr)
+            status = run_in_copy(file, options.command, work, terminal=terminal)
+    if not options.command:
+        print_line("the shell has ended, and the copy is thrown away", file=sys.stderr)
+    return status
+
+
+def _find_root(name: str, workspace: Workspace) -> Artifact:
+    """The root file system of the appliance's last build. Raises UsageError."""
+    stages = read_stages(workspace, name)
+    if _ROOT not in stages:
+        raise UsageError(f"{name} has no build yet", todo=f"build it: `phantom-image build {name}`")
+    found = workspace.store.find(_ROOT, ContentKey(stages[_ROOT]["key"]))
+    if found is None:
+        raise UsageError(
+            f"the root file system of {name}'s last build is not in the store any more",
+            todo=f"build it again: `phantom-image build {name}`",
+        )
+    return found
