@@ -6,13 +6,15 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 
+from pipeline.build.partial import stages_called
+from pipeline.build.plan import make_plan
 from pipeline.build.run import read_stages
 from pipeline.commands import options as shared
 from pipeline.commands.output import print_line
 from pipeline.errors import UsageError
 from pipeline.machine import host
 from pipeline.machine.tree_shell import run_in_copy
-from pipeline.model import ContentKey
+from pipeline.model import Appliance, ContentKey
 from pipeline.store import Artifact
 from pipeline.tools.namespace import find_way
 from pipeline.workspace import Workspace
@@ -23,12 +25,18 @@ _FILE = "root.ext4"
 EXAMPLES = (
     "phantom-image shell web",
     "phantom-image shell web -- dpkg -l",
+    "phantom-image shell web --as-defined",
 )
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments."""
-    shared.add(parser, "appliance")
+    shared.add(parser, "appliance", "sites")
+    parser.add_argument(
+        "--as-defined",
+        action="store_true",
+        help="what is built of the definition as it is now, as when its boot check failed",
+    )
     text = "run this instead of a shell, behind `--`, and end with its status"
     parser.add_argument("command", nargs="*", metavar="COMMAND", help=text)
 
@@ -49,7 +57,7 @@ def run(options: Namespace) -> int:
     workspace = shared.open_workspace(options)
     store = workspace.store
     with store.used(), store.errors():
-        root = _find_root(appliance.name, workspace)
+        root = _find_root(appliance, options, workspace)
         file = root.file(_FILE)
         host.require_isolation(store.folder)
         store.check_space(file.stat().st_blocks * 512)
@@ -69,15 +77,27 @@ def run(options: Namespace) -> int:
     return status
 
 
-def _find_root(name: str, workspace: Workspace) -> Artifact:
-    """The root file system of the appliance's last build. Raises UsageError."""
+def _find_root(appliance: Appliance, options: Namespace, workspace: Workspace) -> Artifact:
+    """The root file system of the appliance's last build, or of the appliance as it is defined.
+    Raises UsageError where it is not there, and what planning raises."""
+    name, store = appliance.name, workspace.store
+    todo = f"build it: `phantom-image build {name}`"
+    if options.as_defined:
+        sites = shared.load_sites(options)
+        plan = make_plan(appliance, sites, store, builds=workspace.build, keep=False)
+        (root,) = stages_called(plan, _ROOT)
+        found = store.find(_ROOT, root.key)
+        if found is None:
+            raise UsageError(f"{name} is not built as it is defined now", todo=todo)
+        return found
     stages = read_stages(workspace, name)
     if _ROOT not in stages:
-        raise UsageError(f"{name} has no build yet", todo=f"build it: `phantom-image build {name}`")
-    found = workspace.store.find(_ROOT, ContentKey(stages[_ROOT]["key"]))
-    if found is None:
         raise UsageError(
-            f"the root file system of {name}'s last build is not in the store any more",
-            todo=f"build it again: `phantom-image build {name}`",
+            f"{name} has no build yet",
+            todo=f"{todo}; `--as-defined` takes what a failed build has made",
         )
+    found = store.find(_ROOT, ContentKey(stages[_ROOT]["key"]))
+    if found is None:
+        told = f"the root file system of {name}'s last build is not in the store any more"
+        raise UsageError(told, todo=f"build it again: `phantom-image build {name}`")
     return found

@@ -104,6 +104,13 @@ def test_what_cannot_be_asked_for(project: Project) -> None:
             ["shell", "hello-phantom", "--", "true"],
             24,
             "error: hello-phantom has no build yet\n"
+            "  do: build it: `phantom-image build hello-phantom`; `--as-defined` takes what a "
+            "failed build has made\n",
+        ),
+        (
+            ["shell", "hello-phantom", "--as-defined", "--", "true"],
+            24,
+            "error: hello-phantom is not built as it is defined now\n"
             "  do: build it: `phantom-image build hello-phantom`\n",
         ),
         (

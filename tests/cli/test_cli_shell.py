@@ -26,7 +26,7 @@ BEGINS = (
 ENDS = "the shell has ended, and the copy is thrown away\n"
 
 
-def plant_build(project: Project) -> Artifact:
+def plant_build(project: Project, key: ContentKey = KEY) -> Artifact:
     """Leaves in a project what a build of hello-phantom leaves: its stages, and its root."""
     tree = project.folder / "planted"
     busybox = shutil.which("busybox")
@@ -46,8 +46,8 @@ def plant_build(project: Project) -> Artifact:
     words = ["mke2fs", "-q", "-F", "-t", "ext4", "-d", str(tree), str(made / "root.ext4"), "32M"]
     env = {**os.environ, "PATH": f"{os.environ['PATH']}:/sbin:/usr/sbin"}
     subprocess.run(words, check=True, env=env, stdout=subprocess.DEVNULL)
-    artifact = Store(project.store).add("root", KEY, made, {})
-    stage = {"key": KEY, "revision": 1, "fields": {}, "inputs": {}}
+    artifact = Store(project.store).add("root", key, made, {})
+    stage = {"key": key, "revision": 1, "fields": {}, "inputs": {}}
     sealed = records.seal({"stages": {"root": stage}})
     project.write("build/hello-phantom/stages.json", json.dumps(sealed))
     return artifact
@@ -80,6 +80,15 @@ def test_one_command_has_the_callers_files(project: Project) -> None:
     assert (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size)
     assert artifact.check()
     assert work(project) == []
+
+
+def test_the_tree_of_a_build_that_failed(project: Project) -> None:
+    planned = project.succeed("plan", "--json").json["stages"]
+    (key,) = (stage["key"] for stage in planned if stage["stage"] == "root")
+    plant_build(project, ContentKey(key))
+    (project.build / "hello-phantom/stages.json").unlink()
+    done = project.succeed("shell", "--as-defined", "--", "cat", "/etc/motd")
+    assert (done.out, done.err) == ("of the image\n", "")
 
 
 def test_a_shell_has_a_terminal_of_its_own(project: Project) -> None:
