@@ -59,7 +59,6 @@ _END_SECONDS = 20.0  # a hundred times what it takes
 _HYPERVISOR = Path(__file__).with_name("hypervisor.sh")
 _GUARD = Path(__file__).with_name("guard.sh")
 _SEE_DOCTOR = "`phantom-image doctor` looks for the reason"
-_OWN_DRIVE = "appliance"  # libguestfs's id of the drive with its own root
 _LONGEST_LINE = 64 * KIB
 _LARGEST_LOG = 64 * MIB
 _LOOK_MILLISECONDS = 200  # between looks whether the reader is to end while QEMU still runs
@@ -99,12 +98,17 @@ class Guest:
     console: Console
     log: Path
     progress: Progress
+    drives: Sequence[Drive]
+    watch: FullDiskWatch = field(repr=False)
     stopped: bool = False
     """Whether the appliance was ended because the whole command is ending."""
-    full: NoSpaceError | None = None
-    """The error to raise where the appliance was ended because this host's disk is full."""
     process: int | None = None
     """A descriptor of QEMU's process: its number may be reused once libguestfs has seen it end."""
+
+    @property
+    def full(self) -> NoSpaceError | None:
+        """The error to raise where the appliance was ended because this host's disk is full."""
+        return None if self.watch.full is None else _full(self, self.watch.full)
 
     @property
     def ended(self) -> bool:
@@ -295,8 +299,8 @@ def launched(
     drive is on the host's disk once the block has ended without an error. Raises ApplianceError
     if the appliance does not start or ends early, NoSpaceError if a drive cannot grow because the
     host's disk is full; a RuntimeError of libguestfs that the block does not handle becomes an
-    ApplianceError too. `run.stop_all` ends the appliance, even while it
-    starts, and nothing of it is left behind when this process is killed.
+    ApplianceError too. `run.stop_all` ends the appliance, even while it starts, and nothing of it
+    is left behind when this process is killed.
     """
     with (
         _guarded() as folder,
@@ -304,18 +308,17 @@ def launched(
         closing(Console(folder / "console", log)) as console,
         FullDiskWatch() as watch,
     ):
-        guest = Guest(handle=_Handle(handle), console=console, log=log, progress=progress)
-
-        def end_full() -> None:
-            guest.full = _full(watch.full, drives, log)
-            guest.kill()
-
-        watch.when_full = end_full
+        guest = Guest(
+            handle=_Handle(handle),
+            console=console,
+            log=log,
+            progress=progress,
+            drives=drives,
+            watch=watch,
+        )
         with run.stopped_by(guest.stop):
             try:
-                for option, value in watch.options:
-                    handle.config(option, value)
-                _start(guest, drives, store, folder, network=network)
+                _start(guest, store, folder, network=network)
                 yield guest
                 guest.handle.umount_all()
                 guest.handle.shutdown()  # which reports a QEMU that failed
@@ -372,9 +375,7 @@ def _wait_for_end(folder: Path) -> None:
     noted.unlink(missing_ok=True)
 
 
-def _start(
-    guest: Guest, drives: Sequence[Drive], store: Path, folder: Path, *, network: bool
-) -> None:
+def _start(guest: Guest, store: Path, folder: Path, *, network: bool) -> None:
     handle = guest.handle
     try:
         handle.set_backend("direct")
@@ -394,7 +395,9 @@ def _start(
         if not os.access(qemu, os.X_OK):
             raise OSError(f"there is no QEMU at {qemu}")
         handle.set_hv(str(_write_hypervisor(folder, qemu)))
-        for drive in drives:
+        for option, value in guest.watch.options:
+            handle.config(option, value)
+        for drive in guest.drives:
             writable = {"discard": "enable", "cachemode": "unsafe"} if drive.writable else {}
             handle.add_drive_opts(
                 str(drive.file),
@@ -456,17 +459,18 @@ def _explain(guest: Guest, error: RuntimeError) -> PhantomError:
     return ApplianceError(f"libguestfs cannot go on: {error}", log=guest.log)
 
 
-def _full(drive: str | None, drives: Sequence[Drive], log: Path) -> NoSpaceError:
-    """The error for a disk of this host that has no space left for what QEMU's drive holds."""
-    folder = drives[0].file.parent
-    if drive == _OWN_DRIVE:
-        folder = Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 - QEMU's own choice
+def _full(guest: Guest, drive: str) -> NoSpaceError:
+    """The error for a disk of this host without space for what a drive of QEMU's holds; libguestfs
+    names those that it was given `hd0`, `hd1` and so on."""
+    writable = {f"hd{number}": each for number, each in enumerate(guest.drives) if each.writable}
+    # Beside an image that is only read, and libguestfs's own root, QEMU writes to temporary files.
+    folder = writable[drive].file.parent if drive in writable else Path(tempfile.gettempdir())
     return NoSpaceError(
         "no space is left for what libguestfs's appliance writes",
         where=str(folder),
         todo="free some space there (`phantom-image gc` evicts old artifacts), then run the same "
         "command again",
-        log=log if log.exists() else None,
+        log=guest.log if guest.log.exists() else None,
     )
 
 

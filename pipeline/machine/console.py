@@ -34,7 +34,6 @@ def attach(argv: Sequence[str], hint: str) -> int:
     with FullDiskWatch() as watch:
         argv = [*argv, *itertools.chain.from_iterable(watch.options)]
         with run.start(argv, lifeline=True) as process, raw():
-            watch.when_full = process.kill
             try:
                 _copy(process, Hints(hint))
                 status = process.wait()

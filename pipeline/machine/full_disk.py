@@ -1,16 +1,17 @@
-"""Hears from QEMU that this host's disk is full."""
+"""Hears from QEMU that this host's disk is full, and ends it."""
 
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import signal
 import socket
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
-from pipeline.machine.local_http import may_connect
+from pipeline.machine.local_http import peer_of
 
 
 class FullDiskWatch:
@@ -21,8 +22,6 @@ class FullDiskWatch:
     """
 
     def __init__(self) -> None:
-        self.when_full: Callable[[], None] = lambda: None
-        """What ends the machine; called on a thread of its own."""
         self.full: str | None = None
         """The id of the QEMU drive that could not grow, once that has happened."""
         name = f"phantom-{secrets.token_hex(16)}"
@@ -49,17 +48,18 @@ class FullDiskWatch:
             while True:
                 connection, _ = self._listener.accept()
                 with connection:
-                    if may_connect(connection):
-                        self._read(connection)
+                    process, user = peer_of(connection)
+                    if user == os.geteuid():
+                        self._read(connection, process)
 
-    def _read(self, connection: socket.socket) -> None:
+    def _read(self, connection: socket.socket, process: int) -> None:
         """Reads what QEMU reports until it ends ("QEMU Machine Protocol Specification")."""
-        with suppress(OSError), connection.makefile("rwb") as monitor:
+        with suppress(OSError, ValueError), connection.makefile("rwb") as monitor:
             monitor.write(b'{"execute": "qmp_capabilities"}\n')
             monitor.flush()
-            for line in monitor:
+            for line in monitor:  # the last one is cut where QEMU is killed
                 told = json.loads(line)
                 failed = told["data"] if told.get("event") == "BLOCK_IO_ERROR" else {}
                 if failed.get("nospace"):
                     self.full = str(failed["device"])
-                    self.when_full()
+                    os.kill(process, signal.SIGKILL)  # it has not ended: it is connected

@@ -106,7 +106,7 @@ class LocalServer(ThreadingHTTPServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether a connection is to be answered: one from another user is closed."""
-        return not self._private or may_connect(request)
+        return not self._private or peer_of(request)[1] in (0, os.geteuid())
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Prints a traceback only where the server itself is at fault, not where the client went
@@ -115,10 +115,9 @@ class LocalServer(ThreadingHTTPServer):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
-def may_connect(connection: socket.socket) -> bool:
-    """Whether a program of this user, or of root, is at the other end of a connection on this
-    host."""
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """The process at the other end of a connection on this host, and its user."""
     size = struct.calcsize("3i")
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    _, user, _ = struct.unpack("3i", credentials)
-    return user in (0, os.geteuid())
+    process, user, _ = struct.unpack("3i", credentials)
+    return process, user

@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,7 +63,6 @@ def test_a_machine_that_would_stand_still_is_ended(small: Path) -> None:
     with FullDiskWatch() as watch:
         argv = [*_machine(small), *itertools.chain.from_iterable(watch.options)]
         with run.start(argv, lifeline=True) as process:
-            watch.when_full = process.kill
             process.wait()
     assert watch.full == "root"
 
@@ -81,6 +81,28 @@ def test_nothing_is_left_of_a_watch_that_nobody_reports_to() -> None:
     watch._thread.join(10)
     assert not watch._thread.is_alive()
     assert watch.full is None
+
+
+def test_libguestfs_ends_where_its_own_files_find_no_space(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it writes beside an image that it only reads goes to the folder of temporary files."""
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(b"")
+    os.truncate(disk, 256 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", str(disk)], check=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(small))
+    monkeypatch.setenv("TMPDIR", str(small))
+    drive = Drive(file=disk, name="root")
+    with (
+        pytest.raises(NoSpaceError) as caught,
+        launched([drive], store=tmp_path, log=tmp_path / "log", progress=NoProgress()) as guest,
+    ):
+        guest.handle.mount(drive.device, "/")
+        guest.handle.fill(1, 32 * MIB, "/large")
+        guest.handle.umount_all()
+    assert caught.value.where == str(small)
+    assert [*small.iterdir()] == []
 
 
 def test_libguestfs_ends_where_it_would_wait_for_good(small: Path, tmp_path: Path) -> None:
