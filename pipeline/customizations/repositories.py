@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from shlex import quote
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline.customizations.accounts import listed, repeated, text
 from pipeline.customizations.customization import Customization, Report, merge_named
@@ -50,7 +50,7 @@ class Repository:
         """What apt's preferences say of its packages."""
         if self.pin is None:
             return ""
-        host = self.url.partition("://")[2].partition("/")[0].rpartition("@")[2].partition(":")[0]
+        host = urlsplit(self.url).hostname
         return f"Package: *\nPin: origin {host}\nPin-Priority: {self.pin}\n\n"
 
 
@@ -92,12 +92,15 @@ def _is_public_key(text: str) -> bool:
     lines = [line.strip() for line in text.strip().splitlines()]
     if not lines or (lines[0], lines[-1]) != (f"-----BEGIN {_BLOCK}", f"-----END {_BLOCK}"):
         return False
-    body = lines[lines.index("") + 1 : -1] if "" in lines else []
+    blank = lines.index("") if "" in lines else 0
+    headers, body = lines[1:blank], lines[blank + 1 : -1]
     try:
         packets = base64.b64decode(
             "".join(line for line in body if not line.startswith("=")), validate=True
         )
     except ValueError:
+        return False
+    if not blank or not all(": " in header for header in headers):
         return False
     # The first packet is a public key, tag 6, in the new or the old form (section 4.2).
     return bool(packets) and (packets[0] == 0xC6 or packets[0] & 0xFC == 0x98)
@@ -119,7 +122,7 @@ def _script(entries: Sequence[Mapping[str, Any]]) -> str:
             + f"Signed-By: /etc/apt/keyrings/{name}.asc\nEND\n"
         )
         if preferences := repository.preferences():
-            lines.append(f"put /etc/apt/preferences.d/{quote(name)} <<'END'\n{preferences}END\n")
+            lines.append(f"put /etc/apt/preferences.d/{name} <<'END'\n{preferences}END\n")
     return "".join(lines)
 
 
@@ -147,8 +150,7 @@ _ENTRY: dict[str, Any] = {
             "Where the archive is, as apt takes it.",
             ["https://download.example.org/linux/debian"],
             pattern="^https?://[^\\s/@]+(/[^\\s@]*)?$",
-            errorMessage="must be an http or https URL without a name or password; apt's auth.conf "
-            "is for these",
+            errorMessage="must be an http or https URL without a name or password",
         ),
         "suite": text(
             "The suite, or the folder of an archive without suites, which ends in '/'.",

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import urllib.parse
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from pipeline.files import discard, make_folder, share
 from pipeline.model import COMPONENTS, MIB, Package, Progress
 from pipeline.store import Store, sync, write_atomically
 from pipeline.tools import run
-from pipeline.tools.apt_lists import MIRROR, SECURITY_MIRROR, Lists, check_dates
+from pipeline.tools.apt_lists import MIRROR, NOTHING, SECURITY_MIRROR, Lists, check_dates
 from pipeline.tools.apt_request import Wanted, check_exist, choose, merge
 
 _HELPER = "/usr/lib/apt/apt-helper"
@@ -266,7 +266,7 @@ class Archive:
         self, folder: Path, wanted: Sequence[Wanted], without: Sequence[Wanted]
     ) -> dict[str, Any]:
         """Updates the lists and has apt solve the request against an empty system."""
-        lists = self._lists(folder, without=[each.name for each in without])
+        lists = self._lists(folder, without={each.name: each.asker for each in without})
         lists.update()
         named = [*wanted, *without]
         check_exist(lists, named, release=self._mirrors.release, others=self._other_components)
@@ -315,7 +315,10 @@ class Archive:
                 yield lists
 
     def _lists(
-        self, folder: Path, others: Sequence[str] | None = None, without: Sequence[str] = ()
+        self,
+        folder: Path,
+        others: Sequence[str] | None = None,
+        without: Mapping[str, str] = NOTHING,
     ) -> Lists:
         """Lists of all that is asked for, or only of these `others` of the archive's components."""
         options = f"[arch={self._architecture} signed-by={_KEYRING}] "

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from pipeline.customizations.repositories import Repository
 from pipeline.errors import MirrorError, UsageError
@@ -22,6 +23,7 @@ from pipeline.tools.run import ToolError
 MIRROR = "PHANTOM_DEBIAN_MIRROR"
 SECURITY_MIRROR = "PHANTOM_DEBIAN_SECURITY_MIRROR"
 CHECK_VALID_UNTIL = "PHANTOM_DEBIAN_CHECK_VALID_UNTIL"
+NOTHING: Mapping[str, str] = MappingProxyType({})
 _FUTURE = timedelta(minutes=10)  # by how much a mirror's clock may be ahead of ours
 
 _CONFIGURATION = """
@@ -123,16 +125,17 @@ class Lists:
         architecture: str,
         where: str,
         repositories: Sequence[Repository] = (),
-        without: Sequence[str] = (),
+        without: Mapping[str, str] = NOTHING,
     ) -> None:
         """`sources` are the lines of a sources.list, `where` names the mirror in messages;
-        `repositories` are archives beside it, and `without` packages that no solution may have."""
+        `repositories` are archives beside it. No solution may have the packages of `without`, which
+        has the place that says so of each."""
         self._folder = folder
         self._sources = sources
         self._architecture = architecture
         self._where = where
         self._repositories = repositories
-        self.without = tuple(without)
+        self.without = without
 
     def run(self, argv: Sequence[str]) -> str:
         """What one of apt's programs prints. Raises ToolError, MirrorError."""

@@ -203,6 +203,13 @@ def _try(lists: Lists, wanted: Sequence[Wanted]) -> str | None:
 
 
 def _explain_conflict(lists: Lists, wanted: Sequence[Wanted]) -> PhantomError:
+    if lists.without and (kept_out := _find_indispensable(lists)):
+        return UnknownPackageError(
+            f"no image can do without {' and '.join(kept_out)}",
+            where=lists.without[kept_out[0]] or None,
+            packages=kept_out,
+            todo=f"take {'it' if len(kept_out) == 1 else 'them'} out of `without_packages`",
+        )
     try:
         lists.solve(each.word for each in wanted)
         unmet = []
@@ -217,11 +224,11 @@ def _explain_conflict(lists: Lists, wanted: Sequence[Wanted]) -> PhantomError:
         suspects = [*wanted]
     guilty = _minimise(lists, [], suspects, changed=False)
     guilty.sort(key=lambda each: each.by_element)
-    kept_out = [name for name in lists.without if any(f" {name}" in line for line in unmet)]
+    missed = [name for name in lists.without if any(name in line.split() for line in unmet)]
     users = [each for each in guilty if not each.by_element]
     elements = [each for each in guilty if each.by_element]
-    if kept_out:
-        todo = f"take {' and '.join(kept_out)} out of `without_packages`"
+    if missed:
+        todo = f"take {' and '.join(missed)} out of `without_packages`"
     elif users and elements:
         needed = ", ".join(f"{each.asker} needs {each.name}" for each in elements)
         todo = f"take out {' or '.join(each.name for each in users)}: {needed}"
@@ -237,6 +244,16 @@ def _explain_conflict(lists: Lists, wanted: Sequence[Wanted]) -> PhantomError:
         detail="\n".join(unmet[:_SHOWN]) or None,
         todo=todo,
     )
+
+
+def _find_indispensable(lists: Lists) -> list[str]:
+    """Which of the packages that are not to be there are needed even where nobody asks for any."""
+    try:
+        lists.solve([])
+    except run.ToolError as error:
+        words = error.output.split()
+        return [name for name in lists.without if name in words] or [*lists.without]
+    return []
 
 
 def _minimise(

@@ -112,10 +112,10 @@ MISTAKES: list[tuple[str, list[str]]] = [
         "  - {name: b, url: http://me:pw@h/x, suite: 'a b', components: [c], key: none}\n",
         [
             "5:12: 'repositories[0].name' must be lower-case letters, digits, '_' and '-', not 'A'",
-            "5:20: 'repositories[0].url' must be an http or https URL without a name or password; "
-            "apt's auth.conf is for these, not 'ftp://h/x'",
-            "6:20: 'repositories[1].url' must be an http or https URL without a name or password; "
-            "apt's auth.conf is for these, not 'http://me:pw@h/x'",
+            "5:20: 'repositories[0].url' must be an http or https URL without a name or password, "
+            "not 'ftp://h/x'",
+            "6:20: 'repositories[1].url' must be an http or https URL without a name or password, "
+            "not 'http://me:pw@h/x'",
             "6:45: 'repositories[1].suite' must be the name of a suite, or a folder that ends in "
             "'/', not 'a b'",
             "6:74: 'repositories[1].key': there is no 'none' in images/web",

@@ -21,6 +21,8 @@ MAIN = {
     "mail-a": "",
     "mail-b": "",
     "strict": "Depends: mail-a",
+    "shell": "Priority: required\nDepends: library",
+    "library": "",
 }
 Define = Callable[[str, str], Appliance]
 
@@ -43,9 +45,9 @@ def define(tmp_path: Path) -> Define:
 
 
 def test_apt_takes_another_package_or_says_what_needs_it(lists: Lists) -> None:
-    lists.without = ()
+    lists.without = {}
     assert "mail-a_" in choose(lists, [Wanted.parse("mailer")])[1]
-    lists.without = ("mail-a",)
+    lists.without = {"mail-a": "web.yaml:5:1"}
     _, answer = choose(lists, [Wanted.parse("mailer")])
     assert "mail-b_" in answer and "mail-a_" not in answer
     with pytest.raises(UnknownPackageError) as caught:
@@ -54,6 +56,16 @@ def test_apt_takes_another_package_or_says_what_needs_it(lists: Lists) -> None:
         "web.yaml:4:1: strict (web.yaml:4:1) cannot be installed\n"
         "  | strict : Depends: mail-a but it is not going to be installed\n"
         "  do: take mail-a out of `without_packages`"
+    )
+
+
+@pytest.mark.parametrize("name", ["base-files", "library"])
+def test_a_package_that_no_image_can_do_without(lists: Lists, name: str) -> None:
+    lists.without = {"mail-a": "web.yaml:4:20", name: "web.yaml:5:20"}
+    with pytest.raises(UnknownPackageError) as caught:
+        choose(lists, [Wanted.parse("mailer")])
+    assert str(caught.value) == (
+        f"web.yaml:5:20: no image can do without {name}\n  do: take it out of `without_packages`"
     )
 
 
