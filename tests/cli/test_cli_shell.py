@@ -96,8 +96,10 @@ def test_a_shell_has_a_terminal_of_its_own(project: Project) -> None:
     argv = project.command("shell", "hello-phantom")
     with Terminal(argv, cwd=project.folder, env=project.env(), columns=133) as terminal:
         terminal.wait_for(" #", 60)
-        terminal.type("tty; stty size; touch /changed; sleep 1000\n")
+        terminal.type("tty; stty size; touch /changed; cat\n")
         terminal.wait_for("24 133", 60)
+        terminal.type("to cat\n")  # shown by the terminal, and once more by the program
+        terminal.wait_until(lambda: terminal.rows.count("to cat") == 2, "a program that runs", 60)
         terminal.type("\x03")  # for the program, and not for the command
         terminal.wait_until(lambda: terminal.rows[-1].endswith(" #"), "prompt", 60)
         terminal.type("exit 5\n")
