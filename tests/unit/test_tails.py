@@ -29,13 +29,13 @@ WRAPPING = [
     "",
 ]
 AFTERMATH = [
-    "Unmount /store/work/build/mnt/proc",
+    "Unmount /store/stages/build/mnt/proc",
     "INFO diskimage_builder.block_device.blockdevice [-] State already cleaned - no way to do",
 ]
 
 
 def failed(*lines: str) -> ToolError:
-    argv = ["env", "-i", sys.executable, "-I", "-S", "/checkout/isolate.py", "/work/namespace"]
+    argv = ["env", "-i", sys.executable, "-I", "-S", "/checkout/isolate.py", "/store/namespace"]
     return ToolError(argv, 1, "".join(f"{line}\n" for line in lines), Path("/store/logs/root.log"))
 
 
@@ -246,7 +246,7 @@ def test_where_all_is_noise_it_is_shown() -> None:
 
 
 def test_an_error_without_a_log_names_its_command_and_advises_nothing() -> None:
-    error = ToolError(["mke2fs", "/store/work/a b"], 1, "mke2fs: no such file\n", None)
+    error = ToolError(["mke2fs", "/store/stages/a b"], 1, "mke2fs: no such file\n", None)
     assert str(error) == (
-        "mke2fs ended with status 1\n  | mke2fs: no such file\n  command: mke2fs '/store/work/a b'"
+        "mke2fs ended with status 1\n  | mke2fs: no such file\n  command: mke2fs '/store/stages/a b'"
     )
