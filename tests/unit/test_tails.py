@@ -246,7 +246,7 @@ def test_where_all_is_noise_it_is_shown() -> None:
 
 
 def test_an_error_without_a_log_names_its_command_and_advises_nothing() -> None:
-    error = ToolError(["mke2fs", "/store/stages/a b"], 1, "mke2fs: no such file\n", None)
+    error = ToolError(["mke2fs", "/store/a b"], 1, "mke2fs: no such file\n", None)
     assert str(error) == (
-        "mke2fs ended with status 1\n  | mke2fs: no such file\n  command: mke2fs '/store/stages/a b'"
+        "mke2fs ended with status 1\n  | mke2fs: no such file\n  command: mke2fs '/store/a b'"
     )
