@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 
@@ -65,3 +65,16 @@ class TextFile:
     path: Path
     """Canonical."""
     text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageFile:
+    """A Debian package of the definition's folder, and what it says of itself."""
+
+    path: Path
+    """Canonical."""
+    name: str
+    version: str
+    architecture: str
+    where: str = field(default="", compare=False)
+    """`file:line:column` of its entry in the definition."""

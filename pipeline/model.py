@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NewType, Protocol
 
-from pipeline.file_copies import Copy
+from pipeline.file_copies import Copy, PackageFile
 
 ContentKey = NewType("ContentKey", str)
 """What would be built: the SHA-256, in hexadecimal, of everything that decides a stage's output."""
@@ -170,6 +170,8 @@ class Appliance:
     source: ScratchSource | BaseImageSource
     elements: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    package_files: tuple[PackageFile, ...] = ()
+    """Those of its packages that are files."""
     without_packages: tuple[str, ...] = ()
     """Packages that the image is not to have."""
     files: tuple[Copy, ...] = ()

@@ -14,6 +14,7 @@ from pipeline.stages.base import LocalFile, Stage, to_json
 _SIZES = {"size", "disk_size", "most_bytes", "memory", "spare", "root_start", "tail"}
 _ITEMS = {
     "packages": "package",
+    "package_files": "package",
     "elements": "element",
     "payloads": "element",
     "customizations": "",

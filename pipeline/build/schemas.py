@@ -99,6 +99,10 @@ def _inputs() -> Schema:
             "archive": _told(
                 _object(validity_checked=_FLAG), "Said of Debian's archive, from scratch."
             ),
+            "package_files": _told(
+                _list(_object(file=_TEXT, name=_TEXT, version=_TEXT, sha256=_SHA256)),
+                "Those of the packages that are files of the definition.",
+            ),
             "pinned_packages": _told(_list(_TEXT), "Those whose version the definition sets."),
             "left_out_packages": _told(
                 _list(_TEXT), "Those that elements prefer, and the definition's rule out."

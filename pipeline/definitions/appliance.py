@@ -33,7 +33,7 @@ from pipeline.definitions.messages import (
     raise_mistakes,
     suggest,
 )
-from pipeline.definitions.packages import check_packages, keep_out, merge_packages
+from pipeline.definitions.packages import check_packages, keep_out, merge_packages, split_files
 from pipeline.definitions.schema import DEFAULT_SOURCE, make_appliance_schema
 from pipeline.definitions.yaml import Keys, YamlFile, read_yaml, shown
 from pipeline.disk import formats
@@ -89,7 +89,7 @@ def load_appliance(
     path = _find_definition(path_or_name, images)
     parts = _load_parts(path, images, _cloud_names() if clouds is None else clouds)
     files = [part.file for part in parts]
-    check_packages(files)
+    check_packages(files, [part.data for part in parts])
     check_environment(files)
     raise_mistakes(files, _TODO)
     data = reduce(_merge, (part.data for part in reversed(parts)))
@@ -279,6 +279,7 @@ def _make_appliance(data: dict[str, Any], paths: Sequence[Path], positions: Posi
     of_sites = {name: SitePolicy(**keys) for name, keys in phantom.get("sites", {}).items()}
     phantom["sites"] = MappingProxyType(of_sites)
     lists: dict[str, Any] = {key: tuple(data.get(key, ())) for key in _LIST_KEYS}
+    lists["packages"], lists["package_files"] = split_files(lists["packages"])
     return Appliance(
         **{key: data[key] for key in _OWN_KEYS},
         **lists,

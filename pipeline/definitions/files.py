@@ -12,8 +12,18 @@ from typing import Any
 from pipeline.customizations import CUSTOMIZATIONS
 from pipeline.definitions.copies import Grounds, OutsideError, Targets, is_text, walk
 from pipeline.definitions.messages import label, quote, suggest
+from pipeline.definitions.packages import is_file, read_package_file
 from pipeline.definitions.yaml import Keys, YamlFile, reason, shown
-from pipeline.file_copies import Copy, FileCopy, FolderCopy, LinkCopy, Owner, TextCopy, TextFile
+from pipeline.file_copies import (
+    Copy,
+    FileCopy,
+    FolderCopy,
+    LinkCopy,
+    Owner,
+    PackageFile,
+    TextCopy,
+    TextFile,
+)
 from pipeline.model import MIB, ApplianceBuild, parse_size
 from pipeline.realfile import open_file
 
@@ -65,6 +75,7 @@ class _Resolver:
             ("source", "base_image", "location"): self._location,
             ("phantom", "user_data"): self._user_data,
             ("files",): self._copies,
+            ("packages", "*"): self._package,
         }
         for key, customization in CUSTOMIZATIONS.items():
             for part in customization.text_files:
@@ -207,6 +218,17 @@ class _Resolver:
         else:
             return TextFile(path=content.path, text=read)
         return text
+
+    def _package(self, keys: Keys, text: str) -> PackageFile | str:
+        """A package that is a file; a package's name, or one that has a mistake, as it was."""
+        content = self._find(keys, text) if is_file(text) else None
+        if content is None:
+            return text
+        try:
+            return read_package_file(content.path, self._file.where(keys))
+        except (OSError, ValueError) as error:
+            self._add(keys, f"{text!r} {error}")
+            return text
 
     def _resolve(self, keys: Keys, text: str) -> Path | None:
         """The canonical path of what a text names; adds a mistake and returns None if it lies where

@@ -52,8 +52,9 @@ _PACKAGE: Schema = {
     "errorMessage": "must be the name of a package, without a version",
 }
 _PINNED_PACKAGE: Schema = {
-    "pattern": "^[A-Za-z0-9][A-Za-z0-9+._-]*(=[A-Za-z0-9][A-Za-z0-9.+:~^_-]*)?$",
-    "errorMessage": "must be the name of a package, or name=version",
+    "pattern": "^([A-Za-z0-9][A-Za-z0-9+._-]*(=[A-Za-z0-9][A-Za-z0-9.+:~^_-]*)?|\\.{1,2}/[^\\n]+)$",
+    "errorMessage": "must be the name of a package, name=version, or the path of a .deb file that "
+    "begins with './'",
 }
 _SECONDS: Schema = {"minimum": 1, "maximum": 86400}
 
@@ -112,14 +113,15 @@ def _contents() -> dict[str, Schema]:
             ["phantom-user-data", "phantom-grow-root"],
         ),
         "packages": _list(
-            "Packages to install beside those of the elements: Debian's, or in a base image its "
-            "distribution's.",
+            "Packages to install beside those of the elements: Debian's, in a base image its "
+            "distribution's, or files.",
             _text(
-                "A package's exact name; with =version, no other version will do.",
-                ["nginx-light", "rsync=3.2.7-1+deb12u2"],
+                "A package's exact name; with =version, no other version will do. Or a .deb file, "
+                "by its path from this file's folder, which begins with './'.",
+                ["nginx-light", "rsync=3.2.7-1+deb12u2", "./mytool.deb"],
                 **_PINNED_PACKAGE,
             ),
-            ["nginx-light", "rsync=3.2.7-1+deb12u2"],
+            ["nginx-light", "rsync=3.2.7-1+deb12u2", "./mytool.deb"],
         ),
         "without_packages": _list(
             "Packages that the image is not to have, whoever asks for them: an element, a "

@@ -7,14 +7,16 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from pipeline.customizations.repositories import Repository
 from pipeline.errors import DefinitionError, PackageManagerError, PackagesFailedError, PhantomError
-from pipeline.guest.files import full, temporary_name
+from pipeline.guest.files import Copy, full, temporary_name
 from pipeline.guest.image import Image
 from pipeline.guest.programs import Ended, printable, reachable, resolving, run_program
 from pipeline.model import split_pin
+from pipeline.tools import deb
+from pipeline.tools.deb import LocalPackage
 
 Installed = tuple[str, str, str]
 """Name, version, architecture."""
@@ -87,6 +89,8 @@ _MANAGERS: Mapping[str, _Manager] = {
         pin=None,
     ),
 }
+_ARCHITECTURES = {"x86_64": "amd64", "i686": "i386"}
+"""Debian's names of the architectures whose programs can be run."""
 _POLICY = PurePosixPath("/usr/sbin/policy-rc.d")
 _NO_SERVICES = "#!/bin/sh\n# No service is started while packages are installed.\nexit 101\n"
 # What would break the columns and lines of our own list, or disturb a terminal.
@@ -104,28 +108,22 @@ def change_packages(
     apt_sources: str | None,
     proxies: Mapping[str, str],
     repositories: Sequence[Repository] = (),
+    files: Sequence[LocalPackage] = (),
+    work: Path | None = None,
 ) -> None:
     """Removes packages, then installs those that are not there yet, without recommended ones.
 
     No service is started, and files of settings that were changed are kept. `apt_sources` is the
     text of a sources.list to use in place of the image's own, `proxies` are environment variables,
-    `repositories` further archives for apt; none of them stays in the image. Raises
-    PackageManagerError, PackagesFailedError, DefinitionError for packages that need a network,
-    FileSystemError.
+    `repositories` further archives for apt; none of them stays in the image. `files` are packages
+    of the definition, which replace others of their name, and pass through the folder `work`.
+    Raises PackageManagerError, PackagesFailedError, FileSystemError, and
+    DefinitionError for packages that need a network.
     """
-    if not install and not remove:
+    if not install and not remove and not files:
         return
-    guest, manager = image.guest, image.system.package_manager
-    if manager is None or manager not in _MANAGERS:
-        raise PackageManagerError(
-            f"{image.system.product} has no package manager that is known",
-            todo="leave `packages` out, or take a base image that has them already",
-        )
-    if repositories and manager != "apt":
-        raise PackageManagerError(
-            f"{image.system.product} has no apt, which `repositories` are for",
-            todo="leave `repositories` out, and add its own in a script, with `network: true`",
-        )
+    guest, manager = image.guest, _find_manager(image, repositories)
+    _check_files(image, files)
     present: defaultdict[str, set[str]] = defaultdict(set)
     for name, version, _architecture in list_packages(image):
         present[name].add(version)
@@ -137,15 +135,56 @@ def change_packages(
             f"{'it' if len(missing) == 1 else 'them'}",
             todo="write `network: true` below `base_image`, or leave these packages out",
         )
-    run = _Run(image, manager, proxies)
-    with run.prepared(apt_sources if missing else None, repositories if missing else ()):
+    again = [file for file in files if file.version in present[file.name]]
+    new = [file.name for file in files if file not in again]
+    run = _Run(image, manager, proxies, network=network)
+    if not missing and not new:
+        apt_sources, repositories = None, ()
+    with run.prepared(apt_sources, repositories, files, work):
         if unwanted:
             guest.progress.step(f"removing {_count(unwanted)}")
             run.remove(unwanted)
-        if missing:
-            guest.progress.step(f"installing {_count(missing)}")
+        if wanted := [*missing, *new]:
+            guest.progress.step(f"installing {_count(wanted)}")
             with resolving(image):
-                run.install(missing)
+                run.install(wanted)
+        if again:
+            guest.progress.step(f"installing {_count([file.name for file in again])}")
+            run.install_again(again)
+
+
+def _find_manager(image: Image, repositories: Sequence[Repository]) -> str:
+    """The image's package manager. Raises PackageManagerError where it has none that serves."""
+    manager = image.system.package_manager
+    if manager is None or manager not in _MANAGERS:
+        raise PackageManagerError(
+            f"{image.system.product} has no package manager that is known",
+            todo="leave `packages` out, or take a base image that has them already",
+        )
+    if repositories and manager != "apt":
+        raise PackageManagerError(
+            f"{image.system.product} has no apt, which `repositories` are for",
+            todo="leave `repositories` out, and add its own in a script, with `network: true`",
+        )
+    return manager
+
+
+def _check_files(image: Image, files: Sequence[LocalPackage]) -> None:
+    """Raises PackageManagerError for package files that the image cannot have."""
+    if files and image.system.package_manager != "apt":
+        raise PackageManagerError(
+            f"{image.system.product} has no apt, which installs .deb files",
+            where=files[0].where or None,
+            todo=f"leave {files[0].path.name} out, or take a base image that has apt",
+        )
+    own = _ARCHITECTURES.get(image.system.architecture)
+    for file in files:
+        if own is not None and file.architecture not in ("all", own):
+            raise PackageManagerError(
+                f"{file.path.name} is for {file.architecture}, and the base image is for {own}",
+                where=file.where or None,
+                todo="name the package for the image's architecture",
+            )
 
 
 def answer_questions(image: Image, answers: str) -> None:
@@ -187,7 +226,12 @@ def list_packages(image: Image) -> list[Installed]:
 class _Run:
     """Runs of one package manager."""
 
-    def __init__(self, image: Image, manager: str, proxies: Mapping[str, str]) -> None:
+    def __init__(
+        self, image: Image, manager: str, proxies: Mapping[str, str], *, network: bool
+    ) -> None:
+        self._network = network
+        self._own = PurePosixPath()
+        """The folder of the definition's package files, while there are any."""
         self._image = image
         self._files = image.files
         self._manager = manager
@@ -197,7 +241,11 @@ class _Run:
 
     @contextmanager
     def prepared(
-        self, apt_sources: str | None, repositories: Sequence[Repository]
+        self,
+        apt_sources: str | None,
+        repositories: Sequence[Repository],
+        own: Sequence[LocalPackage],
+        work: Path | None,
     ) -> Iterator[None]:
         """For apt: keeps its lists and packages in a folder of ours, and services from starting."""
         if self._manager != "apt":
@@ -207,14 +255,18 @@ class _Run:
         for below in ("lists/partial", "cache/archives/partial"):
             self._files.make_folder(folder / below)
         options = f"-o Dir::State::Lists={folder}/lists -o Dir::Cache={folder}/cache"
+        if own and not self._network:
+            apt_sources = ""  # what it depends on has to be there
         if apt_sources is not None:
             options += " -o Dir::Etc::SourceParts=/dev/null"
-        if apt_sources is not None or repositories:
-            sources = self._own_sources() if apt_sources is None else reachable(apt_sources)
+        if apt_sources is not None or repositories or own:
+            sources = self._bring(own, folder / "own", work)
+            sources += self._own_sources() if apt_sources is None else reachable(apt_sources)
             sources += self._add(repositories, folder)
             self._files.write(folder / "sources.list", sources)
             options += f" -o Dir::Etc::SourceList={folder}/sources.list"
-        if preferences := "".join(each.preferences() for each in repositories):
+        preferences = "".join(each.preferences() for each in repositories) + deb.preferences(own)
+        if preferences:
             self._files.write(folder / "preferences", preferences)
             options += f" -o Dir::Etc::Preferences={folder}/preferences"
         self._apt, self._apt_options = f"{_APT} {options}", options
@@ -224,6 +276,22 @@ class _Run:
         finally:
             if not self._image.guest.ended:
                 self._files.remove(folder)
+
+    def _bring(self, own: Sequence[LocalPackage], folder: PurePosixPath, work: Path | None) -> str:
+        """Copies the definition's package files and an index of them. Returns the line of a
+        sources.list for them."""
+        if not own:
+            return ""
+        assert work is not None
+        deb.write_index(own, work)
+        for each in own:
+            deb.copy(each, work / each.file)
+        found = sorted(work.iterdir())
+        self._files.copy(
+            [Copy(target=folder / file.name, mode=0o644, source=file) for file in found]
+        )
+        self._own = folder
+        return deb.source_line(str(folder))
 
     def _own_sources(self) -> str:
         """The text of the image's sources.list."""
@@ -255,6 +323,11 @@ class _Run:
             self._run("rpm --query --whatprovides", [split_pin(each)[0] for each in packages])
         if manager.tidy is not None:
             self._run(manager.tidy)
+
+    def install_again(self, own: Sequence[LocalPackage]) -> None:
+        """Installs package files in place of installed packages of the same version, which apt
+        takes for the same. Raises PackagesFailedError."""
+        self._run("dpkg --install", [str(self._own / each.file) for each in own])
 
     def _check_names(self, names: Sequence[str]) -> None:
         """Raises PackagesFailedError for names that apt would take for a regular expression or for
@@ -292,7 +365,10 @@ class _Run:
         how = "shut its machine down" if ended.status is None else f"ended with {ended.status}"
         return PackagesFailedError(
             f"`{shown}` {how} in the image",
-            todo="see what it says; its sources of packages are those of the base image",
+            todo="see what it says; its sources of packages are those of the base image"
+            if self._network
+            else "see what it says; a package that depends on others which the base image lacks "
+            "needs `network: true` below `base_image`",
             log=self._image.guest.log,
             detail=ended.output,
         )

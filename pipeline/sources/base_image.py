@@ -77,7 +77,7 @@ from pipeline.stages.base import (
 )
 from pipeline.stages.disk import HEAD
 from pipeline.store import Artifact, Store
-from pipeline.tools import apt, dib, run
+from pipeline.tools import apt, deb, dib, run
 
 _TOLD = ("product", "distribution", "release", "architecture")
 _RUNNABLE = ("x86_64", "i686")
@@ -116,6 +116,7 @@ class BaseRoot(Stage):
     customizations: tuple[Step, ...] = field(default=(), metadata=IF_ANY)
     repositories: tuple[Repository, ...] = field(default=(), metadata=IF_ANY)
     """Archives that packages may come from, beside the image's own."""
+    package_files: tuple[deb.LocalPackage, ...] = field(default=(), metadata=IF_ANY)
     scripts: tuple[LocalFile, ...]
 
     script_seconds: int = field(metadata=HERE_ONLY, compare=False)
@@ -200,17 +201,8 @@ class BaseRoot(Stage):
         proxies = run.proxy_environment() if self.network else {}
         image = Image(guest, ImageFiles(guest), system)
         had = identities.note(image.files)
-        packages.answer_questions(image, self.answers)
-        packages.change_packages(
-            image,
-            install=self.packages,
-            remove=self.remove_packages,
-            network=self.network,
-            apt_sources=_mirrors_for(system) if self.network else None,
-            proxies=proxies,
-            repositories=self.repositories,
-        )
-        installed = identities.note(image.files) if self.packages else had
+        self._change_packages(image, proxies, context.work / "packages")
+        installed = identities.note(image.files) if self.packages or self.package_files else had
         payloads = [_payload(element) for element in self.payloads]
         context.progress.step("putting the user-data fetcher in")
         wanted = {
@@ -237,7 +229,10 @@ class BaseRoot(Stage):
         )
         context.progress.step("making it boot everywhere, and cleaning up")
         if any(
-            (self.packages, self.remove_packages, self.files, self.customizations, self.scripts)
+            (
+                *(self.packages, self.package_files, self.remove_packages),
+                *(self.files, self.customizations, self.scripts),
+            )
         ):
             image = inspection.look_again(image)
         with image.files.alone():
@@ -251,6 +246,20 @@ class BaseRoot(Stage):
         lines = ("\t".join(package) + "\n" for package in packages.list_packages(image))
         (context.out / PACKAGES).write_text("".join(lines))
         return kept, told
+
+    def _change_packages(self, image: Image, proxies: Mapping[str, str], work: Path) -> None:
+        packages.answer_questions(image, self.answers)
+        packages.change_packages(
+            image,
+            install=self.packages,
+            remove=self.remove_packages,
+            network=self.network,
+            apt_sources=_mirrors_for(image.system) if self.network else None,
+            proxies=proxies,
+            repositories=self.repositories,
+            files=self.package_files,
+            work=work,
+        )
 
 
 def bring(files: ImageFiles, copies: Sequence[Copied], work: Path) -> None:
@@ -306,6 +315,7 @@ class BaseImage:
         """Nothing of this host is in it: of a file only its name, and no query of a URL, which may
         grant the right to read it."""
         assert contents is not None
+        files = deb.describe(self.root.package_files)
         return {
             "source": {
                 "base_image": {
@@ -317,7 +327,8 @@ class BaseImage:
                 }
             },
             "repeatable": False,
-            "packages": _read_packages(contents),
+            "packages": _read_packages(contents, self.root.package_files),
+            **({"package_files": files} if files else {}),
             "pinned_packages": sorted(
                 package for package in self.root.packages if split_pin(package)[1] is not None
             ),
@@ -352,6 +363,7 @@ def plan_base_image(source: BaseImageSource, request: Request) -> BaseImage:
         inputs=(_plan_disk(source, base, disk_size),),
         disk_size=disk_size,
         packages=appliance.packages,
+        package_files=deb.read_packages(appliance.package_files),
         remove_packages=tuple(
             dict.fromkeys((*source.remove_packages, *appliance.without_packages))
         ),
@@ -392,11 +404,17 @@ def _plan_payload(name: str, folder: Path) -> ElementTree:
     return ElementTree.read(name, folder)
 
 
-def _read_packages(contents: Artifact) -> list[dict[str, str | None]]:
-    """The packages of the image. What the image's package manager knows has no digest."""
+def _read_packages(
+    contents: Artifact, files: Sequence[deb.LocalPackage]
+) -> list[dict[str, str | None]]:
+    """The packages of the image. What its package manager knows has no digest; `files` have."""
     names = ("name", "version", "architecture")
+    digests = {f"{each.name}\t{each.version}\t{each.architecture}": each.sha256 for each in files}
     lines = contents.file(PACKAGES).read_text().splitlines()
-    return [{**dict(zip(names, line.split("\t"), strict=True)), "sha256": None} for line in lines]
+    return [
+        {**dict(zip(names, line.split("\t"), strict=True)), "sha256": digests.get(line)}
+        for line in lines
+    ]
 
 
 # ---- small things

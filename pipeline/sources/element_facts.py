@@ -99,6 +99,7 @@ def wanted_packages(
     wanted = [
         Wanted.parse(package, asker=find("packages", package)) for package in appliance.packages
     ]
+    wanted += [Wanted.parse(file.name, asker=file.where) for file in appliance.package_files]
     preferred = {name: read_facts(folder).prefers for name, folder in elements.items()}
     for package, element in asked.items():
         each = Wanted.parse(package, asker=element_asker(element))

@@ -44,7 +44,7 @@ from pipeline.stages.base import (
     own_file,
 )
 from pipeline.store import Artifact, Store
-from pipeline.tools import apt, apt_lists, dib, namespace, run, script_line
+from pipeline.tools import apt, apt_lists, deb, dib, namespace, run, script_line
 from pipeline.tools.dib_environment import CALLERS, IMAGE_NAME
 from pipeline.tools.mmdebstrap import SYSTEM_PATH
 
@@ -318,11 +318,13 @@ class Scratch:
             del source["network"]
         if self.source.components == ("main",):
             del source["components"]
+        files = deb.describe(self.root.tree.archive.files)
         return {
             "source": {"scratch": source},
             "repeatable": not self.source.network,
             "archive": {"validity_checked": apt_lists.checks_valid_until()},
             "packages": [asdict(package) for package in self.root.packages],
+            **({"package_files": files} if files else {}),
             "pinned_packages": sorted(self.pinned),
             "left_out_packages": list(self.root.resolution.left_out),
             "elements": describe_elements(self.root.elements),
@@ -415,7 +417,8 @@ def _resolve(
         asked = dib.packages(elements, variables)
     repositories = find_repositories(appliance.customizations, appliance.positions)
     mirrors = apt.find_mirrors(source.release, source.components, repositories)
-    archive = apt.Archive(mirrors, source.architecture, request.store)
+    files = deb.read_packages(appliance.package_files)
+    archive = apt.Archive(mirrors, source.architecture, request.store, files)
     with located(appliance.positions.find("packages")):
         resolution = archive.resolve(
             wanted_packages(appliance, elements, asked),

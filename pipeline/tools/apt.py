@@ -25,7 +25,7 @@ from pipeline.errors import MirrorError, PhantomError, UnknownPackageError
 from pipeline.files import discard, make_folder, share
 from pipeline.model import COMPONENTS, MIB, Package, Progress
 from pipeline.store import Store, sync, write_atomically
-from pipeline.tools import run
+from pipeline.tools import deb, run
 from pipeline.tools.apt_lists import MIRROR, NOTHING, SECURITY_MIRROR, Lists, check_dates
 from pipeline.tools.apt_request import Wanted, check_exist, choose, merge
 
@@ -171,10 +171,19 @@ def _one_mirror(uri: str) -> str:
 
 
 class Archive:
-    """One set of mirrors, with apt's lists for it in a folder of the store."""
+    """One set of mirrors, with apt's lists for it in a folder of the store; and a definition's own
+    `files`."""
 
-    def __init__(self, mirrors: Mirrors, architecture: str, store: Store) -> None:
+    def __init__(
+        self,
+        mirrors: Mirrors,
+        architecture: str,
+        store: Store,
+        files: Sequence[deb.LocalPackage] = (),
+    ) -> None:
+        """`files` are packages of a definition, which take the place of the archive's."""
         self._mirrors = mirrors
+        self.files = files
         self._architecture = architecture
         self._store = store
 
@@ -197,7 +206,9 @@ class Archive:
             index = self._fetch_index(Path(temporary))
             words = [[each.word, each.preferred] for each in wanted]
             kept_out = [f"{each.name}-" for each in without]
-            asked = json.dumps([2, index, self._architecture, words, *self._others(), *kept_out])
+            own = [f"./{each.file}" for each in self.files]
+            told = [*self._others(), *kept_out, *own]
+            asked = json.dumps([2, index, self._architecture, words, *told])
             key = hashlib.sha256(asked.encode()).hexdigest()
             stored = self._store.folder / "resolutions" / f"{key}.json"
             answer = records.read(stored, _ANSWER, sealed=True)
@@ -229,11 +240,16 @@ class Archive:
         missing = [name for name in digests if not _is_sound(folder / f"{name}.deb", name)]
         if missing:
             progress.step(f"downloading {len(missing)} of {len(resolution.packages)} packages")
+            own = {each.sha256: each for each in self.files}
             with self._store.temporary("download") as new:
                 words = []
                 for digest in missing:
+                    if digest in own:
+                        deb.copy(own[digest], new / own[digest].file)
+                        continue
                     words += [resolution.uris[digest], f"{new}/{digest}.deb", f"SHA256:{digest}"]
-                self._lists(new).run([_HELPER, "download-file", *words])
+                if words:
+                    self._lists(new).run([_HELPER, "download-file", *words])
                 for digest in missing:
                     sync(new / f"{digest}.deb")
                     discard(folder / f"{digest}.deb", shutil.rmtree)  # damaged
@@ -273,12 +289,28 @@ class Archive:
         chosen, printed = choose(lists, wanted)
         names = [each.name for each in chosen]
         packages = [_read_printed(line) for line in printed.splitlines() if line.startswith("'")]
+        self._settle_files(packages)
         described = lists.run(["apt-cache", "show", *map(_name_in_cache, packages)])
         return {
             **_answer(packages, described),
             "requested": sorted(names),
             "left_out": [each.name for each in wanted if each.name not in names],
         }
+
+    def _settle_files(self, packages: Sequence[dict[str, str]]) -> None:
+        """Takes this host's paths out of what apt said of the definition's files. Raises
+        UnknownPackageError where it took a package of an archive in place of one."""
+        named = {package["name"]: package for package in packages}
+        for local in self.files:
+            found = named[local.name]
+            if found["sha256"] != local.sha256:
+                raise UnknownPackageError(
+                    f"an archive has another package {found['name']} {found['version']}",
+                    where=local.where or None,
+                    packages=[found["name"]],
+                    todo=f"build {local.path.name} with a version of its own",
+                )
+            found["uri"] = f"file:{local.file}"
 
     def _resolve_with(
         self, folder: Path, wanted: Sequence[Wanted], without: Sequence[Wanted]
@@ -328,6 +360,7 @@ class Archive:
             architecture=self._architecture,
             where=f"{self._mirrors.main} ({self._mirrors.release})",
             repositories=self._mirrors.repositories if others is None else (),
+            files=self.files if others is None else (),
             without=without,
         )
 

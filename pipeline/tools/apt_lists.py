@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from pipeline.customizations.repositories import Repository
 from pipeline.errors import MirrorError, UsageError
-from pipeline.tools import run
+from pipeline.tools import deb, run
 from pipeline.tools.run import ToolError
 
 MIRROR = "PHANTOM_DEBIAN_MIRROR"
@@ -125,16 +125,18 @@ class Lists:
         architecture: str,
         where: str,
         repositories: Sequence[Repository] = (),
+        files: Sequence[deb.LocalPackage] = (),
         without: Mapping[str, str] = NOTHING,
     ) -> None:
         """`sources` are the lines of a sources.list, `where` names the mirror in messages;
-        `repositories` are archives beside it. No solution may have the packages of `without`, which
-        has the place that says so of each."""
+        `repositories` are archives beside it, `files` packages that take the place of theirs. No
+        solution may have the packages of `without`, which has the place that says so of each."""
         self._folder = folder
         self._sources = sources
         self._architecture = architecture
         self._where = where
         self._repositories = repositories
+        self._files = files
         self.without = without
 
     def run(self, argv: Sequence[str]) -> str:
@@ -143,7 +145,12 @@ class Lists:
         for name in ("lists/partial", "cache/archives/partial"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / "status").touch()
-        sources, preferences = self._sources, ""
+        sources, preferences = self._sources, deb.preferences(self._files)
+        if self._files:
+            deb.write_index(self._files, folder / "files")
+            # The first: of two packages that apt cannot tell apart, it takes the first source's.
+            line = deb.source_line(str(folder / "files"), f"arch={self._architecture}")
+            sources = line + sources
         for repository in self._repositories:
             key = folder / f"{repository.name}.asc"
             key.write_text(repository.key)

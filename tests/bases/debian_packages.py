@@ -21,15 +21,16 @@ def make_package(
     fields: Sequence[str] = (),
     conffiles: Sequence[str] = (),
     version: str = "1",
-) -> None:
-    """Adds a package to the repository in a folder."""
+    architecture: str = "all",
+) -> Path:
+    """Adds a package to the repository in a folder, and returns its file."""
     tree = folder / f"{name}-{version}.tree"
     control = tree / "DEBIAN"
     control.mkdir(parents=True)
     lines = [
         f"Package: {name}",
         f"Version: {version}",
-        "Architecture: all",
+        f"Architecture: {architecture}",
         "Maintainer: Nobody <n@o>",
     ]
     lines += [*fields, "Description: for tests"]
@@ -43,7 +44,7 @@ def make_package(
         file = tree / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    package = folder / f"{name}_{version}_all.deb"
+    package = folder / f"{name}_{version}_{architecture}.deb"
     subprocess.run(
         ["dpkg-deb", "--root-owner-group", "--build", str(tree), str(package)],
         check=True,
@@ -55,6 +56,7 @@ def make_package(
     lines.insert(-1, f"SHA256: {hashlib.sha256(content).hexdigest()}")
     with (folder / "Packages").open("a") as index:
         index.write("".join(f"{line}\n" for line in lines) + "\n")
+    return package
 
 
 def sign(folder: Path, home: Path, **fields: str) -> str:

@@ -6,12 +6,14 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 from base_images import Bases
 from debian_packages import make_package, serving
 from guests import Heard, image_of, mounted
 
+from pipeline.definitions.packages import read_package_file
 from pipeline.errors import (
     DefinitionError,
     FileSystemError,
@@ -33,6 +35,7 @@ from pipeline.guest.scripts import run_scripts
 from pipeline.sources.base_image import bring
 from pipeline.sources.copied import Copied, CopiedFile, CopiedFolder, CopiedLink
 from pipeline.stages.base import own_file
+from pipeline.tools import deb
 
 P = PurePosixPath
 
@@ -419,6 +422,59 @@ def test_packages_come_and_go(
     assert after == resolver
     assert files.names(P("/var/tmp")) == []
     files.remove(P("/usr/sbin/policy-rc.d"))
+
+
+def local_package(folder: Path, text: str, **more: Any) -> deb.LocalPackage:
+    """A package file of a definition, which brings a text."""
+    folder.mkdir()
+    path = make_package(folder, "mytool", files={"/usr/share/mytool": text}, **more)
+    return deb.read_packages([read_package_file(path, "web.yaml:4:12")])[0]
+
+
+def test_packages_that_are_files(guest: Guest, files: ImageFiles, tmp_path: Path) -> None:
+    """They need no network unless they depend on what the image lacks, and replace what is there:
+    even the same version, whose content the image's package manager does not compare."""
+    image = image_of(guest)
+    before = list_packages(image)
+
+    def change(name: str, text: str, **more: Any) -> None:
+        change_packages(
+            image,
+            install=[],
+            remove=[],
+            network=False,
+            apt_sources=None,
+            proxies={},
+            files=[local_package(tmp_path / name, text, **more)],
+            work=tmp_path / f"{name}-work",
+        )
+
+    change("first", "one\n", version="2", fields=["Depends: cron"])
+    assert list_packages(image) == sorted([*before, ("mytool", "2", "all")])
+    change("same", "two\n", version="2")
+    assert files.read(P("/usr/share/mytool")) == "two\n"
+    change("older", "three\n", version="1")
+    assert list_packages(image) == sorted([*before, ("mytool", "1", "all")])
+    with pytest.raises(PackagesFailedError) as failed:
+        change("needy", "x\n", version="3", fields=["Depends: absent"])
+    shown = str(failed.value)
+    assert shown.startswith("`apt-get install mytool` ended with 100 in the image\n")
+    assert "Depends: absent" in shown
+    assert (
+        "  do: see what it says; a package that depends on others which the base image lacks "
+        "needs `network: true` below `base_image`\n"
+    ) in shown
+    with pytest.raises(PackageManagerError) as foreign:
+        change("foreign", "x\n", architecture="i386")
+    assert str(foreign.value) == (
+        "web.yaml:4:12: mytool_1_i386.deb is for i386, and the base image is for amd64\n"
+        "  do: name the package for the image's architecture"
+    )
+    change_packages(
+        image, install=[], remove=["mytool"], network=False, apt_sources=None, proxies={}
+    )
+    assert list_packages(image) == before
+    assert files.names(P("/var/tmp")) == []
 
 
 def test_an_image_without_a_package_manager(guest: Guest) -> None:

@@ -4,6 +4,7 @@ image is the first one's build. Their boot checks look for each key's effect."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from cli_runs import Hello, Project, make_project, remove_tree
@@ -31,6 +32,8 @@ KEPT = (
     "&& grep -q BEGIN /etc/apt/keyrings/own.asc"
 )
 NOT_KEPT = "grep -qx said /usr/share/farewell && [ ! -e /etc/apt/sources.list.d/own.sources ]"
+FILE = "grep -qx said /usr/share/mytool"
+FILE_AGAIN = "grep -qx said-again /usr/share/mytool"
 FORGET = """\
 #!/bin/sh
 # Of the image that this one starts from.
@@ -53,15 +56,28 @@ def project(tmp_path_factory: pytest.TempPathFactory, hello: Hello) -> Iterator[
         entry = f"name: own, url: {url!r}, suite: ./, key: ../own.asc"
         cases = {key: (case.value, case.check) for key, case in CASES.items()}
         cases["repositories"] = f"[{{{entry}}}]", KEPT
-        define(made, "everything", cases, "packages: [greeting]\n")
+        cases["packages"] = "[./mytool.deb]", FILE  # its repository has what it depends on
+        define(made, "everything", cases)
+        put_tool(folder / "first", made.folder / "images/everything", "said\n")
         others = {key: (case.other, case.other_check) for key, case in CASES.items()}
         others["repositories"] = f"[{{{entry}, keep: false}}]", NOT_KEPT
         source = "source: {base_image: {location: {appliance: everything}, network: true}}\n"
-        extra = f"{source}disk_size: 2GiB\npackages: [farewell]\nscripts: [forget.sh]\n"
+        others["packages"] = "[farewell, ./mytool.deb]", FILE_AGAIN
+        put_tool(folder / "second", made.folder / "images/everything-else", "said-again\n")
+        extra = f"{source}disk_size: 2GiB\nscripts: [forget.sh]\n"
         made.write("images/everything-else/forget.sh", FORGET, 0o755)
         define(made, "everything-else", others, extra)
         yield made
     remove_tree(folder)
+
+
+def put_tool(work: Path, folder: Path, text: str) -> None:
+    """Puts a package that depends on another archive's beside a definition."""
+    work.mkdir()
+    fields = ["Depends: greeting"]
+    file = make_package(work, "mytool", files={"/usr/share/mytool": text}, fields=fields)
+    folder.mkdir(parents=True, exist_ok=True)
+    file.rename(folder / "mytool.deb")
 
 
 def define(
@@ -90,3 +106,9 @@ def test_each_key_has_a_case() -> None:
 def test_from_scratch_then_as_a_base_image(project: Project) -> None:
     project.succeed("build", "everything", "--site", "nimbus-sandbox")
     project.succeed("build", "everything-else", "--site", "nimbus-sandbox")
+    for name in ("everything", "everything-else"):
+        inputs = project.manifest(name)["inputs"]
+        (told,) = inputs["package_files"]
+        assert (told["file"], told["name"], told["version"]) == ("mytool.deb", "mytool", "1")
+        (package,) = (each for each in inputs["packages"] if each["name"] == "mytool")
+        assert package["sha256"] == told["sha256"]

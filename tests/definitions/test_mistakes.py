@@ -216,7 +216,8 @@ PARTS: list[tuple[str, list[str]]] = [
     (
         "packages: [vim==2, no]\n",
         [
-            "4:12: 'packages[0]' must be the name of a package, or name=version, not 'vim==2'",
+            "4:12: 'packages[0]' must be the name of a package, name=version, or the path of a "
+            ".deb file that begins with './', not 'vim==2'",
             "4:20: 'packages[1]' must be a string, and YAML reads no as false; put it in quotes: "
             '"no"',
         ],
