@@ -65,6 +65,8 @@ class TextFile:
     path: Path
     """Canonical."""
     text: str
+    sha256: str
+    """The file's, which may have been decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,8 +101,7 @@ def describe(value: Any) -> Any:
     """A definition's customizations, or a part of them, as the manifest names them: of a file its
     name and digest."""
     if isinstance(value, TextFile):
-        digest = hashlib.sha256(value.text.encode()).hexdigest()
-        return {"file": value.path.name, "sha256": digest}
+        return {"file": value.path.name, "sha256": value.sha256}
     if isinstance(value, Mapping):
         return {name: describe(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

@@ -84,6 +84,8 @@ class Customization:
     text_files: tuple[Keys, ...] = ()
     """Paths to parts of the value that name text files of the definition; `*` stands for any index.
     The script and the check get a `TextFile` there."""
+    decode: Callable[[bytes], str] = bytes.decode
+    """The text of such a file. Raises UnicodeDecodeError."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipeline.customizations import public_keys
 from pipeline.customizations.accounts import listed, repeated, text
 from pipeline.customizations.customization import Customization, Report, merge_named
 from pipeline.file_copies import TextFile
 from pipeline.model import Positions
 
 KEY = "repositories"
-_BLOCK = "PGP PUBLIC KEY BLOCK-----"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,28 +81,24 @@ def _check(entries: Sequence[Mapping[str, Any]], report: Report) -> None:
             report((index,), "'components' is missing; an archive without any has a suite that "
                 "ends in '/'")  # fmt: skip
         key = entry["key"]
-        if isinstance(key, TextFile) and not _is_public_key(key.text):
-            told = f"{key.path.name!r} is no ASCII-armored public key; `gpg --armor --export` makes"
-            report((index, "key"), f"{told} one")
+        if isinstance(key, TextFile):
+            _check_key(key, entry, index, report)
 
 
-def _is_public_key(text: str) -> bool:
-    """Whether a text is one block of public keys in ASCII armor (RFC 9580, section 6)."""
-    lines = [line.strip() for line in text.strip().splitlines()]
-    if not lines or (lines[0], lines[-1]) != (f"-----BEGIN {_BLOCK}", f"-----END {_BLOCK}"):
-        return False
-    blank = lines.index("") if "" in lines else 0
-    headers, body = lines[1:blank], lines[blank + 1 : -1]
+def _check_key(key: TextFile, entry: Mapping[str, Any], index: int, report: Report) -> None:
     try:
-        packets = base64.b64decode(
-            "".join(line for line in body if not line.startswith("=")), validate=True
-        )
-    except ValueError:
-        return False
-    if not blank or not all(": " in header for header in headers):
-        return False
-    # The first packet is a public key, tag 6, in the new or the old form (section 4.2).
-    return bool(packets) and (packets[0] == 0xC6 or packets[0] & 0xFC == 0x98)
+        found = public_keys.fingerprints(key.text)
+    except public_keys.NotPublicKeyError as error:
+        told = f"{key.path.name!r} {error}; `gpg --export KEY` writes a file with a public key"
+        report((index, "key"), told)
+        return
+    asked = entry.get("fingerprint")
+    if isinstance(asked, str) and found != [asked.replace(" ", "").upper()]:
+        keys = "a key" if len(found) == 1 else f"{len(found)} keys"
+        told = f"{key.path.name!r} holds {keys} with other fingerprints: {', '.join(found)}"
+        if asked.replace(" ", "").upper() in found:
+            told = f"{key.path.name!r} holds {len(found)} keys; export the one with this alone"
+        report((index, "fingerprint"), told)
 
 
 def _script(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -169,9 +164,15 @@ _ENTRY: dict[str, Any] = {
             ["stable"],
         ),
         "key": text(
-            "The file with the public keys that sign the archive, ASCII-armored.",
+            "The file with the public keys that sign the archive, ASCII-armored or binary.",
             ["docker.asc"],
             minLength=1,
+        ),
+        "fingerprint": text(
+            "The fingerprint of the only key that the file may hold.",
+            ["9DC8 5822 9FC7 DD38 854A  E2D8 8D81 803C 0EBF CD88"],
+            pattern="^([0-9A-Fa-f] *){40}(([0-9A-Fa-f] *){24})?$",
+            errorMessage="must be a whole fingerprint: 40 or 64 hexadecimal digits",
         ),
         "pin": {
             "description": "The priority of its packages, as apt_preferences(5) has it: below 500, "
@@ -210,4 +211,5 @@ CUSTOMIZATION = Customization(
     merge=merge_named,
     script=_script,
     text_files=(("*", "key"),),
+    decode=public_keys.decode,
 )

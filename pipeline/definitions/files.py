@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -79,7 +81,9 @@ class _Resolver:
         }
         for key, customization in CUSTOMIZATIONS.items():
             for part in customization.text_files:
-                self._converters[(key, *part)] = self._text_file
+                self._converters[(key, *part)] = partial(
+                    self._text_file, decode=customization.decode
+                )
 
     def resolve(self, value: Any, keys: Keys) -> Any:
         """A value in the model's terms; unchanged if it violates the schema."""
@@ -198,25 +202,29 @@ class _Resolver:
             )
         return content.path
 
-    def _text_file(self, keys: Keys, text: str) -> TextFile | str:
+    def _text_file(
+        self, keys: Keys, text: str, *, decode: Callable[[bytes], str]
+    ) -> TextFile | str:
         """A file whose text customizes the image; the name as it was if there is no such text."""
         content = self._find(keys, text)
         if content is None:
             return text
-        try:
-            read = content.head.decode()
-        except UnicodeDecodeError:
-            self._add(keys, f"{text!r} is not text in UTF-8")
-            return text
         if content.size > len(content.head):
             most = f"{_SCANNED_BYTES:,}"
             self._add(keys, f"{text!r} has {content.size:,} bytes; at most {most} are allowed here")
-        elif "\r\n" in read:
+            return text
+        try:
+            read = decode(content.head)
+        except UnicodeDecodeError:
+            self._add(keys, f"{text!r} is not text in UTF-8")
+            return text
+        if "\r\n" in read:
             self._add(keys, f"{text!r} has Windows line ends; save it with Unix ones")
         elif "\0" in read:
             self._add(keys, f"{text!r} has a NUL byte")
         else:
-            return TextFile(path=content.path, text=read)
+            digest = hashlib.sha256(content.head).hexdigest()
+            return TextFile(path=content.path, text=read, sha256=digest)
         return text
 
     def _package(self, keys: Keys, text: str) -> PackageFile | str:

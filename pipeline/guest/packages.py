@@ -15,7 +15,7 @@ from pipeline.guest.files import Copy, full, temporary_name
 from pipeline.guest.image import Image
 from pipeline.guest.programs import Ended, printable, reachable, resolving, run_program
 from pipeline.model import split_pin
-from pipeline.tools import deb
+from pipeline.tools import apt_complaints, deb
 from pipeline.tools.deb import LocalPackage
 
 Installed = tuple[str, str, str]
@@ -117,7 +117,7 @@ def change_packages(
     text of a sources.list to use in place of the image's own, `proxies` are environment variables,
     `repositories` further archives for apt; none of them stays in the image. `files` are packages
     of the definition, which replace others of their name, and pass through the folder `work`.
-    Raises PackageManagerError, PackagesFailedError, FileSystemError, and
+    Raises PackageManagerError, PackagesFailedError, MirrorError, FileSystemError, and
     DefinitionError for packages that need a network.
     """
     if not install and not remove and not files:
@@ -230,6 +230,7 @@ class _Run:
         self, image: Image, manager: str, proxies: Mapping[str, str], *, network: bool
     ) -> None:
         self._network = network
+        self._repositories: Sequence[Repository] = ()
         self._own = PurePosixPath()
         """The folder of the definition's package files, while there are any."""
         self._image = image
@@ -251,6 +252,7 @@ class _Run:
         if self._manager != "apt":
             yield
             return
+        self._repositories = repositories
         folder = PurePosixPath("/var/tmp", temporary_name())  # noqa: S108
         for below in ("lists/partial", "cache/archives/partial"):
             self._files.make_folder(folder / below)
@@ -315,7 +317,10 @@ class _Run:
         """Installs packages. Raises PackagesFailedError."""
         manager = _MANAGERS[self._manager]
         if manager.refresh is not None:
-            self._run(manager.refresh)
+            # apt only warns of an archive that it cannot reach.
+            said = self._run(manager.refresh)
+            if wrong := apt_complaints.explain(said, self._repositories, reachable):
+                raise wrong
         if self._manager == "apt":
             self._check_names([split_pin(package)[0] for package in packages])
         self._run(manager.install, [_pinned(self._manager, package) for package in packages])
@@ -346,7 +351,8 @@ class _Run:
                 log=self._image.guest.log,
             )
 
-    def _run(self, line: str, packages: Sequence[str] = ()) -> None:
+    def _run(self, line: str, packages: Sequence[str] = ()) -> str:
+        """Runs a line of shell with packages behind it. Returns the last lines that it printed."""
         words = ["/bin/sh", "-c", line.format(apt=self._apt) + ' "$@"', "sh", *packages]
         shown = " ".join([line.format(apt="apt-get"), *packages])
         try:
@@ -358,10 +364,13 @@ class _Run:
             ) from None
         if ended.status != 0:
             raise self._explain(shown, ended)
+        return ended.output
 
     def _explain(self, shown: str, ended: Ended) -> PhantomError:
         if "No space left on device" in ended.output or "free space" in ended.output:
             return full()
+        if wrong := apt_complaints.explain(ended.output, self._repositories, reachable):
+            return wrong
         how = "shut its machine down" if ended.status is None else f"ended with {ended.status}"
         return PackagesFailedError(
             f"`{shown}` {how} in the image",

@@ -26,6 +26,7 @@ from pipeline.files import discard, make_folder, share
 from pipeline.model import COMPONENTS, MIB, Package, Progress
 from pipeline.store import Store, sync, write_atomically
 from pipeline.tools import deb, run
+from pipeline.tools.apt_complaints import check_components
 from pipeline.tools.apt_lists import MIRROR, NOTHING, SECURITY_MIRROR, Lists, check_dates
 from pipeline.tools.apt_request import Wanted, check_exist, choose, merge
 
@@ -82,12 +83,16 @@ class Mirrors:
         words = " ".join(self.components if components is None else components)
         return "".join(f"deb {options}{uri} {suite} {words}\n" for uri, suite in self.suites())
 
-    def indexes(self) -> list[tuple[str, str]]:
-        """The URL of each signed index, and its name in messages."""
+    def indexes(self) -> list[tuple[str, str, str]]:
+        """The URL of each signed index, its place in messages, and its name there."""
         ours = [
-            (f"{uri}/dists/{suite}/InRelease", f"{uri} ({suite})") for uri, suite in self.suites()
+            (f"{uri}/dists/{suite}/InRelease", f"{uri} ({suite})", "the mirror's index")
+            for uri, suite in self.suites()
         ]
-        return ours + [(each.index, each.where or each.url) for each in self.repositories]
+        return ours + [
+            (each.index, each.where or each.url, f"the index of the repository {each.name!r}")
+            for each in self.repositories
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,14 +273,17 @@ class Archive:
         """The digest of each suite's current signed index, by its URL."""
         indexes = self._mirrors.indexes()
         words = []
-        for number, (url, _) in enumerate(indexes):
+        for number, (url, _, _) in enumerate(indexes):
             words += [url, f"{folder}/{number}.InRelease", ""]
         self._lists(folder).run([_HELPER, "download-file", *words])
-        found = {}
-        for number, (url, name) in enumerate(indexes):
+        found, texts = {}, {}
+        for number, (url, where, what) in enumerate(indexes):
             index = (folder / f"{number}.InRelease").read_bytes()
-            check_dates(index.decode(errors="replace"), name)
+            texts[url] = index.decode(errors="replace")
+            check_dates(texts[url], where, what)
             found[url] = hashlib.sha256(index).hexdigest()
+        for repository in self._mirrors.repositories:
+            check_components(texts[repository.index], repository)
         return found
 
     def _resolve_in(

@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from pipeline.customizations.repositories import Repository
 from pipeline.errors import MirrorError, UsageError
-from pipeline.tools import deb, run
+from pipeline.tools import apt_complaints, deb, run
 from pipeline.tools.run import ToolError
 
 MIRROR = "PHANTOM_DEBIAN_MIRROR"
@@ -55,7 +55,6 @@ Acquire::https::Timeout "30";
 Debug::NoLocking "true";
 """
 _OF_THE_NETWORK = re.compile(r"Acquire::(https?|ftp|tor|socks5h?|mirror|Force-?IPv[46])\b", re.I)
-_SIGNATURE = re.compile(r"\b(NO_PUBKEY|BADSIG|EXPKEYSIG|EXPSIG|REVKEYSIG)\b")
 _UNREACHABLE = re.compile(
     r"Failed to fetch|Could not (connect|resolve|handshake)|Download Failed|Cannot initiate"
     r"|Temporary failure|does not have a Release file|is not signed|Connection|InRelease"
@@ -71,21 +70,21 @@ def checks_valid_until() -> bool:
     return setting == "yes"
 
 
-def check_dates(index: str, where: str) -> None:
+def check_dates(index: str, where: str, what: str = "the mirror's index") -> None:
     """Checks a suite's index (`InRelease`) against this host's clock, as apt does when it fetches
-    one that it does not know; `where` names the suite. Raises MirrorError."""
+    one that it does not know; `where` names the suite, and `what` the index. Raises MirrorError."""
     now = datetime.now(UTC)
     until, made = _date(index, "Valid-Until"), _date(index, "Date")
     if until is not None and until < now and checks_valid_until():
         raise MirrorError(
-            f"the mirror's index was valid until {until:%Y-%m-%d %H:%M} UTC",
+            f"{what} was valid until {until:%Y-%m-%d %H:%M} UTC",
             where=where,
             todo="use a mirror that is up to date; for an archive that is old on purpose, set "
             f"{CHECK_VALID_UNTIL}=no",
         )
     if made is not None and made > now + _FUTURE:
         raise MirrorError(
-            f"the mirror's index is of {made:%Y-%m-%d %H:%M} UTC, which is in the future",
+            f"{what} is of {made:%Y-%m-%d %H:%M} UTC, which is in the future",
             where=where,
             todo="set this host's clock",
         )
@@ -216,24 +215,11 @@ class Lists:
     def _unreachable(self, error: ToolError) -> MirrorError | None:
         """The error for a mirror that does not work, if that is what apt complains about."""
         complaints = re.findall(r"^[EW]: (.*)$", error.output, re.MULTILINE)
-        complaint = next(
-            (
-                each
-                for form in (_SIGNATURE, _UNREACHABLE)
-                for each in filter(form.search, complaints)
-            ),
-            None,
-        )
+        complaint = next(filter(_UNREACHABLE.search, complaints), None)
         if complaint is None:
             return None
-        for repository in self._repositories:
-            if repository.url in complaint:
-                return MirrorError(
-                    f"the repository {repository.name!r} cannot be used: {complaint}",
-                    where=repository.where,
-                    todo="see that its url, suite and components are right, that it answers, and "
-                    "that `key` is the key that signs it",
-                )
+        if found := apt_complaints.explain(error.output, self._repositories):
+            return found
         return MirrorError(
             f"the mirror cannot be used: {complaint}",
             where=self._where,

@@ -127,13 +127,13 @@ MISTAKES: list[tuple[str, list[str]]] = [
         [
             "5:5: 'repositories[0]': 'components' is missing; an archive without any has a suite "
             "that ends in '/'",
-            "5:47: 'repositories[0].key': 'keys' is no ASCII-armored public key; `gpg --armor "
-            "--export` makes one",
+            "5:47: 'repositories[0].key': 'keys' is no block of public keys; `gpg --export KEY` "
+            "writes a file with a public key",
             "6:12: 'repositories[1].name': entry 1 has the same name, 'a'",
             "6:55: 'repositories[1].components': an archive whose suite ends in '/' has no "
             "components",
-            "6:65: 'repositories[1].key': 'keys' is no ASCII-armored public key; `gpg --armor "
-            "--export` makes one",
+            "6:65: 'repositories[1].key': 'keys' is no block of public keys; `gpg --export KEY` "
+            "writes a file with a public key",
         ],
     ),
     (
