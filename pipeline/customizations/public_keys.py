@@ -54,7 +54,10 @@ def _unarmor(text: str) -> bytes:
     lines = [line.strip() for line in text.strip().splitlines()]
     if not lines or (lines[0], lines[-1]) != (f"-----BEGIN {_BLOCK}", f"-----END {_BLOCK}"):
         raise NotPublicKeyError("is no block of public keys")
-    body = lines[lines.index("") + 1 : -1] if "" in lines else []
+    blank = lines.index("") if "" in lines else 0
+    headers, body = lines[1:blank], lines[blank + 1 : -1]
+    if not blank or not all(": " in header for header in headers):
+        raise NotPublicKeyError("is damaged")
     encoded = "".join(line for line in body if not line.startswith("="))
     try:
         return base64.b64decode(encoded, validate=True)
