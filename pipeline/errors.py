@@ -310,5 +310,9 @@ class CustomizationError(PhantomError, status=62):
         )
 
 
+class SecretError(PhantomError, status=63):
+    """A secret of the build is in the finished root file system."""
+
+
 class ManifestError(PhantomError, status=70):
     """The manifest that a command is to read is damaged, or of another version."""

@@ -102,6 +102,18 @@ class BaseImageSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BuildSecret:
+    """What scripts and hooks may read while the image is made, and the image must not hold."""
+
+    name: str
+    variable: str | None = None
+    """The environment variable that holds it; None: `file` does."""
+    file: Path | None = None
+    where: str = field(default="", compare=False)
+    """`file:line:column` of what says where it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BootCheckPolicy:
     """How the appliance proves that it came up."""
 
@@ -178,6 +190,7 @@ class Appliance:
     scripts: tuple[Path, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables for elements' hooks and for scripts, from scratch."""
+    build_secrets: tuple[BuildSecret, ...] = ()
     customizations: Mapping[str, Any] = field(default_factory=dict)
     """The values of the keys that `customizations/` has modules for."""
     disk_size: int = 2 * GIB

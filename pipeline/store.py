@@ -8,6 +8,7 @@
     STORE/archives/                  apt's lists for each set of mirrors
     STORE/resolutions/               resolved package sets
     STORE/logs/                      the full log of each stage's last run
+    STORE/keys/                      each user's random key for digests of secrets
 
 A single rename puts an artifact in place once all of it is on the disk. Several checkouts, several
 commands at once, and the users of a group that may write to the store's folder may share it. What

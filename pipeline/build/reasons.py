@@ -18,6 +18,7 @@ _ITEMS = {
     "elements": "element",
     "payloads": "element",
     "customizations": "",
+    "secrets": "secret",
 }
 _UNNAMED = {"environment", "tools"}  # what is in them has names that say enough
 _WORDS = {"apt_sources": "the image's package sources", "sha256": "its digest"}

@@ -91,6 +91,9 @@ def _inputs() -> Schema:
                 "What the definition's keys say of the image beside packages, files and scripts; "
                 "of files that they name, the digest.",
             ),
+            "build_secrets": _told(
+                _list(_TEXT), "The names of what scripts and hooks could read while it was made."
+            ),
             "repeatable": _told(
                 _FLAG,
                 "Whether the same inputs are known to give the same bytes: from scratch, and where "

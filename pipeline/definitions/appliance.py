@@ -2,10 +2,10 @@
 
 One `DefinitionError` lists all mistakes with file, line and column. A definition that extends
 another is merged with it: mappings key by key; lists by appending new items; of two `files` entries
-with the same target, or two `packages` entries of one package, the child's wins; everything else,
-and a `source` of another kind, is replaced. `name`, `version` and `summary` are never inherited, so
-that changes in a parent do not rename or renumber its children. Paths are relative to the folder of
-the file that contains them.
+with the same target, two `packages` entries of one package, or two secrets of one name, the child's
+wins; everything else, and a `source` of another kind, is replaced. `name`, `version` and `summary`
+are never inherited, so that changes in a parent do not rename or renumber its children. Paths are
+relative to the folder of the file that contains them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline.customizations import CUSTOMIZATIONS
 from pipeline.definitions.bounds import bounded
+from pipeline.definitions.build_secrets import merge_secrets
 from pipeline.definitions.copies import Grounds, merge_copies
 from pipeline.definitions.customizations import check_customizations
 from pipeline.definitions.environment import check_environment
@@ -58,7 +59,10 @@ FILE_NAME = "appliance.yaml"
 _OF_ONE_FILE = ("sha256", "format")
 _MOST_PARENTS = 20  # more than anybody keeps in mind
 _OWN_KEYS = ("name", "version", "summary")
-_LIST_KEYS = ("elements", "packages", "without_packages", "files", "scripts")
+_LIST_KEYS = (
+    *("elements", "packages", "without_packages", "files", "scripts"),
+    "build_secrets",
+)
 _TODO = "correct it; `phantom-image schema` prints all that a definition can say"
 
 
@@ -253,6 +257,8 @@ def _merge_value(key: str, parent: Any, child: Any) -> Any:
             return merge_copies(parent, child)
         if key == "packages":
             return merge_packages(parent, child)
+        if key == "build_secrets":
+            return merge_secrets(parent, child)
         known = set(parent)
         return parent + [item for item in child if item not in known]
     return child

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.customizations import CUSTOMIZATIONS
+from pipeline.definitions.build_secrets import resolve_secrets
 from pipeline.definitions.copies import Grounds, OutsideError, Targets, is_text, walk
 from pipeline.definitions.messages import label, quote, suggest
 from pipeline.definitions.packages import is_file, read_package_file
@@ -78,6 +79,7 @@ class _Resolver:
             ("phantom", "user_data"): self._user_data,
             ("files",): self._copies,
             ("packages", "*"): self._package,
+            ("build_secrets",): self._secrets,
         }
         for key, customization in CUSTOMIZATIONS.items():
             for part in customization.text_files:
@@ -281,6 +283,9 @@ class _Resolver:
             return None
         is_program = bool(status.st_mode & 0o100)
         return _Content(path=path, head=head, size=status.st_size, is_program=is_program)
+
+    def _secrets(self, keys: Keys, entries: list[object]) -> object:
+        return resolve_secrets(self._file, self._grounds, entries)
 
     def _copies(self, keys: Keys, entries: list[object]) -> list[Copy]:
         return [copy for index in range(len(entries)) for copy in self._entry((*keys, index))]

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.customizations import CUSTOMIZATIONS
 from pipeline.customizations.accounts import OWNER
+from pipeline.definitions.build_secrets import BUILD_SECRETS
 from pipeline.definitions.environment import ENVIRONMENT
 from pipeline.definitions.login import LOGIN
 from pipeline.model import COMPONENTS
@@ -137,6 +138,7 @@ def _contents() -> dict[str, Schema]:
             ["make-cache.sh"],
         ),
         "environment": ENVIRONMENT,
+        "build_secrets": BUILD_SECRETS,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from pipeline.disk.tree import COPY_LIMIT, TEXT_LIMIT, check_size
@@ -87,6 +88,23 @@ class FileSystem:
             return ""
         return self._debugfs(f"cat {_quote(path)}")
 
+    def find_owners(self, offsets: Iterable[int]) -> dict[int, str]:
+        """The path of the file that each byte of the file system belongs to, or of the folder that
+        lists its name there; a byte of no file has none. It reads all folders."""
+        block = re.search(r"^Block size: +([0-9]{1,9})$", self._debugfs("stats -h"), re.MULTILINE)
+        if block is None:
+            return {}
+        blocks = {offset: offset // int(block[1]) for offset in offsets}
+        asked = " ".join(map(str, sorted({*blocks.values()})))
+        inodes = _pairs(self._debugfs(f"icheck {asked}"))
+        paths = _pairs(self._debugfs(f"ncheck {' '.join(sorted({*inodes.values()}))}"))
+        found = {offset: inodes.get(str(number), "") for offset, number in blocks.items()}
+        return {
+            offset: f"/{paths[inode].lstrip('/')}"
+            for offset, inode in found.items()
+            if inode in paths
+        }
+
     def _size(self, path: PurePosixPath, limit: int) -> int | None:
         """A regular file's size; None if there is no such file."""
         status = self._stat(path)
@@ -122,6 +140,17 @@ def _find_size(status: str) -> int | None:
     """The size that debugfs's `stat` tells."""
     size = re.search(r"\bSize: ([0-9]{1,20})", status)
     return None if size is None else int(size[1])
+
+
+def _pairs(table: str) -> dict[str, str]:
+    """The two columns of what debugfs's `icheck` and `ncheck` print: a number, and what it leads
+    to. Of several, the first."""
+    pairs: dict[str, str] = {}
+    for line in table.splitlines():
+        number, tab, leads_to = line.partition("\t")
+        if tab and number.isascii() and number.isdigit() and not leads_to.startswith("<"):
+            pairs.setdefault(number, leads_to)
+    return pairs
 
 
 def _is_plain(path: PurePosixPath) -> bool:

@@ -217,6 +217,8 @@ class Console:
         self._logged: int | None = 0
         self._lock = threading.RLock()
         self._listeners: list[Callable[[str], None]] = []
+        self.hidden = re.compile("(?!)")
+        """In place of what matches, asterisks are written and passed on."""
         self._line = b""
         self._closing = False
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -270,6 +272,7 @@ class Console:
 
     def _pass_on(self, line: bytes) -> None:
         text = line[:_LONGEST_LINE].decode("utf-8", "replace").rstrip()
+        text = self.hidden.sub("***", text)
         self._write_down(f"{text}\n")
         for listener in self._listeners:
             # An error would end this thread, and QEMU stops when its console is not read.

@@ -49,7 +49,8 @@ _INNER = """
 mount -t proc proc /sysroot/proc &&
     mount --rbind /sys /sysroot/sys &&
     mount --rbind /dev /sysroot/dev &&
-    { ! test -d /sysroot/run || mount -t tmpfs -o mode=0755 tmpfs /sysroot/run; } || exit 1
+    { ! test -d /sysroot/run || mount -t tmpfs -o mode=0755 tmpfs /sysroot/run; } &&
+    SHOW_SECRETS || exit 1
 echo started >&3
 exec env -i "$@"
 """
@@ -85,9 +86,11 @@ def run_program(
     *,
     seconds: float,
     environment: Mapping[str, str] | None = None,
+    secrets: PurePosixPath | None = None,
 ) -> Ended:
     """Runs a program of the image as root, in `/`, with nothing to read. What it prints goes to the
-    log and to the progress line by line. What `environment` says of localhost means this host.
+    log and to the progress line by line. What `environment` says of localhost means this host. The
+    folder `secrets`, a mount in the image, is moved to /run/secrets for it.
 
     The image must be of the appliance's architecture. Raises TimeoutError when it takes longer than
     `seconds`; the appliance is killed then.
@@ -105,7 +108,8 @@ def run_program(
     variables = {**_ENVIRONMENT, **(environment or {})}
     inner = [f"{name}={reachable(value)}" for name, value in variables.items()]
     inner += ["chroot", "/sysroot", "/bin/sh", "-c", _IN_IMAGE, "sh", *words]
-    command = _OUTER % (shlex.quote(_INNER), shlex.join(inner))
+    script = _INNER.replace("SHOW_SECRETS", "true" if secrets is None else _show(secrets))
+    command = _OUTER % (shlex.quote(script), shlex.join(inner))
     try:
         with guest.console.heard(listen), guest.limited(seconds):
             answer = guest.shell(command)
@@ -119,6 +123,12 @@ def run_program(
             "libguestfs's appliance cannot run programs of the image", log=guest.log, detail=output
         )
     return Ended(status=_status(guest, answer, output), output=output)
+
+
+def _show(secrets: PurePosixPath) -> str:
+    """Moves a mount to /run/secrets, in the mount namespace of one program."""
+    place = shlex.quote(f"/sysroot{secrets}")
+    return f"mkdir /sysroot/run/secrets && mount --move {place} /sysroot/run/secrets"
 
 
 def _status(guest: Guest, answer: str, output: str) -> int | None:

@@ -20,6 +20,7 @@ from pipeline.guest.appliance import Guest
 from pipeline.guest.files import Copy, full, temporary_name
 from pipeline.guest.image import Image
 from pipeline.guest.programs import Ended, resolving, run_program
+from pipeline.guest.secret_files import showing_secrets
 from pipeline.tools import script_line
 
 _STEP_SECONDS = 600
@@ -34,13 +35,15 @@ def run_scripts(
     seconds: int,
     network: bool = False,
     proxies: Mapping[str, str] | None = None,
+    secrets: Mapping[str, bytes] | None = None,
 ) -> None:
     """Runs scripts one after the other as root, in `/`, with nothing to read; what they print is
     shown as it comes. What a script leaves running ends with it.
 
     `places` names, for messages, where each script is on this host. `proxies` are environment
-    variables, given only with a network. Raises ScriptError, ScriptHungError after `seconds` of one
-    script, ScriptRebootError, FileSystemError.
+    variables, given only with a network. `secrets` are files of /run/secrets, in the appliance's
+    memory alone, and hidden in what scripts print. Raises ScriptError, ScriptHungError after
+    `seconds` of one script, ScriptRebootError, FileSystemError.
     """
     if not scripts:
         return
@@ -48,7 +51,10 @@ def run_scripts(
     environment = proxies if network and proxies else {}
     folder = PurePosixPath("/", temporary_name())
     try:
-        with resolving(image) if network else nullcontext():
+        with (
+            resolving(image) if network else nullcontext(),
+            showing_secrets(image, secrets or {}) as shown,
+        ):
             for number, script in enumerate(scripts):
                 guest.progress.step(f"running {script.name}", seconds=seconds)
                 place = folder / f"{number:02d}" / script.name
@@ -56,7 +62,14 @@ def run_scripts(
                 files.copy([Copy(target=place, mode=0o700, source=script)])
                 _check_interpreter(guest, script)
                 with _placed(places[number] if places else script.name, place):
-                    _run(image, script, place, seconds=seconds, environment=environment)
+                    _run(
+                        image,
+                        script,
+                        place,
+                        seconds=seconds,
+                        environment=environment,
+                        secrets=shown,
+                    )
     finally:
         if not guest.ended:
             with suppress(FileSystemError):
@@ -100,12 +113,15 @@ def _run(
     *,
     seconds: int,
     environment: Mapping[str, str],
+    secrets: PurePosixPath | None,
 ) -> None:
     note, aid = (place.parent.with_suffix(end) for end in (".failed", ".tell-line"))
     image.files.write(aid, script_line.make_environment(note), 0o600)
     environment = {**environment, "BASH_ENV": str(aid)}
     try:
-        ended = run_program(image, [str(place)], seconds=seconds, environment=environment)
+        ended = run_program(
+            image, [str(place)], seconds=seconds, environment=environment, secrets=secrets
+        )
     except TimeoutError:
         raise ScriptHungError(
             f"the definition's script {script.name} did not end in the base image within "

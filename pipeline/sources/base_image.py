@@ -55,6 +55,13 @@ from pipeline.model import (
 from pipeline.sources import BaseFile, Request, elements_located
 from pipeline.sources.base_disk import BASE, BaseDisk
 from pipeline.sources.base_file import find_base
+from pipeline.sources.build_secrets import (
+    Secret,
+    check_left,
+    describe_secrets,
+    handed,
+    read_secrets,
+)
 from pipeline.sources.copied import Copied, CopiedFile, CopiedFolder, CopiedLink, copied_files
 from pipeline.sources.download import Download
 from pipeline.sources.scratch import (
@@ -118,6 +125,8 @@ class BaseRoot(Stage):
     """Archives that packages may come from, beside the image's own."""
     package_files: tuple[deb.LocalPackage, ...] = field(default=(), metadata=IF_ANY)
     scripts: tuple[LocalFile, ...]
+    secrets: tuple[Secret, ...] = field(default=(), metadata=IF_ANY)
+    """What scripts may read, and the image must not hold."""
 
     script_seconds: int = field(metadata=HERE_ONLY, compare=False)
 
@@ -155,6 +164,7 @@ class BaseRoot(Stage):
             root.settle_root(guest, system, likely, working=working, base=base, room=room)
             kept, told = self._change(guest, system, base, room, context)
             root.trim(guest, room)
+        check_left(self.secrets, context)
         if kept is not None:
             sparse.copy_data(disk, context.out / HEAD, kept.root_start)
         return {
@@ -226,6 +236,7 @@ class BaseRoot(Stage):
             seconds=self.script_seconds,
             network=self.network,
             proxies=proxies,
+            secrets=handed(self.secrets),
         )
         context.progress.step("making it boot everywhere, and cleaning up")
         if any(
@@ -327,6 +338,7 @@ class BaseImage:
                 }
             },
             "repeatable": False,
+            **describe_secrets(self.root.secrets),
             "packages": _read_packages(contents, self.root.package_files),
             **({"package_files": files} if files else {}),
             "pinned_packages": sorted(
@@ -349,6 +361,7 @@ def plan_base_image(source: BaseImageSource, request: Request) -> BaseImage:
     Raises DefinitionError, UnknownElementError, ChecksumError, BaseNotBuiltError.
     """
     appliance = request.appliance
+    secrets = read_secrets(appliance, request.store, keep=request.keep)
     with located(appliance.positions.find("source", "base_image", "location")):
         base = find_base(source, request)
     with elements_located(appliance):
@@ -378,6 +391,7 @@ def plan_base_image(source: BaseImageSource, request: Request) -> BaseImage:
         customizations=make_steps(appliance.customizations, appliance.positions, appliance.files),
         repositories=find_repositories(appliance.customizations, appliance.positions),
         scripts=tuple(own_file(script) for script in appliance.scripts),
+        secrets=secrets,
         script_seconds=source.script_seconds,
     )
     return BaseImage(source=source, root=root, base=base)

@@ -7,7 +7,7 @@ import os
 import sys
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -28,6 +28,13 @@ from pipeline.guest import cloud_init
 from pipeline.machine import accelerator, host
 from pipeline.model import MIB, Appliance, Package, ScratchSource, format_size, split_pin
 from pipeline.sources import BaseFile, Request, elements_located
+from pipeline.sources.build_secrets import (
+    Secret,
+    check_left,
+    describe_secrets,
+    handed,
+    read_secrets,
+)
 from pipeline.sources.copied import Copied, CopiedFile, copied_files, write_tree
 from pipeline.sources.element_facts import check_supported, unwanted_packages, wanted_packages
 from pipeline.sources.interpreters import check_interpreters
@@ -107,6 +114,8 @@ class ScratchRoot(Stage):
     """Whether hooks and scripts have the host's network."""
     environment: Mapping[str, str]
     """The definition's variables for elements and scripts."""
+    secrets: tuple[Secret, ...] = field(default=(), metadata=IF_ANY)
+    """What hooks and scripts may read, and the image must not hold."""
     tools: Mapping[str, str]
     """Versions of the programs whose output lies in the result."""
     epoch: int
@@ -141,6 +150,14 @@ class ScratchRoot(Stage):
         (tree,) = inputs
         context.store.check_space(2 * self._tree_bytes())
         self._build(tree.file(TREE), context)
+        if not (context.out / ROOT).is_file():
+            raise StageFailedError(
+                "the operating-system element wrote no root file system",
+                todo=f"let its last cleanup.d hook write $PHANTOM_OUTPUT/{ROOT}, as "
+                "elements/phantom-debian does",
+                log=context.log,
+            )
+        check_left(self.secrets, context)
         return self._facts(context)
 
     def _build(self, tree: Path, context: Context) -> None:
@@ -174,6 +191,7 @@ class ScratchRoot(Stage):
                 log=context.log,
                 progress=context.progress,
                 network=self.network,
+                secrets=handed(self.secrets),
             )
         except run.ToolError as error:
             places = {step.name: step.where for step in self.customizations}
@@ -249,7 +267,8 @@ class ScratchRoot(Stage):
             "PHANTOM_OWNER": namespace.owner(work),
             "PHANTOM_SOURCES": str(work / "sources.list"),
             "PHANTOM_TREE": str(tree),
-            "PHANTOM_UUID": str(uuid.uuid5(_NAMESPACE, self.key)),
+            # Digests of secrets differ from store to store, and the same image is to be the same.
+            "PHANTOM_UUID": str(uuid.uuid5(_NAMESPACE, replace(self, secrets=()).key)),
             "SOURCE_DATE_EPOCH": str(self.epoch),
             "TMPDIR": str(build),
             "TMP_DIR": str(build),
@@ -258,13 +277,6 @@ class ScratchRoot(Stage):
 
     def _facts(self, context: Context) -> Mapping[str, Any]:
         root = context.out / ROOT
-        if not root.is_file():
-            raise StageFailedError(
-                "the operating-system element wrote no root file system",
-                todo=f"let its last cleanup.d hook write $PHANTOM_OUTPUT/{ROOT}, as "
-                "elements/phantom-debian does",
-                log=context.log,
-            )
         self._check_packages(context)
         context.progress.step("computing the digest")
         identities = context.out / _IDENTITIES
@@ -322,6 +334,7 @@ class Scratch:
         return {
             "source": {"scratch": source},
             "repeatable": not self.source.network,
+            **describe_secrets(self.root.secrets),
             "archive": {"validity_checked": apt_lists.checks_valid_until()},
             "packages": [asdict(package) for package in self.root.packages],
             **({"package_files": files} if files else {}),
@@ -337,13 +350,14 @@ def plan_scratch(source: ScratchSource, request: Request) -> Scratch:
     Raises KernelError, UnknownElementError, UnknownPackageError, MirrorError, DiskTooSmallError.
     """
     appliance = request.appliance
+    secrets = read_secrets(appliance, request.store, keep=request.keep)
     with elements_located(appliance):
         check_supported(appliance, source, dib.find(source.element))
     booting = (cloud for cloud in request.clouds if cloud.hardware.own_kernel)
     hardware = {cloud.site.name: cloud.hardware for cloud in booting}
     with located(appliance.positions.find("kernel")):
         kernel = choose_kernel(appliance.kernel, source.release, hardware)
-    root = _plan_root(appliance, source, kernel, request)
+    root = replace(_plan_root(appliance, source, kernel, request), secrets=secrets)
     for cloud in request.clouds:
         _check_disk_size(appliance, cloud, root.resolution.installed_bytes)
     pinned = [package for package in appliance.packages if split_pin(package)[1] is not None]

@@ -12,6 +12,7 @@ FOLDER, which the command does not see, holds
                            ["memory", PATH, MIB], an empty folder in memory
                   mapped:  whether its root is one of a user namespace, and not this host's
                   network: whether it has this host's network
+                  secrets: files for /run/secrets, as isolated_first.sh wants them
 
 The command finds the host's programs and libraries, read-only; of /etc what programs need and
 nothing that is secret or tells which host this is; devices that are not hardware; and a `sudo` that
@@ -124,7 +125,8 @@ def _run(plan: dict[str, object], environment: str, command: Sequence[str]) -> i
                 _make_root(shown, trees, mapped=mapped, network=bool(plan["network"]))
                 _leave_host(environment)
                 os.closerange(3, 1 << 16)
-                os.execve("/bin/sh", ["sh", "-c", _FIRST, "sh", *command], {"PATH": _PATH})
+                words = ["sh", "-c", _FIRST, "sh", str(plan["secrets"]), *command]
+                os.execve("/bin/sh", words, {"PATH": _PATH})
             os._exit(_wait(first))
     return _wait(child)
 

@@ -20,10 +20,14 @@ from pathlib import Path
 
 from pipeline.errors import HostError, NoSpaceError, SudoError
 from pipeline.model import Progress
+from pipeline.secret_forms import hiding
 from pipeline.tools import isolate, run
 
 PROGRAMS = "/phantom"
 """The folder of a program's root directory that has its `sudo`; it belongs first on its PATH."""
+SECRETS = "/run/secrets"
+"""The folder, in memory, where a program finds secrets that it is handed, as isolated_first.sh has
+it."""
 _PATH = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
 _ISOLATE = Path(__file__).with_name("isolate.py")
 _SECRET_NAME = re.compile(r"PASS|SECRET|TOKEN|CREDENTIAL|_KEY$|APIKEY", re.IGNORECASE)
@@ -182,6 +186,7 @@ def run_isolated(
     log: Path,
     progress: Progress,
     network: bool = False,
+    secrets: Mapping[str, bytes] | None = None,
 ) -> None:
     """Runs a program as root in namespaces that end with it, and it with us. It sees nothing of
     this host but its `view`, no process but those that it starts, a neutral host name, and the
@@ -189,7 +194,8 @@ def run_isolated(
 
     `folder`, which is made, keeps what isolate.py has to know. The program gets `environment`, and
     nothing of this process's own, by a file there that only this user can read; everybody can read
-    a command line. What `environment` holds of secrets is hidden in the log.
+    a command line. It finds `secrets` by their names in `SECRETS`; they go there through a pipe,
+    and never to a disk. They, and what `environment` holds of secrets, are hidden in the log.
     Raises ToolError, NoSpaceError, HostError.
     """
     # A program that hooks make setuid would give its owner's rights to every user of this host.
@@ -204,13 +210,16 @@ def run_isolated(
         environment=environment,
         mapped=way.mapped,
         network=network,
+        secrets=secrets,
     )
+    handed = list((secrets or {}).values())
     run.run(
         command if way.mapped else as_root(command),
         log=log,
         progress=progress,
         lifeline=True,
-        secrets=_secrets(environment),
+        handed=b"".join(handed),
+        hidden=hiding(handed, _secrets(environment)),
     )
 
 
@@ -237,10 +246,16 @@ def _prepare(
     environment: Mapping[str, str],
     mapped: bool,
     network: bool = False,
+    secrets: Mapping[str, bytes] | None = None,
 ) -> list[str]:
     """Writes what isolate.py has to know into a folder, which is made; returns its command."""
     folder.mkdir(mode=0o700)
-    plan = {"shown": list(view.shown()), "mapped": mapped, "network": network}
+    plan = {
+        "shown": list(view.shown()),
+        "mapped": mapped,
+        "network": network,
+        "secrets": " ".join(f"{len(value)}:{name}" for name, value in (secrets or {}).items()),
+    }
     (folder / "plan.json").write_text(json.dumps(plan))
     (folder / "environment").touch(mode=0o600)
     (folder / "environment").write_text(
@@ -261,6 +276,7 @@ def run_in_memory(
     log: Path,
     progress: Progress,
     network: bool = False,
+    secrets: Mapping[str, bytes] | None = None,
 ) -> None:
     """Runs a program as `run_isolated` does, with an empty folder `build` that is in memory if
     `mib` is more than 0, up to so many MiB. A program that finds no space there is run once more,
@@ -276,6 +292,7 @@ def run_in_memory(
                 log=log,
                 progress=progress,
                 network=network,
+                secrets=secrets,
             )
             return
         except NoSpaceError:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -32,6 +32,7 @@ from pipeline.tools.tails import tail
 
 _LINES, _LINE = 200, 4096  # lines of a program's output that are kept, and characters of each
 _WATCH_SECONDS = 0.2
+_NOTHING = re.compile("(?!)")
 Process = subprocess.Popen[str]
 """A running program."""
 
@@ -189,26 +190,27 @@ def run(
     log: Path,
     progress: Progress | None = None,
     lifeline: bool = False,
-    secrets: Collection[str] = (),
+    handed: bytes = b"",
+    hidden: re.Pattern[str] | None = None,
     watch: Callable[[], None] | None = None,
 ) -> None:
     """Runs a program to its end, and sends its output to `log` and to `progress`, with asterisks in
-    place of `secrets`.
+    place of what matches `hidden`.
 
     `watch` is called several times a second; what it raises ends the program, and is raised.
 
     With `lifeline`, the program's standard input stays open for as long as this process lives. A
-    program of another user, which the kernel cannot end together with us, watches it instead.
+    program of another user, which the kernel cannot end together with us, watches it instead. It
+    reads what is `handed` to it from there before.
     Raises ToolError, NoSpaceError, HostError.
     """
     progress = progress or NoProgress()
     log.parent.mkdir(parents=True, exist_ok=True)
-    hidden = re.compile("|".join(map(re.escape, sorted(secrets, key=len, reverse=True))) or "(?!)")
     with open_log(log) as written:
         written.write(f"$ {shlex.join(argv)}\n")
         written.flush()
-        with start(argv, lifeline=lifeline) as process, _watched(process, watch):
-            tail = _stream(process, written, progress, hidden)
+        with start(argv, lifeline=lifeline, handed=handed) as process, _watched(process, watch):
+            tail = _stream(process, written, progress, hidden or _NOTHING)
             status = process.wait()
         written.write(f"# status {status}\n")
     _check(argv, status, "\n".join(tail), log)
@@ -232,11 +234,13 @@ def start(
     env: Mapping[str, str] | None = None,
     input: str | None = None,
     lifeline: bool = False,
+    handed: bytes = b"",
     outlives: bool = False,
 ) -> Iterator[Process]:
     """A running program, its output on one pipe; ended when the block is left. Raises HostError.
 
-    `input` is all that it reads from its standard input, and is short.
+    `input` is all that it reads from its standard input, and is short. `handed` is what a program
+    with a lifeline reads there first, before it prints anything.
     With `outlives`, a program with a lifeline is not ended with this process by the kernel or by
     the terminal: it cleans up behind us, and ends when its standard input has.
     """
@@ -255,6 +259,11 @@ def start(
         process.stdin = None
     with _listed(process, lifeline=lifeline):
         try:
+            if handed and process.stdin is not None:
+                with suppress(OSError, ValueError):  # it has ended, or is being ended
+                    left = memoryview(handed)
+                    while left:
+                        left = left[os.write(process.stdin.fileno(), left) :]
             yield process
         finally:
             _end(process)

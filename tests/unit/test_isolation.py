@@ -7,7 +7,7 @@ import socket
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -89,7 +89,14 @@ def test_logs_are_for_the_user_alone(tmp_path: Path, open_umask: None) -> None:
     assert log.read_text().splitlines()[1::3] == ["done", "again"]
 
 
-def isolated(folder: Path, script: str, *, network: bool = False, **environment: str) -> str:
+def isolated(
+    folder: Path,
+    script: str,
+    *,
+    network: bool = False,
+    secrets: Mapping[str, bytes] | None = None,
+    **environment: str,
+) -> str:
     """What a script prints in namespaces of its own, where it sees `read` and `write` of the folder
     and `memory`."""
     for name in ("read", "write", "memory", "hidden"):
@@ -110,6 +117,7 @@ def isolated(folder: Path, script: str, *, network: bool = False, **environment:
             log=log,
             progress=NoProgress(),
             network=network,
+            secrets=secrets,
         )
     except PhantomError as error:
         pytest.fail(f"{error}\n{log.read_text()}")
@@ -292,3 +300,29 @@ def test_secrets_of_a_build_are_hidden(tmp_path: Path) -> None:
     )
     assert "word: ***, proxy http://me:***@127.0.0.1:9\nbookworm\n" in told
     assert "hunter2" not in told and "proxy-secret" not in told
+
+
+HANDED = {"token": b"correct horse battery\n", "key.pem": b"\x00\xff" * 500, "other": b"12345678"}
+
+
+@needs_root
+def test_secrets_are_files_in_memory_and_hidden_in_the_log(tmp_path: Path, mapped: bool) -> None:
+    told = isolated(
+        tmp_path,
+        "stat -c '%a %u %s' /run/secrets /run/secrets/*\n"
+        "stat -f -c %T /run/secrets\n"
+        "cat /run/secrets/token /run/secrets/other\n"
+        "(echo x >/run/secrets/token) 2>/dev/null || echo unwritable\n"
+        "echo; env; tr '\\0' ' ' </proc/1/cmdline; cat /proc/1/environ",
+        secrets=HANDED,
+    )
+    assert told.startswith("700 0 100\n400 0 1000\n400 0 8\n400 0 22\ntmpfs\n***\n***unwritable\n")
+    assert "correct horse" not in (tmp_path / "log").read_text()
+    for file in (tmp_path / "namespace").iterdir():  # nothing of them was written to a disk
+        assert not any(value.strip() in file.read_bytes() for value in HANDED.values())
+
+
+@needs_root
+def test_a_build_with_secrets_ends_when_its_lifeline_does(tmp_path: Path, mapped: bool) -> None:
+    told = isolated(tmp_path, "cat; echo 'nothing to read'", secrets=HANDED)
+    assert told == "nothing to read\n# status 0\n"
