@@ -104,8 +104,8 @@ class UnknownElementError(PhantomError, status=11):
 
 
 class UnknownPackageError(PhantomError, status=12):
-    """The archive has no such package, or it conflicts with the others. `packages` are the names
-    that the message mentions."""
+    """The archive, or the index of Python packages, has no such package, or it conflicts with the
+    others. `packages` are the names that the message mentions."""
 
     def __init__(self, what: str, *, packages: Collection[str] = (), **more: Any) -> None:
         super().__init__(what, **more)
@@ -113,7 +113,8 @@ class UnknownPackageError(PhantomError, status=12):
 
 
 class MirrorError(PhantomError, status=13):
-    """A package mirror cannot be reached or sends what its signature does not cover."""
+    """A package mirror cannot be reached or sends what its signature does not cover; or the index of
+    Python packages cannot be reached."""
 
 
 class HostError(PhantomError, status=14):
@@ -221,7 +222,7 @@ class ApplianceError(PhantomError, status=43):
 
 
 class ChecksumError(PhantomError, status=44):
-    """A base image is not the one that its definition pins."""
+    """A base image, or a package of Python, is not the one that its definition pins."""
 
 
 class DownloadError(PhantomError, status=45):

@@ -64,7 +64,7 @@ _NOT_USABLE = {
     *(errno.ENOTEMPTY, errno.ELOOP, errno.EIO, errno.ENAMETOOLONG, errno.EINVAL),
 }
 
-_EVICTED = ("artifacts", "packages", "resolutions", "archives", "downloads", "logs")
+_EVICTED = ("artifacts", "packages", "wheels", "resolutions", "archives", "downloads", "logs")
 
 RESERVE = 256 * MIB
 """Bytes that large files leave free."""

@@ -82,6 +82,9 @@ class ManifestImage:
     identities: Mapping[str, Any] | None = None
     """What each machine makes for itself at boot (`made_at_boot`), and what all of them share and
     perhaps should not (`shared`); None where that is not known."""
+    python: Mapping[str, Any] | None = None
+    """Of the virtual environment that the definition asks for: the `version` of Python, and its
+    `wheels`."""
 
 
 def _sorted_templates(templates: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -17,6 +17,7 @@ _ITEMS = {
     "package_files": "package",
     "elements": "element",
     "payloads": "element",
+    "requirements": "Python package",
     "customizations": "",
     "secrets": "secret",
 }

@@ -43,6 +43,7 @@ def make_entry(target: Target, artifacts: Artifacts, name: str) -> ManifestImage
         image=make_image(target, artifacts),
         root_sha256=find_root_sha256(target, artifacts),
         identities=artifacts[target.image.key].facts.get("identities"),
+        python=artifacts[target.image.key].facts.get("python"),
         reports=[
             BootReport(machine=boot.machine.name, passed=True, facts=artifacts[boot.key].facts)
             for boot in target.boots

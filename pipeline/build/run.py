@@ -131,6 +131,7 @@ def _write(
                 "definition": definition,
                 "customizations": customizations.describe(plan.appliance.customizations),
                 **plan.source.describe_inputs(described),
+                **({"python": entries[0].python} if entries[0].python else {}),
             },
             root_sha256=root_sha256,
             images=entries,

@@ -107,6 +107,13 @@ def _inputs() -> Schema:
                 "Those of the packages that are files of the definition.",
             ),
             "pinned_packages": _told(_list(_TEXT), "Those whose version the definition sets."),
+            "python": _told(
+                _object(
+                    version=_TEXT,
+                    wheels=_list(_object(name=_TEXT, version=_TEXT, file=_TEXT, sha256=_SHA256)),
+                ),
+                "What the virtual environment was made of, where the definition asks for one.",
+            ),
             "left_out_packages": _told(
                 _list(_TEXT), "Those that elements prefer, and the definition's rule out."
             ),

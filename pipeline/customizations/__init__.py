@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -33,6 +34,7 @@ CUSTOMIZATIONS: dict[str, Customization] = {
         "hostname",
         "kernel_options",
         "swap",
+        "python",
         "services",
     )
 }
@@ -73,7 +75,8 @@ def make_steps(
             value = values[key]
             with _located(customization, positions):
                 script = customization.script(value)
-            steps.append(_make_step(key, script, positions, customization.kept(value)))
+            made = _make_step(key, script, positions, customization.kept(value))
+            steps.append(replace(made, seconds=customization.seconds))
     return tuple(step for step in steps if step.script != HEAD)
 
 

@@ -86,6 +86,11 @@ class Customization:
     The script and the check get a `TextFile` there."""
     decode: Callable[[bytes], str] = bytes.decode
     """The text of such a file. Raises UnicodeDecodeError."""
+    text_bytes: int = 1 << 16
+    """The most bytes that such a file may have."""
+    seconds: int = 600
+    """How long the script may take in a base image, whose programs may run on an emulated
+    processor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,3 +106,5 @@ class Step:
     """`file:line:column` of the value."""
     kept: tuple[str, ...] = ()
     """Absolute paths of what cleaning must leave."""
+    seconds: int = field(default=600, compare=False, metadata={"key": False})
+    """How long it may take in a base image."""

@@ -10,7 +10,8 @@ from pipeline.customizations.accounts import OWNER, listed, text
 from pipeline.customizations.customization import Customization, Report
 
 _Directories = Sequence[Mapping[str, Any]]
-_MADE_ANEW = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/run", "/var/lock")  # noqa: S108
+MADE_ANEW = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/run", "/var/lock")  # noqa: S108
+"""Folders whose content no image keeps."""
 
 
 def _check(directories: _Directories, report: Report) -> None:
@@ -19,7 +20,7 @@ def _check(directories: _Directories, report: Report) -> None:
         path = directory["path"].rstrip("/")
         if {".", ".."} & set(path.split("/")):
             report((index, "path"), f"{directory['path']!r} must not hold '.' or '..'")
-        elif any(f"{path}/".startswith(f"{place}/") for place in _MADE_ANEW):
+        elif any(f"{path}/".startswith(f"{place}/") for place in MADE_ANEW):
             report((index, "path"), f"{path!r} is made anew at each boot")
         if first.setdefault(path, index) != index:
             report((index, "path"), f"entry {first[path] + 1} has the same path, {path!r}")

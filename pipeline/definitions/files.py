@@ -84,7 +84,7 @@ class _Resolver:
         for key, customization in CUSTOMIZATIONS.items():
             for part in customization.text_files:
                 self._converters[(key, *part)] = partial(
-                    self._text_file, decode=customization.decode
+                    self._text_file, most=customization.text_bytes, decode=customization.decode
                 )
 
     def resolve(self, value: Any, keys: Keys) -> Any:
@@ -205,15 +205,15 @@ class _Resolver:
         return content.path
 
     def _text_file(
-        self, keys: Keys, text: str, *, decode: Callable[[bytes], str]
+        self, keys: Keys, text: str, *, most: int, decode: Callable[[bytes], str]
     ) -> TextFile | str:
         """A file whose text customizes the image; the name as it was if there is no such text."""
-        content = self._find(keys, text)
+        content = self._find(keys, text, most)
         if content is None:
             return text
         if content.size > len(content.head):
-            most = f"{_SCANNED_BYTES:,}"
-            self._add(keys, f"{text!r} has {content.size:,} bytes; at most {most} are allowed here")
+            told = f"{text!r} has {content.size:,} bytes; at most {most:,} are allowed here"
+            self._add(keys, told)
             return text
         try:
             read = decode(content.head)
@@ -251,7 +251,7 @@ class _Resolver:
             self._add(keys, f"{quote(text)} cannot be read: {reason(error)}")
         return None
 
-    def _find(self, keys: Keys, text: str) -> _Content | None:
+    def _find(self, keys: Keys, text: str, most: int = _SCANNED_BYTES) -> _Content | None:
         """The file that a text names; adds a mistake and returns None if it must not be copied."""
         path = self._resolve(keys, text)
         if path is None:
@@ -266,13 +266,15 @@ class _Resolver:
         except (OSError, ValueError) as error:
             self._add(keys, f"{quote(text)} cannot be read: {reason(error)}")
             return None
-        return self._read(keys, text, path)
+        return self._read(keys, text, path, most)
 
-    def _read(self, keys: Keys, text: str, path: Path) -> _Content | None:
+    def _read(
+        self, keys: Keys, text: str, path: Path, most: int = _SCANNED_BYTES
+    ) -> _Content | None:
         """Looks into a file with this canonical path."""
         try:
             with open_file(path) as stream:
-                head, status = stream.read(_SCANNED_BYTES), os.fstat(stream.fileno())
+                head, status = stream.read(most), os.fstat(stream.fileno())
         except (OSError, ValueError) as error:
             self._add(keys, f"{quote(text)} cannot be read: {reason(error)}")
             return None

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PurePosixPath
 
 from pipeline.customizations.customization import Step
+from pipeline.customizations.python import WHEELS
 from pipeline.errors import (
     CustomizationError,
     FileSystemError,
@@ -23,7 +24,6 @@ from pipeline.guest.programs import Ended, resolving, run_program
 from pipeline.guest.secret_files import showing_secrets
 from pipeline.tools import script_line
 
-_STEP_SECONDS = 600
 _INTERPRETER = re.compile(rb"^#![ \t]*(/[^ \t\r\n]*)(\r?)")
 
 
@@ -89,21 +89,29 @@ def _placed(name: str, place: PurePosixPath) -> Iterator[None]:
         raise
 
 
-def run_steps(image: Image, steps: Sequence[Step]) -> None:
-    """Runs what customizes the image, in order. Raises CustomizationError, FileSystemError."""
-    place = PurePosixPath("/", temporary_name())
+def run_steps(image: Image, steps: Sequence[Step], wheels: Path | None = None) -> None:
+    """Runs what customizes the image, in order. The step `python` installs the files of the folder
+    `wheels`. Raises CustomizationError, FileSystemError."""
+    place, folder = (PurePosixPath("/", temporary_name()) for _ in range(2))
+    if wheels is not None:
+        image.files.make_folder(folder, 0o700)
+        image.files.copy(
+            [Copy(target=folder / file.name, mode=0o600, source=file) for file in wheels.iterdir()]
+        )
     for step in steps:
         image.guest.progress.step(f"applying '{step.name}'")
-        image.files.write(place, step.script, 0o700)
+        image.files.write(place, f"{WHEELS}={folder}\n{step.script}", 0o700)
         try:
-            ended = run_program(image, ["/bin/sh", str(place)], seconds=_STEP_SECONDS)
+            ended = run_program(image, ["/bin/sh", str(place)], seconds=step.seconds)
         except TimeoutError:
-            ended = Ended(status=None, output=f"it did not end within {_STEP_SECONDS} s")
+            ended = Ended(status=None, output=f"it did not end within {step.seconds} s")
         if ended.status != 0:
             raise CustomizationError.make(
                 step.name, where=step.where, log=image.guest.log, detail=ended.output
             )
         image.files.remove(place)
+    if wheels is not None:
+        image.files.remove(folder)
 
 
 def _run(

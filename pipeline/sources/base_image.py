@@ -71,6 +71,7 @@ from pipeline.sources.scratch import (
     describe_elements,
 )
 from pipeline.sources.transport import shown
+from pipeline.sources.wheels import describe_wheels, lay_out, plan_for_base_image, wheels_of
 from pipeline.stages.base import (
     HERE_ONLY,
     IF_ANY,
@@ -140,7 +141,8 @@ class BaseRoot(Stage):
         return MEMORY
 
     def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
-        (image,) = inputs
+        image, *_ = inputs
+        wheels = wheels_of(inputs)
         disk, made = image.file(BASE), context.out / ROOT
         context.store.check_space(2 * disk.stat().st_blocks * 512)
         shape = partitions.read_geometry(disk)
@@ -162,16 +164,18 @@ class BaseRoot(Stage):
             system = self._inspect(guest, shape, base, context.store)
             _check_architecture(system)
             root.settle_root(guest, system, likely, working=working, base=base, room=room)
-            kept, told = self._change(guest, system, base, room, context)
+            kept, told = self._change(guest, system, base, room, context, wheels)
             root.trim(guest, room)
         check_left(self.secrets, context)
         if kept is not None:
             sparse.copy_data(disk, context.out / HEAD, kept.root_start)
+        environment = {} if wheels is None else {"python": describe_wheels(wheels)}
         return {
             "bytes": made.stat().st_size,
             "kept": None if kept is None else vars(kept),
             "system": inspection.to_facts(system),
             "identities": told,
+            **environment,
         }
 
     def _size(self, likely: root.Likely | None) -> int:
@@ -190,7 +194,7 @@ class BaseRoot(Stage):
 
     def _inspect(self, guest: Guest, shape: Geometry, base: Drive, store: Store) -> System:
         """What the image is; the store keeps it for all that start from the same image."""
-        (image,) = self.inputs
+        image, *_ = self.inputs
         key = key_of({"stage": "inspect", "revision": _INSPECTION_REVISION, "base": image.key})
         with store.lock(f"inspect-{key}"):
             known = store.find("inspect", key)
@@ -204,7 +208,13 @@ class BaseRoot(Stage):
         return system
 
     def _change(
-        self, guest: Guest, system: System, base: Drive, room: int, context: Context
+        self,
+        guest: Guest,
+        system: System,
+        base: Drive,
+        room: int,
+        context: Context,
+        wheels: Artifact | None,
     ) -> tuple[booting.Kept | None, dict[str, Any]]:
         """Customises, injects, converts and cleans, in the mounted root file system. Also returns
         what machines share and what they make for themselves."""
@@ -224,20 +234,7 @@ class BaseRoot(Stage):
             injection.inject(image, payloads, **wanted)
             # Those of the image: what the definition's files and scripts set stays.
             cleaning.forget_proxies(image.files)
-        bring(image.files, self.files, context.work / "files")
-        scripts.run_steps(image, self.customizations)
-        scripts.run_scripts(
-            image,
-            [
-                copy_unchanged(script, context.work / "scripts" / f"{number:02}" / script.path.name)
-                for number, script in enumerate(self.scripts)
-            ],
-            places=[definition_yaml.shown(script.path) for script in self.scripts],
-            seconds=self.script_seconds,
-            network=self.network,
-            proxies=proxies,
-            secrets=handed(self.secrets),
-        )
+        self._customize(image, context, wheels, proxies)
         context.progress.step("making it boot everywhere, and cleaning up")
         if any(
             (
@@ -270,6 +267,26 @@ class BaseRoot(Stage):
             repositories=self.repositories,
             files=self.package_files,
             work=work,
+        )
+
+    def _customize(
+        self, image: Image, context: Context, wheels: Artifact | None, proxies: Mapping[str, str]
+    ) -> None:
+        """Brings the definition's files, applies its keys, and runs its scripts."""
+        bring(image.files, self.files, context.work / "files")
+        brought = None if wheels is None else lay_out(wheels, context.work / "wheels")
+        scripts.run_steps(image, self.customizations, brought)
+        scripts.run_scripts(
+            image,
+            [
+                copy_unchanged(script, context.work / "scripts" / f"{number:02}" / script.path.name)
+                for number, script in enumerate(self.scripts)
+            ],
+            places=[definition_yaml.shown(script.path) for script in self.scripts],
+            seconds=self.script_seconds,
+            network=self.network,
+            proxies=proxies,
+            secrets=handed(self.secrets),
         )
 
 
@@ -373,7 +390,7 @@ def plan_base_image(source: BaseImageSource, request: Request) -> BaseImage:
     sizes = (override.disk_size for override in appliance.clouds.values())
     disk_size = min([appliance.disk_size, *filter(None, sizes)])
     root = BaseRoot(
-        inputs=(_plan_disk(source, base, disk_size),),
+        inputs=(_plan_disk(source, base, disk_size), *plan_for_base_image(appliance)),
         disk_size=disk_size,
         packages=appliance.packages,
         package_files=deb.read_packages(appliance.package_files),

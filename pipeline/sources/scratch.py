@@ -15,6 +15,7 @@ from pipeline import sparse
 from pipeline.clouds import Cloud
 from pipeline.customizations import make_answers, make_steps
 from pipeline.customizations.customization import Step
+from pipeline.customizations.python import WHEELS
 from pipeline.customizations.repositories import find_repositories
 from pipeline.definitions.yaml import shown
 from pipeline.disk.untrusted import to_number
@@ -40,6 +41,7 @@ from pipeline.sources.element_facts import check_supported, unwanted_packages, w
 from pipeline.sources.interpreters import check_interpreters
 from pipeline.sources.kernels import choose_kernel
 from pipeline.sources.package_tree import TREE, PackageTree, limit_memory, plan_packages
+from pipeline.sources.wheels import describe_wheels, lay_out, plan_for_packages, wheels_of
 from pipeline.stages.base import (
     HERE_ONLY,
     IF_ANY,
@@ -64,6 +66,7 @@ own time would make two builds of the same inputs differ."""
 
 _LATEST = (1 << 32) - 1  # what fits into an inode's time
 _APPLIANCE_ELEMENT = "phantom-appliance"
+_WHEELS_IN_IMAGE = "/tmp/phantom-appliance/wheels"  # noqa: S108  (while it is made)
 _HANDED_OVER = ("appliance", "cloud-init", "automatic", "lib", "sources.list")
 _NAMESPACE = uuid.UUID("6f2a0a52-5a3c-5a3e-9d3b-0a6f9f6c1f1e")  # of our UUIDs; drawn once
 
@@ -83,7 +86,8 @@ class ElementTree:
 
 @dataclass(frozen=True, kw_only=True)
 class ScratchRoot(Stage):
-    """The root file system, as one ext4 file system in a file. Its input is the `PackageTree`.
+    """The root file system, as one ext4 file system in a file. Its inputs are the `PackageTree`
+    and, for a virtual environment of Python, the `Wheels`.
 
     Its size is that of its content and some room: it grows at first boot to the disk that it finds,
     so that one file serves disks of every size.
@@ -127,7 +131,7 @@ class ScratchRoot(Stage):
     @property
     def tree(self) -> PackageTree:
         """The stage that installs the packages."""
-        (tree,) = self.inputs
+        tree, *_ = self.inputs
         assert isinstance(tree, PackageTree)
         return tree
 
@@ -147,9 +151,11 @@ class ScratchRoot(Stage):
         dib.check_folders([store.folder])
 
     def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
-        (tree,) = inputs
-        context.store.check_space(2 * self._tree_bytes())
-        self._build(tree.file(TREE), context)
+        tree, *_ = inputs
+        wheels = wheels_of(inputs)
+        planned = self._tree_bytes(wheels)
+        context.store.check_space(2 * planned)
+        self._build(tree.file(TREE), wheels, planned, context)
         if not (context.out / ROOT).is_file():
             raise StageFailedError(
                 "the operating-system element wrote no root file system",
@@ -158,21 +164,22 @@ class ScratchRoot(Stage):
                 log=context.log,
             )
         check_left(self.secrets, context)
-        return self._facts(context)
+        facts = self._facts(context)
+        return facts if wheels is None else {**facts, "python": describe_wheels(wheels)}
 
-    def _build(self, tree: Path, context: Context) -> None:
+    def _build(self, tree: Path, wheels: Artifact | None, planned: int, context: Context) -> None:
         work = context.work
         build = work / "build"
         build.mkdir()
         dib.make_library(work / "lib")
-        self._write_appliance(work / "appliance")
+        self._write_appliance(work / "appliance", wheels)
         self._write_cloud_init(work / "cloud-init")
         automatic = apt.describe_automatic(self.resolution, self.requested, self.tree.architecture)
         (work / "automatic").write_text(automatic)
         (work / "sources.list").write_text(self.apt_sources)
         context.progress.step("building the root file system")
         elements = [element.name for element in self.elements]
-        memory = limit_memory(self._tree_bytes(), self.room, accelerator.available_memory())
+        memory = limit_memory(planned, self.room, accelerator.available_memory())
         view = namespace.View(
             readable=[
                 *(work / name for name in _HANDED_OVER),
@@ -203,7 +210,7 @@ class ScratchRoot(Stage):
             }
             raise dib.explain_failure(error, places) from error
 
-    def _write_appliance(self, folder: Path) -> None:
+    def _write_appliance(self, folder: Path, wheels: Artifact | None) -> None:
         """Lays out the definition's files and scripts for the element `phantom-appliance`."""
         scripts, files, steps = (folder / name for name in ("scripts", "files", "customizations"))
         for made in (folder, scripts, files, steps):
@@ -211,7 +218,9 @@ class ScratchRoot(Stage):
         for number, step in enumerate(self.customizations):
             place = steps / f"{number:02}-{step.name}"
             place.touch(mode=0o600)  # it may have a password's hash
-            place.write_text(step.script)
+            place.write_text(f"{WHEELS}={_WHEELS_IN_IMAGE}\n{step.script}")
+        if wheels is not None:
+            lay_out(wheels, folder / WHEELS)
         note = PurePosixPath("/tmp/phantom-appliance/failed")  # noqa: S108
         (folder / "tell-line").write_text(script_line.make_environment(note))
         kept = [path for step in self.customizations for path in step.kept]
@@ -237,11 +246,14 @@ class ScratchRoot(Stage):
             file.write_text(text)
         (folder / "runner").write_text(f"{self.user_data_runner}\n")
 
-    def _tree_bytes(self) -> int:
-        """What packages and files take; scripts and hooks may add to it."""
+    def _tree_bytes(self, wheels: Artifact | None) -> int:
+        """What packages, files and wheels take; scripts and hooks may add to it."""
         files = (file for file in self.files if isinstance(file, CopiedFile))
         copied = sum(file.content.path.stat().st_size for file in files)
-        return self.resolution.installed_bytes + 2 * copied  # as handed over, and in place
+        unpacked = 0 if wheels is None else int(wheels.facts["installed_bytes"])
+        copied += 0 if wheels is None else int(wheels.facts["bytes"])
+        # As handed over, and in place
+        return self.resolution.installed_bytes + 2 * copied + unpacked
 
     def _environment(self, tree: Path, context: Context) -> dict[str, str]:
         *ours, _ = dib.elements_path()  # diskimage-builder adds its own
@@ -385,7 +397,7 @@ def _plan_root(
         epoch=epoch,
     )
     return ScratchRoot(
-        inputs=(tree,),
+        inputs=(tree, *plan_for_packages(appliance, resolution.packages)),
         kernel=kernel,
         user_data_frequency=appliance.user_data_frequency,
         user_data_runner=runner,

@@ -17,6 +17,8 @@ from pipeline.stages.base import Context, Stage
 from pipeline.store import Artifact
 from pipeline.tools import fat, grub, sfdisk
 
+PASSED_ON = ("python",)
+"""Facts of a root file system that those of its images have too, where there are any."""
 DISK = "disk.raw"
 HEAD = "head.raw"
 """What lies before root on a base image's disk that is kept: a file of the stage `root`."""
@@ -80,6 +82,7 @@ class AssembleDisk(Stage):
             "bytes": self.size,
             "root_sha256": source.facts.get("sha256"),
             "identities": source.facts.get("identities"),
+            **{name: source.facts[name] for name in PASSED_ON if name in source.facts},
         }
 
     def _check_size(self, start: int, root: int, tail: int) -> None:

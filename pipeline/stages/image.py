@@ -18,7 +18,7 @@ from pipeline.errors import StageFailedError
 from pipeline.model import Progress, Sha256
 from pipeline.sparse import CHUNK
 from pipeline.stages.base import Context, Stage
-from pipeline.stages.disk import DISK, AssembleDisk
+from pipeline.stages.disk import DISK, PASSED_ON, AssembleDisk
 from pipeline.store import Artifact
 
 IMAGE = "image.raw.gz"
@@ -79,6 +79,7 @@ class CompressImage(Stage):
         with disk.file(DISK).open("rb") as source, (context.out / IMAGE).open("wb") as target:
             facts = _Gzip(source.fileno(), target, context.progress).write()
         passed_on = {name: disk.facts.get(name) for name in ("root_sha256", "identities")}
+        passed_on |= {name: disk.facts[name] for name in PASSED_ON if name in disk.facts}
         return {**facts, **passed_on}
 
 

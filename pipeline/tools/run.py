@@ -187,6 +187,7 @@ def capture_head(argv: Sequence[str], most: int) -> bytes:
 def run(
     argv: Sequence[str],
     *,
+    env: Mapping[str, str] | None = None,
     log: Path,
     progress: Progress | None = None,
     lifeline: bool = False,
@@ -195,7 +196,7 @@ def run(
     watch: Callable[[], None] | None = None,
 ) -> None:
     """Runs a program to its end, and sends its output to `log` and to `progress`, with asterisks in
-    place of what matches `hidden`.
+    place of what matches `hidden`. `env` is added to its environment.
 
     `watch` is called several times a second; what it raises ends the program, and is raised.
 
@@ -209,7 +210,10 @@ def run(
     with open_log(log) as written:
         written.write(f"$ {shlex.join(argv)}\n")
         written.flush()
-        with start(argv, lifeline=lifeline, handed=handed) as process, _watched(process, watch):
+        with (
+            start(argv, env=env, lifeline=lifeline, handed=handed) as process,
+            _watched(process, watch),
+        ):
             tail = _stream(process, written, progress, hidden or _NOTHING)
             status = process.wait()
         written.write(f"# status {status}\n")

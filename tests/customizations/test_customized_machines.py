@@ -10,6 +10,7 @@ import pytest
 from cli_runs import Hello, Project, make_project, remove_tree
 from customization_cases import CASES
 from debian_packages import make_package, serving_at, sign
+from wheel_files import make_wheel
 
 from pipeline.customizations import CUSTOMIZATIONS
 
@@ -34,6 +35,11 @@ KEPT = (
 NOT_KEPT = "grep -qx said /usr/share/farewell && [ ! -e /etc/apt/sources.list.d/own.sources ]"
 FILE = "grep -qx said /usr/share/mytool"
 FILE_AGAIN = "grep -qx said-again /usr/share/mytool"
+OF_PYTHON = (
+    "[ \"$(/opt/app/bin/foo)\" = \"foo 1.0 ['a', 'b', 'c']\" ] && /opt/app/bin/python -m pip check && "
+    "ls /opt/app/lib/python3.*/site-packages/foo/__pycache__/other.*.pyc"
+)
+OF_PYTHON_LATER = '[ "$(/opt/app/bin/foo | cut -d " " -f 2)" = 2.0 ]'
 FORGET = """\
 #!/bin/sh
 # Of the image that this one starts from.
@@ -46,7 +52,13 @@ def project(tmp_path_factory: pytest.TempPathFactory, hello: Hello) -> Iterator[
     """A project that has built the image from scratch."""
     folder = tmp_path_factory.mktemp("customized")
     store = hello.copy_store(folder / "store", "packages")
-    made = make_project(folder / "project", store, OPS_HASH=HASH)
+    index = folder / "index"
+    index.mkdir()
+    pins = {version: make_wheel(index, "foo", version) for version in ("1.0", "2.0")}
+    links = {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index)}
+    made = make_project(folder / "project", store, OPS_HASH=HASH, **links)
+    for version, digest in pins.items():
+        made.write(f"images/pins-{version}.txt", f"foo=={version} --hash=sha256:{digest}\n")
     archive = folder / "archive"
     archive.mkdir()
     for name in ("greeting", "farewell"):
@@ -57,10 +69,13 @@ def project(tmp_path_factory: pytest.TempPathFactory, hello: Hello) -> Iterator[
         cases = {key: (case.value, case.check) for key, case in CASES.items()}
         cases["repositories"] = f"[{{{entry}}}]", KEPT
         cases["packages"] = "[./mytool.deb]", FILE  # its repository has what it depends on
+        environment = "{path: /opt/app, requirements: ../pins-"
+        cases["python"] = f"{environment}1.0.txt}}", OF_PYTHON
         define(made, "everything", cases)
         put_tool(folder / "first", made.folder / "images/everything", "said\n")
         others = {key: (case.other, case.other_check) for key, case in CASES.items()}
         others["repositories"] = f"[{{{entry}, keep: false}}]", NOT_KEPT
+        others["python"] = f"{environment}2.0.txt, version: '3.11'}}", OF_PYTHON_LATER
         source = "source: {base_image: {location: {appliance: everything}, network: true}}\n"
         others["packages"] = "[farewell, ./mytool.deb]", FILE_AGAIN
         put_tool(folder / "second", made.folder / "images/everything-else", "said-again\n")
@@ -100,7 +115,7 @@ def _quote(text: str) -> str:
 
 
 def test_each_key_has_a_case() -> None:
-    assert {*CASES, "repositories"} == {*CUSTOMIZATIONS, "files"}
+    assert {*CASES, "repositories", "python"} == {*CUSTOMIZATIONS, "files"}
 
 
 def test_from_scratch_then_as_a_base_image(project: Project) -> None:

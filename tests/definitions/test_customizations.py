@@ -137,6 +137,41 @@ MISTAKES: list[tuple[str, list[str]]] = [
         ],
     ),
     (
+        "python: {path: opt/x, requirements: none, version: '2.7'}\n",
+        [
+            "4:16: 'python.path' must be an absolute path such as /opt/jupyter, of letters, "
+            "digits, '.', '_', '+' and '-', not 'opt/x'",
+            "4:37: 'python.requirements': there is no 'none' in images/web",
+            "4:52: 'python.version' must be a version of Python from 3.8 on, in quotes, such as "
+            "'3.11', not '2.7'",
+        ],
+    ),
+    (
+        "python:\n  path: /run/x/y\n  requirements: keys\n",
+        [
+            "5:9: 'python.path': '/run' is made anew at each boot; /opt is a place for "
+            "environments",
+            "6:17: 'python.requirements': line 2 of 'keys' is no requirement, such as name==1.0",
+        ],
+    ),
+    (
+        "python:\n  path: /usr/lib/x\n  requirements: pins\n",
+        [
+            "5:9: 'python.path': '/usr' is the system's own; /opt is a place for environments",
+            "6:17: 'python.requirements': line 2 of 'pins' has no --hash for foo; `pip-compile "
+            "--generate-hashes` or `uv pip compile --generate-hashes` writes them",
+            "6:17: 'python.requirements': line 3 of 'pins' does not pin bar to one version; write "
+            "bar==VERSION",
+        ],
+    ),
+    (
+        "python: {path: /opt/../x, requirements: empty}\n",
+        [
+            "4:16: 'python.path': '/opt/../x' must not hold '.' or '..'",
+            "4:41: 'python.requirements': 'empty' names no package",
+        ],
+    ),
+    (
         "source: {scratch: {components: [contrib, other]}}\n",
         [
             "4:42: 'source.scratch.components[1]' must be one of contrib, non-free, "
@@ -149,6 +184,8 @@ MISTAKES: list[tuple[str, list[str]]] = [
 @pytest.mark.parametrize(("text", "messages"), MISTAKES)
 def test_mistakes(load: Load, write: Write, text: str, messages: list[str]) -> None:
     write("images/web/keys", "# mine\nssh-ed25519 AAAA\n")
+    write("images/web/pins", "# pinned\nfoo==1\nbar>=2\n")
+    write("images/web/empty", "# nothing\n")
     with pytest.raises(DefinitionError) as caught:
         load(HEAD + text)
     told = str(caught.value).splitlines()
