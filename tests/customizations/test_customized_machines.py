@@ -36,10 +36,10 @@ NOT_KEPT = "grep -qx said /usr/share/farewell && [ ! -e /etc/apt/sources.list.d/
 FILE = "grep -qx said /usr/share/mytool"
 FILE_AGAIN = "grep -qx said-again /usr/share/mytool"
 OF_PYTHON = (
-    "[ \"$(/opt/app/bin/foo)\" = \"foo 1.0 ['a', 'b', 'c']\" ] && /opt/app/bin/python -m pip check && "
+    "/opt/app/bin/foo | grep -q '^foo 1.0 ' && /opt/app/bin/python3 -m pip check && "
     "ls /opt/app/lib/python3.*/site-packages/foo/__pycache__/other.*.pyc"
 )
-OF_PYTHON_LATER = '[ "$(/opt/app/bin/foo | cut -d " " -f 2)" = 2.0 ]'
+OF_PYTHON_LATER = "/opt/app/bin/foo | grep -q '^foo 2.0 '"
 FORGET = """\
 #!/bin/sh
 # Of the image that this one starts from.
