@@ -113,8 +113,8 @@ class UnknownPackageError(PhantomError, status=12):
 
 
 class MirrorError(PhantomError, status=13):
-    """A package mirror cannot be reached or sends what its signature does not cover; or the index of
-    Python packages cannot be reached."""
+    """A package mirror, or the index of Python packages, cannot be reached, or sends what its
+    signature does not cover."""
 
 
 class HostError(PhantomError, status=14):

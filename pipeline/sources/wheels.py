@@ -185,7 +185,9 @@ def plan_for_packages(appliance: Appliance, packages: Iterable[Package]) -> tupl
             where=appliance.positions.find(KEY, "version"),
             todo="leave 'version' out: the packages say it",
         )
-    target = pip.Target(python=python, glibc=_leading(versions["libc6"], 2), machine=_MACHINE)
+    target = pip.Target(
+        python=python, glibc=_leading(versions["libc6"], 2), machine=_MACHINE, full=full
+    )
     return (_plan(appliance, target, full),)
 
 

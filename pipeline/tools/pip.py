@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -49,6 +49,10 @@ _MISMATCH = re.compile(
     r"Got +(?P<got>[0-9a-f]{64})",
     re.DOTALL | re.MULTILINE,
 )
+_TOO_NEW = re.compile(r"(?<=[ ;])(?P<version>\S+) Requires-Python (?P<wanted>[^;\n]+)")
+_REFUSED = re.compile(
+    r"Package '(?P<name>[^']+)' requires a different Python: \S+ not in '(?P<wanted>[^']+)'"
+)
 _SKIPPED = re.compile(r"Skipping link: .*?(?P<file>[^/\s]+(\.whl|\.tar\.gz|\.zip|\.tar\.bz2))\b")
 _MOST_TOLD = 6
 
@@ -63,6 +67,9 @@ class Target:
     """The C library's version, as in `2.36`."""
     machine: str
     """As in `x86_64`."""
+    full: str = field(default="", compare=False, metadata={"key": False})
+    """Python's version with its third number, which some packages ask for; empty where it is not
+    known: then pip asks in the image. It decides whether a file may be taken, never which."""
 
     def platforms(self) -> Iterator[str]:
         """The platform tags whose wheels work there, the best first (PEP 600)."""
@@ -136,7 +143,8 @@ def _command(target: Target) -> list[str]:
         *_PIP,
         *("download", "--no-input", "--disable-pip-version-check", "--no-cache-dir"),
         *("--progress-bar", "off", "--no-deps", "--only-binary", ":all:"),
-        *("--implementation", "cp", "--python-version", target.python),
+        *("--implementation", "cp", "--python-version", target.full or target.python),
+        *(() if target.full else ("--ignore-requires-python",)),
         *(word for each in (abi, "abi3", "none") for word in ("--abi", each)),
         *(word for each in target.platforms() for word in ("--platform", each)),
     ]
@@ -195,14 +203,21 @@ def _explain(
         )
     if _UNREACHABLE.search(output):
         return _unreachable()
+    refused = _REFUSED.search(output)
+    if refused and (wanted := _find(by_name, refused["name"])):
+        what, todo = _why_too_new(wanted, target, refused["wanted"])
+        return _unknown(wanted, what, todo, file)
     unknown = _UNKNOWN.search(output)
-    wanted = _find(by_name, unknown["name"]) if unknown else None
-    if unknown is None or wanted is None:
-        return None
-    printed = _ask_for_all(wanted, target, settings)
-    if _UNREACHABLE.search(printed):
-        return _unreachable()
-    what, todo = _why_unknown(wanted, target, printed, unknown["versions"])
+    if unknown and (wanted := _find(by_name, unknown["name"])):
+        printed = _ask_for_all(wanted, target, settings)
+        if _UNREACHABLE.search(printed):
+            return _unreachable()
+        what, todo = _why_unknown(wanted, target, printed, unknown["versions"])
+        return _unknown(wanted, what, todo, file)
+    return None
+
+
+def _unknown(wanted: Requirement, what: str, todo: str, file: str) -> UnknownPackageError:
     return UnknownPackageError(
         what, packages=[wanted.name], where=f"{file}:{wanted.line}", todo=todo
     )
@@ -225,6 +240,8 @@ def _why_unknown(
 ) -> tuple[str, str]:
     """Why no wheel of a requirement was found, and what to do. `printed` tells which files pip
     left out, `versions` which versions have a wheel."""
+    if needed := _needed_python(wanted, printed):
+        return _why_too_new(wanted, target, needed)
     files = list(_left_out(wanted, printed))
     name, python = f"{wanted.name} {wanted.version}", f"Python {target.python}"
     wheels = [each for each in files if each.endswith(".whl")]
@@ -256,6 +273,22 @@ def _ask_for_all(wanted: Requirement, target: Target, settings: Mapping[str, str
         return run.capture(command, env=_environment(settings))
     except run.ToolError as error:
         return error.output
+
+
+def _why_too_new(wanted: Requirement, target: Target, needed: str) -> tuple[str, str]:
+    return (
+        f"{wanted.name} {wanted.version} needs Python {needed}, and the image has {target.full}",
+        f"pin an older version: make the requirements with Python {target.full}, or limit it there",
+    )
+
+
+def _needed_python(wanted: Requirement, printed: str) -> str | None:
+    """The versions of Python that pip says this version is for, where the target is none."""
+    lines = (line for line in printed.splitlines() if "require a different python version" in line)
+    matches = (match for line in lines for match in _TOO_NEW.finditer(line))
+    return next(
+        (each["wanted"].strip() for each in matches if each["version"] == wanted.version), None
+    )
 
 
 def _left_out(wanted: Requirement, printed: str) -> Iterator[str]:

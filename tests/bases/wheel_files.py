@@ -18,12 +18,14 @@ def make_wheel(
     *,
     tag: str = "py3-none-any",
     needs: str = "",
+    python: str = "",
     text: str = "",
 ) -> str:
     """Writes a wheel of one module, which is also a command. Returns its SHA-256."""
     module = name.replace("-", "_")
     info = f"{module}-{version}.dist-info"
     requires = f"Requires-Dist: {needs}\n" if needs else ""
+    requires += f"Requires-Python: {python}\n" if python else ""
     files = {
         f"{module}/__init__.py": f'VERSION = "{version}"\n{text}\n\ndef main():\n'
         f'    print("{name}", VERSION, sorted({{"a", "b", "c"}}))\n',

@@ -216,6 +216,7 @@ def test_what_the_index_does_not_have(index: Index) -> None:
     make_wheel(index.folder, "bar", "1.0")
     make_wheel(index.folder, "bar", "1.1")
     source = make_source(index.folder, "raw")
+    late = make_wheel(index.folder, "late", python=">=3.11.5")
     other = make_wheel(index.folder, "new-one", tag="cp313-cp313-manylinux_2_17_x86_64")
     for content, message in (
         (
@@ -235,6 +236,11 @@ def test_what_the_index_does_not_have(index: Index) -> None:
             f"{FILE}:2: the index has raw 1.0 as source only (raw-1.0.tar.gz), and nothing is "
             "compiled for an image; pin a version that has a wheel, or make one with `pip wheel` "
             "and name its folder as `find-links` in pip's configuration",
+        ),
+        (
+            line("late", "1.0", late),
+            f"{FILE}:1: late 1.0 needs Python >=3.11.5, and the image has 3.11.2; pin an older "
+            "version: make the requirements with Python 3.11.2, or limit it there",
         ),
         (
             line("new-one", "1.0", other),
