@@ -27,6 +27,7 @@ from pipeline.errors import (
 )
 from pipeline.model import Progress
 from pipeline.resources import setup_hint
+from pipeline.secret_forms import hiding
 from pipeline.tools import run
 
 _PIP = (sys.executable, "-m", "pip")
@@ -120,7 +121,7 @@ def download(
             env=_environment(settings),
             log=log,
             progress=progress,
-            secrets=[*_passwords(settings)],
+            hidden=hiding((), _passwords(settings)),
         )
     except run.ToolError as error:
         lines = log.read_text(errors="replace")

@@ -72,7 +72,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
 def appliance(content: str, **more: object) -> Appliance:
     value = {
         "path": "/opt/app",
-        "requirements": TextFile(path=Path.cwd() / FILE, text=content),
+        "requirements": TextFile(path=Path.cwd() / FILE, text=content, sha256=""),
         **more,
     }
     places: dict[tuple[str | int, ...], str] = {
