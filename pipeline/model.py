@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NewType, Protocol
 
-from pipeline.file_copies import Copy, PackageFile
+from pipeline.file_copies import Copy, PackageFile, TextFile
 
 ContentKey = NewType("ContentKey", str)
 """What would be built: the SHA-256, in hexadecimal, of everything that decides a stage's output."""
@@ -191,6 +191,8 @@ class Appliance:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables for elements' hooks and for scripts, from scratch."""
     build_secrets: tuple[BuildSecret, ...] = ()
+    build_certificates: tuple[TextFile, ...] = ()
+    """What programs trust while the image is made, each file in PEM form."""
     customizations: Mapping[str, Any] = field(default_factory=dict)
     """The values of the keys that `customizations/` has modules for."""
     disk_size: int = 2 * GIB

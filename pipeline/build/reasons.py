@@ -20,6 +20,7 @@ _ITEMS = {
     "requirements": "Python package",
     "customizations": "",
     "secrets": "secret",
+    "certificates": "certificate",
 }
 _UNNAMED = {"environment", "tools"}  # what is in them has names that say enough
 _WORDS = {"apt_sources": "the image's package sources", "sha256": "its digest"}

@@ -94,6 +94,10 @@ def _inputs() -> Schema:
             "build_secrets": _told(
                 _list(_TEXT), "The names of what scripts and hooks could read while it was made."
             ),
+            "build_certificates": _told(
+                _list(_object(file=_TEXT, sha256=_SHA256)),
+                "Files whose certificates programs trusted while it was made.",
+            ),
             "repeatable": _told(
                 _FLAG,
                 "Whether the same inputs are known to give the same bytes: from scratch, and where "

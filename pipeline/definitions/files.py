@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.customizations import CUSTOMIZATIONS
+from pipeline.definitions.build_certificates import read_certificates
 from pipeline.definitions.build_secrets import resolve_secrets
 from pipeline.definitions.copies import Grounds, OutsideError, Targets, is_text, walk
 from pipeline.definitions.messages import label, quote, suggest
@@ -79,6 +80,7 @@ class _Resolver:
             ("phantom", "user_data"): self._user_data,
             ("files",): self._copies,
             ("packages", "*"): self._package,
+            ("build_certificates", "*"): self._certificates,
             ("build_secrets",): self._secrets,
         }
         for key, customization in CUSTOMIZATIONS.items():
@@ -228,6 +230,17 @@ class _Resolver:
             digest = hashlib.sha256(content.head).hexdigest()
             return TextFile(path=content.path, text=read, sha256=digest)
         return text
+
+    def _certificates(self, keys: Keys, text: str) -> TextFile | str:
+        """A file of certificates; the name as it was if it is none."""
+        found = self._text_file(keys, text, most=_SCANNED_BYTES, decode=bytes.decode)
+        if isinstance(found, TextFile):
+            try:
+                read_certificates(found.text)
+            except ValueError as error:
+                self._add(keys, f"{text!r} {error}")
+                return text
+        return found
 
     def _package(self, keys: Keys, text: str) -> PackageFile | str:
         """A package that is a file; a package's name, or one that has a mistake, as it was."""

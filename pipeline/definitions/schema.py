@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.customizations import CUSTOMIZATIONS
 from pipeline.customizations.accounts import OWNER
+from pipeline.definitions.build_certificates import BUILD_CERTIFICATES
 from pipeline.definitions.build_secrets import BUILD_SECRETS
 from pipeline.definitions.environment import ENVIRONMENT
 from pipeline.definitions.login import LOGIN
@@ -138,6 +139,7 @@ def _contents() -> dict[str, Schema]:
             ["make-cache.sh"],
         ),
         "environment": ENVIRONMENT,
+        "build_certificates": BUILD_CERTIFICATES,
         "build_secrets": BUILD_SECRETS,
     }
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline.errors import ApplianceError, ScriptError
+from pipeline.guest import certificates
 from pipeline.guest.appliance import Guest
 from pipeline.guest.files import ImageFiles
 from pipeline.guest.image import Image
@@ -51,6 +52,7 @@ mount -t proc proc /sysroot/proc &&
     mount --rbind /dev /sysroot/dev &&
     { ! test -d /sysroot/run || mount -t tmpfs -o mode=0755 tmpfs /sysroot/run; } &&
     SHOW_SECRETS || exit 1
+SHOW_CERTIFICATES
 echo started >&3
 exec env -i "$@"
 """
@@ -108,7 +110,8 @@ def run_program(
     variables = {**_ENVIRONMENT, **(environment or {})}
     inner = [f"{name}={reachable(value)}" for name, value in variables.items()]
     inner += ["chroot", "/sysroot", "/bin/sh", "-c", _IN_IMAGE, "sh", *words]
-    script = _INNER.replace("SHOW_SECRETS", "true" if secrets is None else _show(secrets))
+    script = _INNER.replace("SHOW_CERTIFICATES", certificates.SHOW)
+    script = script.replace("SHOW_SECRETS", "true" if secrets is None else _show(secrets))
     command = _OUTER % (shlex.quote(script), shlex.join(inner))
     try:
         with guest.console.heard(listen), guest.limited(seconds):

@@ -40,7 +40,8 @@ from pipeline.guest import (
     selinux,
 )
 from pipeline.guest.appliance import CPUS, MEMORY, Drive, Guest, launched
-from pipeline.guest.files import Copy, ImageFiles
+from pipeline.guest.certificates import trusting
+from pipeline.guest.files import ImageFiles
 from pipeline.guest.image import Image
 from pipeline.guest.payload import Payload, read_payload
 from pipeline.layouts import AROUND_ROOT
@@ -55,6 +56,13 @@ from pipeline.model import (
 from pipeline.sources import BaseFile, Request, elements_located
 from pipeline.sources.base_disk import BASE, BaseDisk
 from pipeline.sources.base_file import find_base
+from pipeline.sources.build_certificates import (
+    Certificates,
+    check_certificates_left,
+    describe_certificates,
+    plan_certificates,
+    texts_of,
+)
 from pipeline.sources.build_secrets import (
     Secret,
     check_left,
@@ -62,14 +70,10 @@ from pipeline.sources.build_secrets import (
     handed,
     read_secrets,
 )
-from pipeline.sources.copied import Copied, CopiedFile, CopiedFolder, CopiedLink, copied_files
+from pipeline.sources.copied import Copied, bring, copied_files
 from pipeline.sources.download import Download
-from pipeline.sources.scratch import (
-    PACKAGES,
-    ROOT,
-    ElementTree,
-    describe_elements,
-)
+from pipeline.sources.element_trees import ElementTree, describe_elements
+from pipeline.sources.scratch import PACKAGES, ROOT
 from pipeline.sources.transport import shown
 from pipeline.sources.wheels import describe_wheels, lay_out, plan_for_base_image, wheels_of
 from pipeline.stages.base import (
@@ -128,6 +132,7 @@ class BaseRoot(Stage):
     scripts: tuple[LocalFile, ...]
     secrets: tuple[Secret, ...] = field(default=(), metadata=IF_ANY)
     """What scripts may read, and the image must not hold."""
+    certificates: tuple[Certificates, ...] = field(default=(), metadata=IF_ANY)
 
     script_seconds: int = field(metadata=HERE_ONLY, compare=False)
 
@@ -164,9 +169,12 @@ class BaseRoot(Stage):
             system = self._inspect(guest, shape, base, context.store)
             _check_architecture(system)
             root.settle_root(guest, system, likely, working=working, base=base, room=room)
-            kept, told = self._change(guest, system, base, room, context, wheels)
+            with trusting(guest, texts_of(self.certificates)) as trust:
+                proxies = {**run.proxy_environment(), **trust} if self.network else {}
+                kept, told = self._change(guest, system, base, room, context, wheels, proxies)
             root.trim(guest, room)
         check_left(self.secrets, context)
+        check_certificates_left(self.certificates, context)
         if kept is not None:
             sparse.copy_data(disk, context.out / HEAD, kept.root_start)
         environment = {} if wheels is None else {"python": describe_wheels(wheels)}
@@ -215,10 +223,11 @@ class BaseRoot(Stage):
         room: int,
         context: Context,
         wheels: Artifact | None,
+        proxies: Mapping[str, str],
     ) -> tuple[booting.Kept | None, dict[str, Any]]:
         """Customises, injects, converts and cleans, in the mounted root file system. Also returns
-        what machines share and what they make for themselves."""
-        proxies = run.proxy_environment() if self.network else {}
+        what machines share and what they make for themselves. `proxies` is the environment of what
+        reaches the network."""
         image = Image(guest, ImageFiles(guest), system)
         had = identities.note(image.files)
         self._change_packages(image, proxies, context.work / "packages")
@@ -290,23 +299,6 @@ class BaseRoot(Stage):
         )
 
 
-def bring(files: ImageFiles, copies: Sequence[Copied], work: Path) -> None:
-    """Copies what a definition brings into the image, by way of the folder `work`."""
-    contents = []
-    for number, file in enumerate(copies):
-        if isinstance(file, CopiedFile):
-            copy = copy_unchanged(file.content, work / str(number))
-            contents.append(Copy(target=file.target, mode=file.mode, source=copy))
-    files.copy(contents)
-    with files.alone():
-        for other in copies:
-            match other:
-                case CopiedFolder():
-                    files.make_folder(other.target)
-                case CopiedLink():
-                    files.link(other.target, other.leads_to)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Contents(Stage):
     """What is in a root file system that came from a base image, for the manifest. A stage of its
@@ -356,6 +348,7 @@ class BaseImage:
             },
             "repeatable": False,
             **describe_secrets(self.root.secrets),
+            **describe_certificates(self.root.certificates),
             "packages": _read_packages(contents, self.root.package_files),
             **({"package_files": files} if files else {}),
             "pinned_packages": sorted(
@@ -409,6 +402,7 @@ def plan_base_image(source: BaseImageSource, request: Request) -> BaseImage:
         repositories=find_repositories(appliance.customizations, appliance.positions),
         scripts=tuple(own_file(script) for script in appliance.scripts),
         secrets=secrets,
+        certificates=plan_certificates(appliance, network=source.network),
         script_seconds=source.script_seconds,
     )
     return BaseImage(source=source, root=root, base=base)

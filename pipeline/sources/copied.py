@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.file_copies import Copy, FileCopy, FolderCopy, LinkCopy, TextCopy
+from pipeline.guest import files as guest_files
+from pipeline.guest.files import ImageFiles
 from pipeline.model import Appliance
 from pipeline.stages.base import LocalFile, copy_unchanged, own_file
 
@@ -70,3 +72,20 @@ def write_tree(copies: Sequence[Copied], folder: Path) -> None:
                 place.symlink_to(copy.leads_to)
             case CopiedFolder():
                 place.mkdir(exist_ok=True)
+
+
+def bring(files: ImageFiles, copies: Sequence[Copied], work: Path) -> None:
+    """Copies what a definition brings into the image, by way of the folder `work`."""
+    contents = []
+    for number, file in enumerate(copies):
+        if isinstance(file, CopiedFile):
+            copy = copy_unchanged(file.content, work / str(number))
+            contents.append(guest_files.Copy(target=file.target, mode=file.mode, source=copy))
+    files.copy(contents)
+    with files.alone():
+        for other in copies:
+            match other:
+                case CopiedFolder():
+                    files.make_folder(other.target)
+                case CopiedLink():
+                    files.link(other.target, other.leads_to)

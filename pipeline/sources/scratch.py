@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
@@ -26,9 +26,17 @@ from pipeline.errors import (
     located,
 )
 from pipeline.guest import cloud_init
+from pipeline.guest.certificates import VARIABLES
 from pipeline.machine import accelerator, host
 from pipeline.model import MIB, Appliance, Package, ScratchSource, format_size, split_pin
 from pipeline.sources import BaseFile, Request, elements_located
+from pipeline.sources.build_certificates import (
+    Certificates,
+    check_certificates_left,
+    describe_certificates,
+    hand_over,
+    plan_certificates,
+)
 from pipeline.sources.build_secrets import (
     Secret,
     check_left,
@@ -38,6 +46,7 @@ from pipeline.sources.build_secrets import (
 )
 from pipeline.sources.copied import Copied, CopiedFile, copied_files, write_tree
 from pipeline.sources.element_facts import check_supported, unwanted_packages, wanted_packages
+from pipeline.sources.element_trees import ElementTree, describe_elements
 from pipeline.sources.interpreters import check_interpreters
 from pipeline.sources.kernels import choose_kernel
 from pipeline.sources.package_tree import TREE, PackageTree, limit_memory, plan_packages
@@ -49,7 +58,6 @@ from pipeline.stages.base import (
     LocalFile,
     Stage,
     copy_unchanged,
-    digest_of_tree,
     own_file,
 )
 from pipeline.store import Artifact, Store
@@ -67,21 +75,8 @@ own time would make two builds of the same inputs differ."""
 _LATEST = (1 << 32) - 1  # what fits into an inode's time
 _APPLIANCE_ELEMENT = "phantom-appliance"
 _WHEELS_IN_IMAGE = "/tmp/phantom-appliance/wheels"  # noqa: S108  (while it is made)
-_HANDED_OVER = ("appliance", "cloud-init", "automatic", "lib", "sources.list")
+_HANDED_OVER = ("appliance", "automatic", "certificates", "cloud-init", "lib", "sources.list")
 _NAMESPACE = uuid.UUID("6f2a0a52-5a3c-5a3e-9d3b-0a6f9f6c1f1e")  # of our UUIDs; drawn once
-
-
-@dataclass(frozen=True, kw_only=True)
-class ElementTree:
-    """An element, with the folder that holds it on this host."""
-
-    name: str
-    tree: LocalFile
-
-    @staticmethod
-    def read(name: str, folder: Path) -> ElementTree:
-        """The element in a folder, with its digest."""
-        return ElementTree(name=name, tree=LocalFile(digest=digest_of_tree(folder), path=folder))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +115,7 @@ class ScratchRoot(Stage):
     """The definition's variables for elements and scripts."""
     secrets: tuple[Secret, ...] = field(default=(), metadata=IF_ANY)
     """What hooks and scripts may read, and the image must not hold."""
+    certificates: tuple[Certificates, ...] = field(default=(), metadata=IF_ANY)
     tools: Mapping[str, str]
     """Versions of the programs whose output lies in the result."""
     epoch: int
@@ -164,6 +160,7 @@ class ScratchRoot(Stage):
                 log=context.log,
             )
         check_left(self.secrets, context)
+        check_certificates_left(self.certificates, context)
         facts = self._facts(context)
         return facts if wheels is None else {**facts, "python": describe_wheels(wheels)}
 
@@ -176,6 +173,7 @@ class ScratchRoot(Stage):
         self._write_cloud_init(work / "cloud-init")
         automatic = apt.describe_automatic(self.resolution, self.requested, self.tree.architecture)
         (work / "automatic").write_text(automatic)
+        hand_over(self.certificates, work / "certificates")
         (work / "sources.list").write_text(self.apt_sources)
         context.progress.step("building the root file system")
         elements = [element.name for element in self.elements]
@@ -260,6 +258,7 @@ class ScratchRoot(Stage):
         work, build = context.work, context.work / "build"
         return {
             **(run.proxy_environment() if self.network else {}),
+            **(VARIABLES if self.certificates else {}),
             **{name: os.environ[name] for name in CALLERS if name in os.environ},
             "DIB_PYTHON_EXEC": sys.executable,
             "DIB_PYTHON_VERSION": "3",
@@ -273,6 +272,7 @@ class ScratchRoot(Stage):
             "PATH": f"{namespace.PROGRAMS}:{dib.PROGRAMS}:{SYSTEM_PATH}",
             "PHANTOM_APPLIANCE": str(work / "appliance"),
             "PHANTOM_AUTOMATIC": str(work / "automatic"),
+            "PHANTOM_CERTIFICATES": str(work / "certificates"),
             "PHANTOM_CLOUD_INIT": str(work / "cloud-init"),
             "PHANTOM_KERNEL": self.kernel,
             "PHANTOM_OUTPUT": str(context.out),
@@ -347,6 +347,7 @@ class Scratch:
             "source": {"scratch": source},
             "repeatable": not self.source.network,
             **describe_secrets(self.root.secrets),
+            **describe_certificates(self.root.certificates),
             "archive": {"validity_checked": apt_lists.checks_valid_until()},
             "packages": [asdict(package) for package in self.root.packages],
             **({"package_files": files} if files else {}),
@@ -369,7 +370,10 @@ def plan_scratch(source: ScratchSource, request: Request) -> Scratch:
     hardware = {cloud.site.name: cloud.hardware for cloud in booting}
     with located(appliance.positions.find("kernel")):
         kernel = choose_kernel(appliance.kernel, source.release, hardware)
-    root = replace(_plan_root(appliance, source, kernel, request), secrets=secrets)
+    certificates = plan_certificates(appliance, network=source.network)
+    root = replace(
+        _plan_root(appliance, source, kernel, request), secrets=secrets, certificates=certificates
+    )
     for cloud in request.clouds:
         _check_disk_size(appliance, cloud, root.resolution.installed_bytes)
     pinned = [package for package in appliance.packages if split_pin(package)[1] is not None]
@@ -477,11 +481,3 @@ def _epoch() -> int:
             f"SOURCE_DATE_EPOCH is {text[:40]!r}", todo="set it to seconds since 1970, or unset it"
         )
     return seconds
-
-
-def describe_elements(elements: Iterable[ElementTree]) -> list[dict[str, str]]:
-    """Elements as a manifest lists them, sorted by name."""
-    return [
-        {"name": element.name, "digest": element.tree.digest}
-        for element in sorted(elements, key=lambda element: element.name)
-    ]

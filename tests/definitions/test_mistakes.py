@@ -21,7 +21,7 @@ UNSUPPORTED = (
 )
 KEYS = (
     "extends, name, version, summary, source, elements, packages, without_packages, files, "
-    "scripts, environment, build_secrets, "
+    "scripts, environment, build_certificates, build_secrets, "
     f"{', '.join(CUSTOMIZATIONS)}, disk_size, user_data, login, kernel, clouds, "
     "boot_check, phantom, labels"
 )

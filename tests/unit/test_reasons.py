@@ -17,7 +17,7 @@ from pipeline.build.explain import _reasons
 from pipeline.build.reasons import describe_fields, find_differences
 from pipeline.model import GIB, MIB, Package, Sha256
 from pipeline.sources.copied import CopiedFile
-from pipeline.sources.scratch import ElementTree
+from pipeline.sources.element_trees import ElementTree
 from pipeline.stages.base import Context, LocalFile, Stage
 from pipeline.store import Artifact
 
