@@ -30,8 +30,8 @@ from pipeline.guest.appliance import Guest
 from pipeline.guest.cleaning import clean, forget_proxies
 from pipeline.guest.files import Copy, ImageFiles
 from pipeline.guest.packages import change_packages, list_packages
-from pipeline.guest.remarks import find_remarks
 from pipeline.guest.programs import run_program
+from pipeline.guest.remarks import find_remarks
 from pipeline.guest.scripts import run_scripts
 from pipeline.sources.copied import Copied, CopiedFile, CopiedFolder, CopiedLink, bring
 from pipeline.stages.base import own_file

@@ -101,8 +101,9 @@ def test_hooks_and_scripts_reach_servers_of_the_authority(
     define(project, authority, text, extends="hello-phantom")
     done = build(project, ELEMENTS_PATH=str(project.folder / "elements"))
     assert done.status == 0, done.err
-    shown = project.succeed("shell", "web", "--as-defined", "--", "sh", "-c",
-        "cat /etc/module; ls -A /run; env", ELEMENTS_PATH=str(project.folder / "elements"))  # fmt: skip
+    elements = str(project.folder / "elements")
+    command = ["sh", "-c", "cat /etc/module; ls -A /run; env"]
+    shown = project.succeed("shell", "web", "--as-defined", "--", *command, ELEMENTS_PATH=elements)
     assert shown.out.startswith("module\n") and "build-certificates" not in shown.out
     project.write("images/web/use.sh", KEEP, 0o755)
     done = build(project, ELEMENTS_PATH=str(project.folder / "elements"))
@@ -122,7 +123,9 @@ def test_scripts_in_a_base_image_have_certificates_that_files_may_keep(
     define(project, authority, source, extends=None)
     done = build(project)
     assert (done.status, masked(project, done)) == (63, LEFT.format("/etc/kept"))
-    define(project, authority, f"{source}files: [{{from: ca.pem, to: /etc/ca.pem}}]\n", extends=None)
+    define(
+        project, authority, f"{source}files: [{{from: ca.pem, to: /etc/ca.pem}}]\n", extends=None
+    )
     done = build(project)
     assert done.status == 0, done.err
     assert_clean(project)
