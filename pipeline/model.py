@@ -132,6 +132,11 @@ class SitePolicy:
     max_vms: int | None = None
 
 
+MAX_USER_DATA = 1024
+"""Characters of user-data that the database of Phantom's web application holds
+(docs/facts/phantom.md)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PhantomPolicy:
     """What the launch configuration contains besides the image."""

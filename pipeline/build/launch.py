@@ -1,4 +1,7 @@
-"""The manifest's `phantom` section: the launch configuration that Phantom takes for a build.
+"""The manifest's `phantom` section: what Phantom takes to start the machines of a build.
+
+It has the launch configuration of the web API, for all sites together, and of the AutoScaling query
+API the parameters of one call per site, whose names `name@site` are one type for Phantom.
 
 Phantom fills sites in the order of their ranks, and leaves a site only when it has the largest
 number of machines that the site may have (docs/facts/batch.md). So each site has a rank of its own,
@@ -25,8 +28,7 @@ def make_section(
     order: Sequence[str] = (),
     before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The body of `POST /launchconfigurations`, which takes user-data as plain text
-    (docs/facts/phantom.md, "REST API").
+    """The section of these publications. User-data is plain text in it (docs/facts/phantom.md).
 
     `launch` has, by site, what Phantom needs besides the image's id: `instance_type` and `common`.
     Of other sites, the section `before` tells it. `order` names the sites as sites.yaml has them.
@@ -34,7 +36,7 @@ def make_section(
     """
     policy = appliance.phantom
     user_data = None if policy.user_data is None else read_own(policy.user_data).decode()
-    known = {} if before is None else before["cloud_params"]
+    known = {} if before is None else params_of(before)
     real = [each for each in publications if not each.sandbox]
     params: dict[str, dict[str, Any]] = {}
     for publication in real or publications:
@@ -52,7 +54,7 @@ def make_section(
             params[site] = dict(known[site])
     ranks = {site: param.get("rank", math.inf) for site, param in params.items()}
     names = rank_sites(policy, params, order=order, ranks=ranks)
-    section = {
+    configuration = {
         "name": appliance.name,
         "cloud_params": {
             site: {**params[site], "rank": policy.rank + number}
@@ -62,21 +64,39 @@ def make_section(
         "user_data": user_data,
         "appliance": None,
     }
-    return section if real or not params else {**section, "sandbox": True}
+    return complete(configuration, sandbox=bool(params) and not real)
 
 
-def leave_sandboxes_out(
-    section: Mapping[str, Any], publications: Sequence[Publication]
-) -> dict[str, Any]:
-    """A section of an older manifest, which had sandboxes beside real sites and one rank for all,
-    as it would be written now."""
-    params = section["cloud_params"]
-    sandboxes = {each.site for each in publications if each.sandbox}
-    real = [site for site in params if site not in sandboxes]
-    ranked = sorted(real or params, key=lambda site: int(params[site]["rank"]))
-    kept = {site: {**params[site], "rank": rank} for rank, site in enumerate(ranked, 1)}
-    changed = {**section, "cloud_params": kept}
-    return changed if real or not params else {**changed, "sandbox": True}
+def complete(configuration: Mapping[str, Any], *, sandbox: bool) -> dict[str, Any]:
+    """The section that has this launch configuration."""
+    user_data = configuration["user_data"]
+    more = {} if user_data is None else {"UserData": user_data}
+    return {
+        "sandbox": sandbox,
+        "launch_configuration": dict(configuration),
+        "auto_scaling": {
+            site: {
+                "LaunchConfigurationName": f"{configuration['name']}@{site}",
+                "ImageId": param["image_id"],
+                "InstanceType": param["instance_type"],
+                **more,
+            }
+            for site, param in configuration["cloud_params"].items()
+        },
+    }
+
+
+def without_site(section: Mapping[str, Any], site: str) -> dict[str, Any]:
+    """The section without a site."""
+    left = {name: param for name, param in params_of(section).items() if name != site}
+    configuration = {**section["launch_configuration"], "cloud_params": left}
+    return complete(configuration, sandbox=bool(left) and section["sandbox"])
+
+
+def params_of(section: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A section's parameters by site."""
+    params: Mapping[str, Any] = section["launch_configuration"]["cloud_params"]
+    return params
 
 
 def find_limit(policy: PhantomPolicy, site: str) -> int:
@@ -120,6 +140,6 @@ def find_endless(limits: Sequence[tuple[str, int]]) -> str | None:
 
 def find_endless_in(section: Mapping[str, Any]) -> str | None:
     """The same warning about a section of a manifest."""
-    params = section["cloud_params"]
+    params = params_of(section)
     ranked = sorted(params, key=lambda site: int(params[site]["rank"]))
     return find_endless([(site, params[site]["max_vms"]) for site in ranked])

@@ -16,18 +16,19 @@ from typing import Any
 
 from pipeline import records
 from pipeline.build import launch as launching
+from pipeline.build.upgrades import CONFIGURATION, upgrade
 from pipeline.errors import ManifestError
 from pipeline.files import make_folder
 from pipeline.model import Appliance, BootReport, Image, Publication, Sha256
 from pipeline.stages.base import key_of, read_own
 from pipeline.store import write_atomically
 
-SCHEMA = 3
+SCHEMA = 4
 FILE = "manifest.json"
 LATEST = "latest"
 """The name of the link to the build that was published last."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_SHAPE = {
+SHAPE = {
     "schema": int,
     "appliance": {
         "name": _NAME,
@@ -54,21 +55,10 @@ _SHAPE = {
         }
     ],
     "publications": [records.PUBLICATION],
-    "phantom": {"cloud_params": {str: {"image_id": str, "rank": int, "max_vms": int}}},
+    "phantom": {"sandbox": bool, "launch_configuration": CONFIGURATION},
     "launch_templates": [{"site": str, "region": (str, None)}],
 }
 """What commands read of a manifest."""
-_OLD_SHAPE = {
-    "images": [{"boot_check": dict}],
-    "publications": [{"site": str, "cloud": str}],
-}
-"""What was otherwise in schema 1."""
-_OLDER_SHAPE = {
-    "inputs": dict,
-    "publications": [records.PUBLICATION],
-    "phantom": {"cloud_params": {str: {"rank": int}}},
-}
-"""What was otherwise in schema 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,15 +194,14 @@ def without(manifest: Mapping[str, Any], retired: Publication) -> dict[str, Any]
     """A manifest without a publication that has been retired."""
     site = retired.site
     left = [each for each in manifest["publications"] if each != asdict(retired)]
-    params = dict(manifest["phantom"]["cloud_params"])
-    if params.get(site, {}).get("image_id") == retired.image_id:
-        del params[site]
+    phantom = manifest["phantom"]
+    if launching.params_of(phantom).get(site, {}).get("image_id") == retired.image_id:
+        phantom = launching.without_site(phantom, site)
     templates = [
         each
         for each in manifest["launch_templates"]
         if (each["site"], each["region"]) != (site, retired.region)
     ]
-    phantom = {**manifest["phantom"], "cloud_params": params}
     return {**manifest, "publications": left, "phantom": phantom, "launch_templates": templates}
 
 
@@ -239,7 +228,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any], *, latest: bool = 
     return path
 
 
-def read_manifest(folder: Path, build: str = LATEST, shape: Any = _SHAPE) -> dict[str, Any] | None:
+def read_manifest(folder: Path, build: str = LATEST, shape: Any = SHAPE) -> dict[str, Any] | None:
     """The manifest of a build of the appliance whose builds lie in `folder`; None where that has no
     manifest, or one that this program cannot read."""
     try:
@@ -264,16 +253,16 @@ def _age(path: Path) -> int:
         return 0
 
 
-def load_manifest(path: Path, shape: Any = _SHAPE) -> dict[str, Any]:
+def load_manifest(path: Path, shape: Any = SHAPE) -> dict[str, Any]:
     """The manifest in a file, which must have a shape. Raises OSError where it cannot be read,
     ManifestError where it is damaged or of another version."""
+    remedy = "build the appliance again, or take another build (`phantom-image list`)"
     try:
         told: dict[str, Any] = records.load(path, {"schema": int})
-        if told["schema"] == 1:
-            told = _upgrade_from_1(told)
-        if told["schema"] == 2:
-            told = _upgrade_from_2(told)
+        told = upgrade(told)
         if told["schema"] != SCHEMA:
+            if told["schema"] > SCHEMA:
+                remedy = "read it with the phantom-image that wrote it, or a later one"
             raise records.Unfit(f"it has schema {told['schema']}, and this program knows {SCHEMA}")
         fault = records.find_fault(told, shape)
         if fault is not None:
@@ -282,49 +271,17 @@ def load_manifest(path: Path, shape: Any = _SHAPE) -> dict[str, Any]:
         raise ManifestError(
             f"the manifest cannot be used: {unfit}",
             where=str(path),
-            todo="build the appliance again, or take another build (`phantom-image list`)",
+            todo=remedy,
         ) from unfit
     return told
 
 
-def _upgrade_from_1(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest of schema 1, which knew neither regions nor several machines, as one of 2. Raises
-    Unfit."""
-    fault = records.find_fault(manifest, _OLD_SHAPE)
-    if fault is not None:
-        raise records.Unfit(fault)
-    return {
-        **manifest,
-        "schema": 2,
-        "images": [
-            {
-                **{key: value for key, value in image.items() if key != "boot_check"},
-                "boot_checks": [{"machine": "bios", **image["boot_check"]}],
-            }
-            for image in manifest["images"]
-        ],
-        "publications": [
-            {"site": each["site"], "cloud": each["cloud"], "region": None, **each}
-            for each in manifest["publications"]
-        ],
-        "launch_templates": [],
-    }
-
-
-def _upgrade_from_2(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest of schema 2, which knew nothing of its definition and had sandboxes in its launch
-    configuration, as one of 3. Raises Unfit."""
-    fault = records.find_fault(manifest, _OLDER_SHAPE)
-    if fault is not None:
-        raise records.Unfit(fault)
-    nothing = {"digest": None, "commit": None, "dirty": None}
-    section = launching.leave_sandboxes_out(manifest["phantom"], publications_of(manifest))
-    return {
-        **manifest,
-        "schema": 3,
-        "inputs": {"definition": nothing, **manifest["inputs"]},
-        "phantom": section,
-    }
+def read_schema(path: Path) -> int | None:
+    """The number of the schema that a file says it has; None where it says none. Raises OSError."""
+    try:
+        return int(records.load(path, {"schema": int})["schema"])
+    except records.Unfit:
+        return None
 
 
 def publications_of(manifest: Mapping[str, Any]) -> list[Publication]:

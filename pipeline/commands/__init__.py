@@ -20,6 +20,7 @@ COMMANDS = {
     "clean": "tell what crashes left at a site; with --remove, remove it",
     "pin": "fetch the base image of a definition, show it, and write its digest there",
     "show": "show a build's manifest",
+    "manifest": "validate or show a manifest's file, or compare two",
     "inspect": "tell what an image file is, which clouds it would boot on, and why not",
     "doctor": "look at this host: what is missing, and what mends it",
     "schema": "print the JSON Schema of definitions, or of what commands print",

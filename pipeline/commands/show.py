@@ -28,11 +28,15 @@ def run(options: Namespace) -> None:
     if options.json:
         print_json(content, ascii_only=False)
         return
+    print_manifest(content, workspace.folder(options.appliance) / content["appliance"]["build"])
+
+
+def print_manifest(content: Mapping[str, Any], folder: Path) -> None:
+    """Prints what people want to know of a manifest. `folder` is the build's."""
     appliance = content["appliance"]
     print_line(f"{appliance['name']} {appliance['version']}, build {appliance['build']}")
     print_line(f"  {appliance['summary']}")
     print_line()
-    folder = workspace.folder(options.appliance) / appliance["build"]
     print_table(list(_rows(content, folder)), indent=2)
 
 

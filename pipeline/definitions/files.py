@@ -28,14 +28,13 @@ from pipeline.file_copies import (
     TextCopy,
     TextFile,
 )
-from pipeline.model import MIB, ApplianceBuild, parse_size
+from pipeline.model import MAX_USER_DATA, MIB, ApplianceBuild, parse_size
 from pipeline.realfile import open_file
 
 URL_SCHEMES = ("http", "https", "s3")
 """The schemes of a base image's URL."""
 
 MAX_DISK = parse_size("2TiB")  # an MBR counts 512-byte sectors in 32 bits
-MAX_USER_DATA = 1024  # the database column of Phantom's web application (docs/facts/phantom.md)
 
 _SECTOR = 512
 _TEMPLATE_WORDS = ("name", "version", "build", "layout")

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from manifests import check_written, find_manifests
+
 from pipeline import sparse
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -99,6 +101,7 @@ class Project:
 
     def run_by(self, prefix: Iterable[str], *words: str, **env: str) -> Done:
         """Runs a command through another program, which starts it."""
+        before = find_manifests(self.build)
         started = time.monotonic()
         ended = subprocess.run(
             [*prefix, *self.command(*words)],
@@ -113,6 +116,7 @@ class Project:
         )
         seconds = time.monotonic() - started
         assert "Traceback" not in ended.stderr, ended.stderr
+        check_written(self.build, before)
         return Done(status=ended.returncode, out=ended.stdout, err=ended.stderr, seconds=seconds)
 
     def succeed(self, *words: str, **env: str) -> Done:
@@ -182,6 +186,7 @@ class Running:
 
     def __init__(self, project: Project, argv: list[str], env: Mapping[str, str]) -> None:
         self.project = project
+        self._manifests = find_manifests(project.build)
         self._started = time.monotonic()
         # Tests in the background ignore SIGINT, and what they start would inherit that.
         self.process = subprocess.Popen(
@@ -253,6 +258,7 @@ class Running:
             stream.close()
         seconds = time.monotonic() - self._started
         assert "Traceback" not in self.err, self.err
+        check_written(self.project.build, self._manifests)
         return Done(status=status, out=self.out, err=self.err, seconds=seconds)
 
 

@@ -81,7 +81,7 @@ def test_manifest_of_the_sandbox(both: tuple[Project, Done]) -> None:
         True,
     )
     assert published["image_id"].startswith("ami-")
-    params = manifest["phantom"]["cloud_params"]
+    params = manifest["phantom"]["launch_configuration"]["cloud_params"]
     assert params["ec2-sandbox"] == {
         "image_id": published["image_id"],
         "instance_type": "t3.micro",
@@ -443,8 +443,10 @@ def test_a_site_that_fails_does_not_stop_the_others(ready: Project, amazon: Amaz
     ready.succeed("image", "--all-sites", **amazon.environ)
     manifest = ready.manifest("hello-phantom")
     assert [each["site"] for each in manifest["publications"]] == ["amazon", "local"]
-    assert list(manifest["phantom"]["cloud_params"]) == ["amazon"]  # Phantom knows no sandbox
-    assert "sandbox" not in manifest["phantom"]
+    assert list(manifest["phantom"]["launch_configuration"]["cloud_params"]) == [
+        "amazon"
+    ]  # Phantom knows no sandbox
+    assert manifest["phantom"]["sandbox"] is False
 
 
 def test_a_site_whose_rights_are_missing_is_left_out(ready: Project, amazon: AmazonSite) -> None:

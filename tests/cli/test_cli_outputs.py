@@ -53,7 +53,7 @@ def test_manifest(hello: Hello) -> None:
         "phantom",
         "launch_templates",
     ]
-    assert manifest["schema"] == 3
+    assert manifest["schema"] == 4
     assert manifest["appliance"] == {
         "name": "hello-phantom",
         "version": definition["version"],
@@ -150,20 +150,30 @@ def check_publication(manifest: dict[str, Any], hello: Hello) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", publication["published_at"])
     user_data = (REPOSITORY / "images/hello-phantom/user-data.sh").read_text()
     assert manifest["phantom"] == {
-        "name": "hello-phantom",
-        "cloud_params": {
+        "sandbox": True,
+        "launch_configuration": {
+            "name": "hello-phantom",
+            "cloud_params": {
+                "nimbus-sandbox": {
+                    "image_id": image["file"],
+                    "instance_type": "m1.small",
+                    "max_vms": -1,
+                    "common": False,
+                    "rank": 1,
+                }
+            },
+            "contextualization_method": "user_data",
+            "user_data": user_data,
+            "appliance": None,
+        },
+        "auto_scaling": {
             "nimbus-sandbox": {
-                "image_id": image["file"],
-                "instance_type": "m1.small",
-                "max_vms": -1,
-                "common": False,
-                "rank": 1,
+                "LaunchConfigurationName": "hello-phantom@nimbus-sandbox",
+                "ImageId": image["file"],
+                "InstanceType": "m1.small",
+                "UserData": user_data,
             }
         },
-        "contextualization_method": "user_data",
-        "user_data": user_data,
-        "appliance": None,
-        "sandbox": True,
     }
     assert manifest["launch_templates"] == []
 

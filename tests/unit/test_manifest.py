@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from manifests import check_manifest
 
 from pipeline.build import launch, manifest
+from pipeline.build.manifest_check import find_faults
 from pipeline.build.release import check_files, keep_true
 from pipeline.errors import StoreError
 from pipeline.model import (
@@ -29,6 +31,27 @@ from pipeline.model import (
 from pipeline.workspace import link
 
 DIGEST = Sha256("0" * 64)
+BUILD = "0123456789ab"
+FACTS: dict[str, Any] = {
+    "accelerator": "tcg",
+    "release": "12",
+    "kernel": "6.1.0",
+    "firmware": "bios",
+    "addresses": ["10.0.2.15/24"],
+    "failed_units": [],
+    "root_bytes": 1,
+    "disk_driver": "ata_piix",
+    "network_driver": "e1000",
+    "ssh_host_keys": [],
+    "user_data_by": "fetcher",
+    "fetcher_tries": 1,
+    "fetcher_protocol": "nimbus",
+    "boot_seconds": 9.0,
+    "user_data_status": None,
+    "check_status": None,
+    "user_data": None,
+}
+"""What a guest told."""
 APPLIANCE = Appliance(
     name="web",
     version="1.0",
@@ -60,12 +83,17 @@ def make(
     if before is not None:
         known = manifest.publications_of(before)
         publications = (*publications, *(each for each in known if each.site not in sites))
-    return manifest.make_manifest(
+    made = manifest.make_manifest(
         appliance=of,
-        build="b",
+        build=BUILD,
         order=order,
         before=before,
-        inputs={"definition": {}, "source": {}, "packages": [], "elements": []},
+        inputs={
+            "definition": {"digest": DIGEST, "commit": None, "dirty": None},
+            "source": {"scratch": {"element": "debian"}},
+            "packages": [],
+            "elements": [],
+        },
         root_sha256=DIGEST,
         images=[make_image(site) for site in sites],
         publications=publications,
@@ -76,6 +104,9 @@ def make(
             if each.cloud == "ec2" and each.site in sites
         ],
     )
+    if before is None or not find_faults(before):
+        check_manifest(made)
+    return made
 
 
 def make_image(site: str) -> manifest.ManifestImage:
@@ -91,7 +122,7 @@ def make_image(site: str) -> manifest.ManifestImage:
         disk_bytes=1,
         disk_sha256=DIGEST,
     )
-    report = BootReport(machine="bios", passed=True, facts={"boot_seconds": 9.0})
+    report = BootReport(machine="bios", passed=True, facts=FACTS)
     return manifest.ManifestImage(
         file=f"{site}.raw", image=image, root_sha256=DIGEST, reports=[report]
     )
@@ -99,7 +130,7 @@ def make_image(site: str) -> manifest.ManifestImage:
 
 def test_phantom_starts_the_image_of_the_sites_own_region() -> None:
     made = make(HOME, COPY)
-    assert made["phantom"]["cloud_params"]["amazon"]["image_id"] == "ami-1"
+    assert launch.params_of(made["phantom"])["amazon"]["image_id"] == "ami-1"
     assert [(each["region"], each["data"]) for each in made["launch_templates"]] == [
         ("eu-west-1", {"ImageId": "ami-2"}),
         ("us-east-1", {"ImageId": "ami-1"}),
@@ -109,8 +140,29 @@ def test_phantom_starts_the_image_of_the_sites_own_region() -> None:
 def test_publications_of_another_command_are_kept() -> None:
     both = make(HOTEL, before=make(HOME, COPY))
     assert [each["site"] for each in both["images"]] == ["amazon", "hotel"]
-    assert sorted(both["phantom"]["cloud_params"]) == ["amazon", "hotel"]
+    assert sorted(launch.params_of(both["phantom"])) == ["amazon", "hotel"]
     assert [each["region"] for each in both["launch_templates"]] == ["eu-west-1", "us-east-1"]
+
+
+@pytest.mark.parametrize("last", [HOTEL, HOME])
+def test_a_site_that_is_added_later_gives_what_all_at_once_give(last: Publication) -> None:
+    """One manifest covers a build at all its sites."""
+    first = HOME if last is HOTEL else HOTEL
+    order = ("hotel", "amazon")
+    later = make(last, order=order, before=make(first, order=order))
+    assert json.dumps(later) == json.dumps(make(HOTEL, HOME, order=order))
+    assert later["phantom"]["auto_scaling"] == {
+        "hotel": {
+            "LaunchConfigurationName": "web@hotel",
+            "ImageId": "web.gz",
+            "InstanceType": "small",
+        },
+        "amazon": {
+            "LaunchConfigurationName": "web@amazon",
+            "ImageId": "ami-1",
+            "InstanceType": "small",
+        },
+    }
 
 
 SANDBOX = replace(HOTEL, site="nimbus-sandbox", sandbox=True)
@@ -118,7 +170,7 @@ SIERRA = replace(HOTEL, site="sierra")
 
 
 def ranks(section: dict[str, Any]) -> dict[str, int]:
-    return {site: param["rank"] for site, param in section["cloud_params"].items()}
+    return {site: param["rank"] for site, param in launch.params_of(section).items()}
 
 
 def rank_by_definition(**sites: SitePolicy) -> Appliance:
@@ -128,18 +180,18 @@ def rank_by_definition(**sites: SitePolicy) -> Appliance:
 def test_phantom_gets_no_sandbox_beside_a_real_site() -> None:
     made = make(SANDBOX, HOTEL)
     assert ranks(made["phantom"]) == {"hotel": 1}
-    assert "sandbox" not in made["phantom"]
+    assert not made["phantom"]["sandbox"]
     later = make(SANDBOX, before=make(HOTEL))
     assert ranks(later["phantom"]) == {"hotel": 1}
     real = make(HOTEL, before=make(SANDBOX))
-    assert ranks(real["phantom"]) == {"hotel": 1} and "sandbox" not in real["phantom"]
+    assert ranks(real["phantom"]) == {"hotel": 1} and not real["phantom"]["sandbox"]
     assert len(real["publications"]) == 2
 
 
 def test_a_section_of_sandboxes_alone_says_so() -> None:
     section = make(SANDBOX)["phantom"]
     assert ranks(section) == {"nimbus-sandbox": 1} and section["sandbox"] is True
-    assert "sandbox" not in make()["phantom"]
+    assert not make()["phantom"]["sandbox"]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +226,7 @@ def test_the_first_rank_is_the_definitions() -> None:
 def test_a_site_has_the_limit_that_the_definition_gives_it() -> None:
     sites = {"hotel": SitePolicy(max_vms=7), "sierra": SitePolicy(rank=1)}
     appliance = replace(APPLIANCE, phantom=PhantomPolicy(max_vms=20, sites=sites))
-    params = make(HOTEL, SIERRA, of=appliance)["phantom"]["cloud_params"]
+    params = launch.params_of(make(HOTEL, SIERRA, of=appliance)["phantom"])
     assert {site: param["max_vms"] for site, param in params.items()} == {"hotel": 7, "sierra": 20}
 
 
@@ -203,21 +255,26 @@ def test_a_site_without_a_limit_before_others_is_warned_of(
 
 def test_retiring_a_copy_leaves_the_rest() -> None:
     left = manifest.without(make(HOTEL, HOME, COPY), COPY)
+    check_manifest(left)
     assert manifest.publications_of(left) == [HOME, HOTEL]
-    assert left["phantom"]["cloud_params"]["amazon"]["image_id"] == "ami-1"
+    assert launch.params_of(left["phantom"])["amazon"]["image_id"] == "ami-1"
     assert [each["region"] for each in left["launch_templates"]] == ["us-east-1"]
     nothing = manifest.without(manifest.without(left, HOME), HOTEL)
+    check_manifest(nothing)
+    assert nothing["phantom"]["auto_scaling"] == {}
     assert nothing["publications"] == nothing["launch_templates"] == []
-    assert nothing["phantom"]["cloud_params"] == {}
+    assert launch.params_of(nothing["phantom"]) == {}
 
 
 def test_manifests_of_the_second_schema_are_put_in_order(tmp_path: Path) -> None:
     old = make(HOTEL, SIERRA)
     old["schema"] = 2
+    old["phantom"] = old["phantom"]["launch_configuration"]
     del old["inputs"]["definition"]
-    for param in old["phantom"]["cloud_params"].values():
+    params = old["phantom"]["cloud_params"]
+    for param in params.values():
         param["rank"] = 1
-    old["phantom"]["cloud_params"]["nimbus-sandbox"] = old["phantom"]["cloud_params"]["hotel"]
+    params["nimbus-sandbox"] = params["hotel"]
     old["publications"].append(
         {**old["publications"][0], "site": "nimbus-sandbox", "sandbox": True}
     )
@@ -226,6 +283,52 @@ def test_manifests_of_the_second_schema_are_put_in_order(tmp_path: Path) -> None
     assert read is not None
     assert ranks(read["phantom"]) == {"hotel": 1, "sierra": 2}
     assert read["inputs"]["definition"] == {"digest": None, "commit": None, "dirty": None}
+
+
+# ---- user-data
+
+
+LINE = "echo 'single' \"double\" back\\\\slash \\t $HOME `id` %s\t#\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#!/bin/sh\n" + LINE,
+        "#!/bin/sh\necho no newline at the end",
+        "#!/bin/sh\nprintf 'one\rtwo'\n\n\n",
+        ("#!/bin/sh\n" + LINE * 30)[:1024],
+        '[quoted]\nkey = "\\\\"\n',
+    ],
+)
+def test_user_data_arrives_byte_for_byte(tmp_path: Path, text: str) -> None:
+    """In the file and in each way to Phantom."""
+    script = tmp_path / "user-data.sh"
+    script.write_bytes(text.encode())
+    appliance = replace(APPLIANCE, phantom=PhantomPolicy(user_data=script))
+    path = manifest.write_manifest(tmp_path, make(HOTEL, SIERRA, of=appliance))
+    told = manifest.load_manifest(path)
+    section = told["phantom"]
+    assert section["launch_configuration"]["user_data"] == text
+    assert section["launch_configuration"]["contextualization_method"] == "user_data"
+    assert {each["UserData"] for each in section["auto_scaling"].values()} == {text}
+
+
+@pytest.mark.parametrize("text", ["", "x" * 1025, "x" * 16_384, "caf\xe9\n", "\x00", "\x1f\x8b"])
+def test_user_data_that_breaks_phantom_makes_a_manifest_invalid(text: str) -> None:
+    told = make(HOTEL)
+    told["phantom"] = launch.complete(
+        {
+            **told["phantom"]["launch_configuration"],
+            "contextualization_method": "user_data",
+            "user_data": text,
+        },
+        sandbox=False,
+    )
+    faults = find_faults(told)
+    assert len(faults) == 2  # in both ways to Phantom
+    assert faults[0].startswith("phantom.auto_scaling.hotel.UserData is ")
+    assert faults[1].startswith("phantom.launch_configuration.user_data is ")
 
 
 # ---- latest
@@ -240,9 +343,9 @@ def test_latest_is_what_was_published(tmp_path: Path) -> None:
     assert newest is not None and newest["appliance"]["build"] == "c"
     manifest.write_manifest(tmp_path, published)
     manifest.write_manifest(tmp_path, unpublished)
-    assert str((tmp_path / "latest").readlink()) == "b"
+    assert str((tmp_path / "latest").readlink()) == BUILD
     latest = manifest.read_manifest(tmp_path)
-    assert latest is not None and latest["appliance"]["build"] == "b"
+    assert latest is not None and latest["appliance"]["build"] == BUILD
 
 
 # ---- the files of images
@@ -310,19 +413,30 @@ def test_of_two_images_with_one_name_the_right_one_is_kept(tmp_path: Path) -> No
 def test_manifests_of_the_first_schema_can_still_be_read(tmp_path: Path) -> None:
     old = make(HOTEL)
     old["schema"] = 1
+    old["phantom"] = old["phantom"]["launch_configuration"]
     del old["launch_templates"]
     del old["publications"][0]["region"]
     (check,) = old["images"][0].pop("boot_checks")
     del check["machine"]
     old["images"][0]["boot_check"] = check
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / manifest.FILE).write_text(json.dumps(old))
-    read = manifest.read_manifest(tmp_path, "b")
+    (tmp_path / BUILD).mkdir()
+    (tmp_path / BUILD / manifest.FILE).write_text(json.dumps(old))
+    read = manifest.read_manifest(tmp_path, BUILD)
     assert read == make(HOTEL)
     assert manifest.publications_of(read) == [HOTEL]
 
 
+def test_manifests_of_the_third_schema_are_put_in_order(tmp_path: Path) -> None:
+    made = make(SANDBOX)
+    section = {**made["phantom"]["launch_configuration"], "sandbox": True}
+    (tmp_path / BUILD).mkdir()
+    (tmp_path / BUILD / manifest.FILE).write_text(
+        json.dumps({**made, "schema": 3, "phantom": section})
+    )
+    assert manifest.read_manifest(tmp_path, BUILD) == made
+
+
 def test_a_later_schema_is_not_guessed_at(tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / manifest.FILE).write_text(json.dumps({**make(HOTEL), "schema": 4}))
-    assert manifest.read_manifest(tmp_path, "b") is None
+    (tmp_path / BUILD).mkdir()
+    (tmp_path / BUILD / manifest.FILE).write_text(json.dumps({**make(HOTEL), "schema": 5}))
+    assert manifest.read_manifest(tmp_path, BUILD) is None
