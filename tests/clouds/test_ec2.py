@@ -288,6 +288,9 @@ def test_launch_template_data() -> None:
         "UserData": base64.b64encode(b"#!/bin/sh\n\xff").decode(),
     }
     assert "UserData" not in make_cloud().launch_data(PUBLICATION, "t3.small", None)
+    most = bytes(range(256)) * 64
+    told = make_cloud().launch_data(PUBLICATION, "t3.small", most)["UserData"]
+    assert base64.b64decode(str(told)) == most and len(most) == 16_384
     with pytest.raises(ValueError, match="16385 bytes"):
         make_cloud().launch_data(PUBLICATION, "t3.small", bytes(16385))
 
