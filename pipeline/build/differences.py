@@ -16,6 +16,8 @@ SHAPE = {
 }
 """What is read of a manifest."""
 
+_DEEPEST = 16  # objects in objects; ours have a few
+
 Manifest = Mapping[str, Any]
 Entries = Mapping[str, Any]
 
@@ -113,11 +115,11 @@ def _named(
     return {name(each): {key: each.get(key) for key in keys} for each in entries}
 
 
-def _flat(value: Any, at: str = "") -> dict[str, Any]:
+def _flat(value: Any, at: str = "", depth: int = 0) -> dict[str, Any]:
     """The values in objects of objects, by their paths; a list is one value."""
-    if not isinstance(value, Mapping) or (at and not value):
+    if not isinstance(value, Mapping) or (at and not value) or depth == _DEEPEST:
         return {at: value}
     found: dict[str, Any] = {}
     for key, each in value.items():
-        found |= _flat(each, f"{at}.{key}" if at else str(key))
+        found |= _flat(each, f"{at}.{key}" if at else str(key), depth + 1)
     return found

@@ -155,7 +155,7 @@ def _show(path: Path, *, as_json: bool) -> None:
     if as_json:
         print_json(content, ascii_only=False)
     else:
-        print_manifest(content, path.parent)
+        print_manifest(content, path)
 
 
 # ---- diff

@@ -133,7 +133,11 @@ def planted(tmp_path: Path) -> Project:
     return project
 
 
-@pytest.mark.parametrize("words", [["list"], ["show", "planted"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [["list"], ["show", "planted"], ["manifest", "show", "build/planted/latest"]],
+    ids=" ".join,
+)
 def test_manifests(planted: Project, words: list[str]) -> None:
     status, shown = on_terminal(planted, planted.command(*words))
     assert status == 0

@@ -197,6 +197,14 @@ def test_a_file_is_shown_as_its_build_is(project: Project) -> None:
     assert shown == project.succeed("show", "web", "--of", BUILD).out
     assert "at amazon (us-east-1) as ami-1, 2026-01-01T00:00:00Z\n" in shown
     assert project.succeed("manifest", "show", f"build/web/{BUILD}", "--json").json == told
+    lines = [line.split(maxsplit=1) for line in shown.splitlines()[3:]]
+    assert lines[-3:] == [
+        ["phantom", "rank 1: amazon, any number of small"],
+        ["phantom", "rank 2: hotel, any number of small"],
+        ["manifest", f"build/web/{BUILD}/manifest.json"],
+    ]
+    write(project, "kept.json", told)
+    assert project.succeed("manifest", "show", "kept.json").out.endswith(" kept.json\n")
     write(project, "cut.json", "{")
     done = project.run("manifest", "show", "cut.json")
     assert (done.status, done.error.splitlines()[0]) == (
