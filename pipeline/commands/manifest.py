@@ -23,7 +23,7 @@ EXAMPLES = (
     "phantom-image manifest show build/web/latest",
     "phantom-image manifest diff build/web/0123456789ab build/web/latest --json",
 )
-_FILES = {"validate": (1, 1000), "show": (1, 1), "diff": (2, 2)}
+_FILES = {"validate": None, "show": 1, "diff": 2}  # how many; None: any number
 _TODO = "build or publish the appliance again, which writes its manifest anew"
 _MOST_SHOWN = 100  # faults in one message
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -45,15 +45,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int | None:
     """Does with the files what the options say."""
-    least, most = _FILES[options.what]
-    if not least <= len(options.files) <= most:
+    wanted, given = _FILES[options.what], len(options.files)
+    if wanted not in (None, given):
         raise UsageError(
-            f"`manifest {options.what}` takes {most if least == most else 'some'} "
-            f"{'file' if most == 1 else 'files'}, not {len(options.files)}",
-            todo="name "
-            + ("one manifest" if most == 1 else "the earlier manifest, then the later"),
+            f"`manifest {options.what}` takes {wanted} {'file' if wanted == 1 else 'files'}, not "
+            f"{given}",
+            todo="name one manifest"
+            if wanted == 1
+            else "name the earlier manifest, then the later",
         )
-    files = [_find(file) for file in options.files]
+    files = [file / FILE if os.path.isdir(file) else file for file in options.files]
     if options.what == "validate":
         return _validate(files, as_json=options.json)
     if options.what == "show":
@@ -63,25 +64,20 @@ def run(options: Namespace) -> int | None:
     return None
 
 
-def _find(file: Path) -> Path:
-    """The manifest that a file or a build's folder is. Raises UsageError where there is none."""
-    path = file / FILE if file.is_dir() else file
-    if not path.exists():
-        raise UsageError(
-            f"there is no {'manifest' if file.is_dir() else 'file'} {str(path)!r}",
-            todo="`phantom-image list` lists the builds; their folders have the manifests",
-        )
-    return path
-
-
 @contextmanager
 def _reading(path: Path) -> Iterator[Path]:
-    """The file that a path leads to. Errors name the path."""
+    """The file that a path leads to. Errors name the path. Raises UsageError where there is none,
+    ManifestError where it cannot be read."""
     try:
         yield Path(os.path.realpath(path))
     except ManifestError as error:
         error.where = str(path)
         raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(
+            f"there is no file {str(path)!r}",
+            todo="`phantom-image list` lists the builds; their folders have the manifests",
+        ) from error
     except OSError as error:
         raise ManifestError(
             f"the manifest cannot be read: {error.strerror}",

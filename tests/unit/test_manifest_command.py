@@ -183,8 +183,17 @@ def test_files_that_are_not_there(project: Project) -> None:
     done = project.run("manifest", "diff", "images", "images")
     assert (done.status, done.error.splitlines()[0]) == (
         24,
-        "error: there is no manifest 'images/manifest.json'",
+        "error: there is no file 'images/manifest.json'",
     )
+    name = "x" * 300
+    done = project.run("manifest", "validate", name)
+    assert (done.status, done.error) == (
+        70,
+        f"error: {name}: the manifest cannot be read: File name too long\n"
+        "  do: see who may read it\n",
+    )
+    done = project.run("manifest", "show", "images", "images")
+    assert done.error.startswith("error: `manifest show` takes 1 file, not 2\n")
 
 
 # ---- show
