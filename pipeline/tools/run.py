@@ -2,7 +2,8 @@
 
 Each command line goes to a log, and its output follows. The error of a failed command carries the
 command, its exit status, its last lines and the log's path.
-The kernel ends programs together with this process: none survives a `kill -9`.
+The kernel ends programs together with this process: none survives a `kill -9`, but those that are
+to (`leave_running`).
 
 A program gets no environment but `INHERITED` and what its caller says: credentials that stand in
 the user's environment are for those who ask for them by name. Logs are for the user alone.
@@ -50,6 +51,11 @@ _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy")
 
 # Debian's folders of programs for administrators, which other users' PATH lacks.
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+# What becomes the program first writes down which process it is.
+_NOTED_START = (
+    'cat "/proc/$$/stat" /proc/sys/kernel/random/boot_id >"$1.new" && mv "$1.new" "$1" && '
+    'shift && exec "$@"'
+)
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
@@ -271,6 +277,28 @@ def start(
             yield process
         finally:
             _end(process)
+
+
+def leave_running(argv: Sequence[str], *, note: Path, log: Path, held: int) -> Process:
+    """Starts a program that goes on when this process ends, its output in `log`.
+
+    Before it begins, its id and start time, as /proc/PID/stat tells them, and the id of the host's
+    start are in `note`. It inherits the descriptor `held`. Raises HostError.
+    """
+    with open_log(log) as written:
+        try:
+            return subprocess.Popen(
+                ["/bin/sh", "-c", _NOTED_START, "sh", str(note), *argv],
+                start_new_session=True,
+                env=_environment(None),
+                stdin=subprocess.DEVNULL,
+                stdout=written,
+                stderr=subprocess.STDOUT,
+                pass_fds=(held,),
+                text=True,
+            )
+        except OSError as error:
+            raise _cannot_start(argv, error) from error
 
 
 def stop_all() -> None:

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 import boto3
 from botocore.config import Config
 
+from pipeline.phantom.machines import Order, ProcessMachines
 from pipeline.phantom.service import PhantomServer
 from pipeline.phantom.signature import Signed, User, sign
 from pipeline.phantom.state import State
@@ -108,6 +109,21 @@ class Local:
             aws_secret_access_key=user.secret_key,
             config=Config(**settings),
         )
+
+
+class SleepMachines(ProcessMachines):
+    """Machines that only sleep."""
+
+    def command(self, order: Order, folder: Path) -> Sequence[str]:
+        return ["sleep", "1000"]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @contextmanager
