@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks.base_images import measure_base_images
 from benchmarks.layers import measure_edits
 from benchmarks.measure import ROOT, Figure, Run, make_project, phantom, seconds_of
+from benchmarks.phantom import measure_phantom
 from benchmarks.uploads import measure_uploads
 
 MIB = 1 << 20
@@ -83,6 +84,7 @@ def measure(folder: Path) -> Iterator[Figure]:
     yield from _second_cloud(project, cold)
     yield from _rebuild(project)
     yield from measure_uploads(project)
+    yield from measure_phantom()
 
 
 def _plain_mmdebstrap(project: Path) -> float:

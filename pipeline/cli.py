@@ -97,7 +97,7 @@ def _parser(*, whole: bool = False) -> argparse.ArgumentParser:
         title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser
     )
     for name, text in COMMANDS.items():
-        module = f"pipeline.commands.{name}"
+        module = f"pipeline.commands.{name.replace('-', '_')}"
         command = commands.add_parser(name, help=text, description=text, module=module)
         if whole:
             command.complete()

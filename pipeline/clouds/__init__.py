@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, Protocol
 
 from pipeline.model import (
     Appliance,
@@ -106,6 +106,10 @@ class Cloud(Protocol):
 
     def retire(self, publication: Publication) -> None:
         """Removes the image and what describes it. One that is gone already is no error."""
+
+    def open_kept(self, folder: Path, image_id: str) -> BinaryIO | None:
+        """The file of a published image, where the site keeps it in its folder on this host: None
+        at any site that is no sandbox, and where it has no such image. Called without `open`."""
 
     def list(self) -> Sequence[Publication]:
         """The images that the site has and this account may see as its own."""

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from string import Formatter
-from typing import ClassVar, Generic, TypeVar
+from typing import BinaryIO, ClassVar, Generic, TypeVar
 
 from pipeline.errors import ImageNameError
 from pipeline.model import Appliance, Disk, Site
@@ -127,6 +127,10 @@ class CloudSite(ABC, Generic[Session]):
                 "appliance"
             )
         raise error
+
+    def open_kept(self, folder: Path, image_id: str) -> BinaryIO | None:
+        """None: the site keeps no images on this host."""
+        return None
 
     @abstractmethod
     def _find_name_mistake(self, name: str) -> str | None:

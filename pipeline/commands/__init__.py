@@ -23,10 +23,11 @@ COMMANDS = {
     "manifest": "validate or show a manifest's file, or compare two",
     "inspect": "tell what an image file is, which clouds it would boot on, and why not",
     "doctor": "look at this host: what is missing, and what mends it",
+    "phantom-sandbox": "run a local Phantom, whose machines are guests of this host",
     "schema": "print the JSON Schema of definitions, or of what commands print",
     "completion": "print what completes commands in bash or zsh",
     "man": "print the manual page",
     "gc": "evict what was used longest ago from the store",
 }
 """What each command does, in the order in which `--help` lists them. A command's module has its
-name, and is imported only when the command is run or asked for help."""
+name, with `_` for `-`, and is imported only when the command is run or asked for help."""

@@ -36,7 +36,8 @@ class LocalServer(ThreadingHTTPServer):
     told otherwise. Raises OSError where the address is taken.
 
     A `private` server listens on a socket of this host's kernel instead, and answers only this
-    user's programs; on the loopback it would answer everybody's.
+    user's programs; on the loopback it would answer everybody's. Its name is made up unless
+    `socket_name` tells it.
     """
 
     daemon_threads = True  # a request that never ends must not hold up the command
@@ -49,12 +50,13 @@ class LocalServer(ThreadingHTTPServer):
         host: str = "127.0.0.1",
         port: int = 0,
         private: bool = False,
+        socket_name: str | None = None,
     ) -> None:
         self._private = private
         if private:
             self.address_family = socket.AF_UNIX
         # An abstract name (unix(7)): no file is left behind by whatever ends this process.
-        name = f"\0phantom-{secrets.token_hex(16)}"
+        name = f"\0{socket_name or make_socket_name()}"
         super().__init__(
             name if private else (host, port),  # type: ignore[arg-type]
             handler,
@@ -113,6 +115,11 @@ class LocalServer(ThreadingHTTPServer):
         away or the command ended."""
         if not (self.stopping.is_set() or isinstance(sys.exception(), OSError)):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
+def make_socket_name() -> str:
+    """A name for a private server that nobody guesses."""
+    return f"phantom-{secrets.token_hex(16)}"
 
 
 def peer_of(connection: socket.socket) -> tuple[int, int]:

@@ -209,11 +209,14 @@ class MetadataServer(LocalServer):
         host: str = "127.0.0.1",
         port: int = 0,
         private: bool = False,
+        socket_name: str | None = None,
         late: int = 0,
         takes_reports: bool = False,
         others: Mapping[str, MetadataService] | None = None,
     ) -> None:
-        super().__init__(self.handler, host=host, port=port, private=private)
+        super().__init__(
+            self.handler, host=host, port=port, private=private, socket_name=socket_name
+        )
         self.service = service
         self.others = others or {}
         self.takes_reports = takes_reports

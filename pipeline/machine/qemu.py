@@ -14,6 +14,7 @@ from pipeline.machine import site_kernel
 from pipeline.model import MIB, Machine, SiteKernel
 from pipeline.resources import setup_hint
 from pipeline.tools import sfdisk
+from pipeline.tools.run import capture
 
 OVERHEAD = 512 * MIB
 """What QEMU itself takes beside a guest's memory: measured under TCG, which keeps the code that it
@@ -47,6 +48,8 @@ class Network:
     """Further ports of this host's loopback, each with the machine's port that it leads to."""
     outside: bool = False
     """Whether the machine reaches the world. A check must not depend on it."""
+    private: tuple[str, str] | None = None
+    """A second card's network, as a `-netdev` without an id, and the card's address."""
 
 
 def find_firmware() -> tuple[Path, Path] | None:
@@ -75,9 +78,22 @@ def ready_disk(machine: Machine, disk: Path) -> None:
         shutil.copyfile(variables, _variables(disk))
 
 
-def command(machine: Machine, disk: Path, network: Network, accelerator: str) -> list[str]:
-    """The command that runs a machine from a raw disk, its serial port on standard input and
-    output. It ends when the machine powers off or wants to start again.
+def make_overlay(base: Path, overlay: Path) -> None:
+    """Makes the disk of one more machine from the disk that `ready_disk` has made, which must not
+    change any more: a file of format qcow2 with what the machine writes, and copies of what lies
+    beside the base. Raises ToolError, HostError."""
+    backing = ("-b", str(base.absolute()), "-F", "raw")
+    capture(["qemu-img", "create", "-q", "-f", "qcow2", *backing, str(overlay)])
+    for beside in base.parent.glob(f"{base.name}.*"):
+        copy = overlay.with_name(overlay.name + beside.name.removeprefix(base.name))
+        shutil.copyfile(beside, copy)
+
+
+def command(
+    machine: Machine, disk: Path, network: Network, accelerator: str, *, format: str = "raw"
+) -> list[str]:
+    """The command that runs a machine from a disk of this format, its serial port on standard input
+    and output. It ends when the machine powers off or wants to start again.
 
     A machine with UEFI, or with the site's kernel, finds what it needs where `ready_disk` put it.
     """
@@ -92,10 +108,11 @@ def command(machine: Machine, disk: Path, network: Network, accelerator: str) ->
         *(() if machine.kernel is None else _kernel(machine, machine.kernel, disk)),
         *(() if machine.vendor is None else _firmware_tables(machine.vendor)),
         # The disk is thrown away, so nothing of it need ever reach the host's disk.
-        *("-drive", f"id=root,if=none,format=raw,cache=unsafe,file={_escape(disk)}"),
+        *("-drive", f"id=root,if=none,format={format},cache=unsafe,file={_escape(disk)}"),
         *_DISKS[machine.disk_bus],
         *("-netdev", _netdev(machine, network)),
         *("-device", f"{machine.network_card},netdev=net"),
+        *(() if network.private is None else _second_card(machine, *network.private)),
         *(("-serial", "mon:stdio" if network.outside else "stdio") if machine.serial else ()),
     ]
 
@@ -171,6 +188,12 @@ def _netdev(machine: Machine, network: Network) -> str:
     for here, there in (*ssh, *network.forwards):
         words.append(f"hostfwd=tcp:127.0.0.1:{here}-:{there}")
     return ",".join(words)
+
+
+def _second_card(machine: Machine, netdev: str, mac: str) -> list[str]:
+    kind, _, rest = netdev.partition(",")
+    card = f"{machine.network_card},netdev=private,mac={mac}"
+    return ["-netdev", f"{kind},id=private,{rest}", "-device", card]
 
 
 def _gateway(network: str) -> list[str]:

@@ -32,6 +32,9 @@ class Policy:
     """For how long."""
 
 
+USUAL = Policy()
+
+
 class Controller:
     """Works on a thread of its own for as long as the `with` block lasts; all machines end with it.
 
@@ -42,7 +45,7 @@ class Controller:
         self,
         state: State,
         machines: Machines,
-        policy: Policy = Policy(),
+        policy: Policy = USUAL,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._state = state

@@ -134,6 +134,10 @@ class ProcessMachines(ABC):
             else:
                 self.end(place.name)
 
+    def running(self) -> list[str]:
+        """The machines that were started or taken up, and not ended."""
+        return list(self._known)
+
     def find_pid(self, machine: str) -> int | None:
         """The id of a machine's process."""
         identity = self._known.get(machine)

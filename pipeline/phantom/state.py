@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import records
+
 FILE = "phantom.sqlite"
 """The name of the file in a Phantom's folder."""
 UNLIMITED = -1
@@ -263,8 +265,9 @@ class State:
 
     def _to_domain(self, row: sqlite3.Row) -> Domain:
         said = dict(row)
-        said["clouds"] = tuple((site, most) for site, most in json.loads(said["clouds"]))
-        said["more"] = json.loads(said["more"])
+        clouds = records.parse(said["clouds"].encode(), [[(str, int)]])
+        said["clouds"] = tuple((str(site), int(most)) for site, most in clouds)
+        said["more"] = records.parse(said["more"].encode(), dict)
         said["deleted"] = bool(said["deleted"])
         return Domain(**said)
 

@@ -13,14 +13,17 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline import records
 from pipeline.clouds.nimbus.cumulus_index import INDEX, open_index, size_of
 from pipeline.files import discard, make_folder
 
+OBJECTS = "objects"
+"""The name of the files' folder in the store's."""
 MD5_OF_NOTHING = hashlib.md5(usedforsecurity=False).hexdigest()
 READ, WRITE = 1, 2
 """What an object's ACL grants to other users."""
@@ -63,7 +66,7 @@ class Store:
     """The objects of one bucket: files of random names, and the index that gives them keys."""
 
     def __init__(self, folder: Path) -> None:
-        self.files = folder / "objects"
+        self.files = folder / OBJECTS
         make_folder(self.files)
         self._lock = threading.Lock()
         self._db = open_index(folder)
@@ -154,6 +157,15 @@ def read_index(folder: Path) -> list[StoredObject]:
             return [stored for stored in _select(database, "") if isinstance(stored.key, str)]
     except (sqlite3.Error, ValueError, TypeError):
         return []
+
+
+def open_object(folder: Path, key: str) -> BinaryIO | None:
+    """The file of an object, by the index alone; None where there is none."""
+    for stored in read_index(folder):
+        if stored.key == key and records.FILE_NAME.fullmatch(stored.file):
+            with suppress(OSError):
+                return (folder / OBJECTS / stored.file).open("rb")
+    return None
 
 
 def _select(database: sqlite3.Connection, where: str, *values: object) -> list[StoredObject]:

@@ -7,10 +7,11 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.clouds.nimbus.cloud import Nimbus, foresee_upload
 from pipeline.clouds.nimbus.cumulus_server import CumulusServer
-from pipeline.clouds.nimbus.cumulus_store import read_index
+from pipeline.clouds.nimbus.cumulus_store import open_object, read_index
 from pipeline.clouds.nimbus.repository import Repository
 from pipeline.clouds.nimbus.settings import COMMON, Credentials, NimbusSettings
 from pipeline.errors import StoreError
@@ -40,6 +41,15 @@ class NimbusSandbox(Nimbus):
         prefix = f"{self._option('prefix', 'VMS')}/{owner}/"
         objects = [each for each in read_index(folder) if each.key.startswith(prefix)]
         return foresee_upload(image, prefix + release.name, objects)
+
+    def open_kept(self, folder: Path, image_id: str) -> BinaryIO | None:
+        """The image of this name, in the site's own folder or in that of all its users."""
+        prefix = self._option("prefix", "VMS")
+        for owner in (self._option("canonical_id", _CANONICAL_ID), COMMON):
+            opened = open_object(folder, f"{prefix}/{owner}/{image_id}")
+            if opened is not None:
+                return opened
+        return None
 
     @contextmanager
     def _start_session(self, folder: Path) -> Iterator[Repository]:
