@@ -49,7 +49,7 @@ def run(options: Namespace) -> None:
             f"{', '.join(names)}",
             todo="add one to sites.yaml (`sandbox: true`), or name one by --site nimbus-sandbox",
         )
-    requirements.require((BootCheck.name,))
+    requirements.require((BootCheck.name, "boot from an overlay"))
     workspace = shared.open_workspace(options)
     folder = options.folder or workspace.build / _FOLDER
     guest_sites = {

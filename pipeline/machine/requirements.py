@@ -89,7 +89,7 @@ PROGRAMS = (
     Program("grub-mkimage", "grub-common", "makes the boot loader"),
     Program("mformat", "mtools", "makes EFI system partitions", tested=(4, 0, 32)),
     Program("zstd", "zstd", "unpacks initramfs, to list an image's drivers, and base images"),
-    Program("qemu-img", "qemu-utils", "converts base images", tested=(7, 2)),
+    Program("qemu-img", "qemu-utils", "converts base images, and makes overlays", tested=(7, 2)),
     Program("prlimit", "util-linux", "limits what an image may cost"),
     Program("lz4", "lz4", "unpacks initramfs of other distributions"),
     Program(
@@ -189,6 +189,7 @@ NEEDS = {
     "drivers": ("debugfs", "zstd", "lz4"),
     "boot": ("fdisk", "sfdisk", "debugfs", "qemu-system-x86_64", "socat"),
     "boot by UEFI": ("OVMF",),
+    "boot from an overlay": ("qemu-img",),
     "boot with a site's kernel": ("busybox", "kernel for Xen's boot checks"),
 }
 """What stages need, by the words in their `requires`."""
