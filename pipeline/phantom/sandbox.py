@@ -49,6 +49,7 @@ def run_phantom(
     with ExitStack() as stack:
         try:
             make_folder(folder)
+            folder.chmod(0o700)  # user-data may hold secrets
             stack.enter_context(_locked(folder))
             state = State(folder)
             stack.callback(state.close)

@@ -41,7 +41,7 @@ def ask(project: Project, url: str) -> int:
     """How many groups there are, as a user of the credentials' file asks it."""
     file = project.build / ".phantom/credentials"
     said = dict(re.findall(r"(\w+) = (\w+)", file.read_text()))
-    assert file.stat().st_mode & 0o777 == 0o600
+    assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     client = boto3.client(
         "autoscaling",
         endpoint_url=url,
