@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from pipeline import __version__, resources, terminal
 from pipeline.commands import COMMANDS
+from pipeline.commands.output import print_error
 from pipeline.errors import NO_SPACE, NoSpaceError, PhantomError
 
 _INTERRUPTED = 130
@@ -73,10 +74,7 @@ def _report(error: PhantomError, options: argparse.Namespace) -> int:
         more = {"where": error.where, "todo": error.todo, "detail": error.detail}
         log = {"log": str(error.log) if error.log else None}
         print(json.dumps({**fields, **more, **log}, indent=2))
-    colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    label = "\x1b[31merror:\x1b[0m" if colours else "error:"
-    print(label, end=" ", file=terminal.unguarded(sys.stderr))
-    print(error, file=sys.stderr)
+    print_error(error)
     return error.exit_code
 
 

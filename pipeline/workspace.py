@@ -28,6 +28,8 @@ class Workspace:
     """Manifests and images, by appliance and build."""
     store: Store
     progress: Callable[[str], Progress]
+    failed: Path | None = None
+    """Where what failed stages leave is kept; None: nowhere."""
 
     def folder(self, appliance: str) -> Path:
         """The folder of an appliance's builds."""

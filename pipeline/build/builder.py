@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from pipeline.build.remains import keep_remains
 from pipeline.errors import PhantomError, located
 from pipeline.files import make_folder
 from pipeline.machine import accelerator
@@ -77,12 +78,16 @@ class Builder:
 
     When a stage fails, only those that need its output fail with it. `progress` makes the progress
     of a stage from its title; `stopping` is set when the build is interrupted. Used as a context,
-    the builder waits at the end for the stages that it started.
+    the builder waits at the end for the stages that it started. The folder `failed` gets what
+    failed stages leave.
     """
 
-    def __init__(self, store: Store, progress: Callable[[str], Progress]) -> None:
+    def __init__(
+        self, store: Store, progress: Callable[[str], Progress], failed: Path | None = None
+    ) -> None:
         self._store = store
         self._progress = progress
+        self._failed = failed
         self._resources = Resources()
         self._pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="stage")
         self._futures: dict[ContentKey, Future[Built]] = {}
@@ -205,6 +210,18 @@ class Builder:
             out, work = Path(folder, "out"), Path(folder, "work")
             make_folder(out)
             make_folder(work)
-            context = Context(out=out, work=work, log=log, store=self._store, progress=progress)
-            facts = stage.run(inputs, context)
+            context = Context(
+                out=out,
+                work=work,
+                log=log,
+                store=self._store,
+                progress=progress,
+                keep_failed=self._failed is not None,
+            )
+            try:
+                facts = stage.run(inputs, context)
+            except PhantomError:
+                if self._failed is not None and not self.stopping.is_set():
+                    keep_remains(stage, context, self._failed)
+                raise
             return self._store.add(stage.name, stage.key, out, facts)

@@ -124,7 +124,9 @@ class Delivery(SiteThread):
         """The image, made again if it comes from an earlier run and was damaged since."""
         image = self.target.image
         if built[image.key].reused and self._builder.renew(image):
-            builder = Builder(self._workspace.store, self._workspace.progress)
+            builder = Builder(
+                self._workspace.store, self._workspace.progress, self._workspace.failed
+            )
             entry = self._note(_by_key(builder.build(self.target.leaves)), release)
         return BootedImage(image=entry.image, reports=tuple(entry.reports))
 

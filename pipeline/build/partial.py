@@ -43,7 +43,7 @@ def build_part(
         for stage in (missing := find_missing(ends, workspace.store)):
             stage.check_host(workspace.store)
         requirements.require(sorted({need for stage in missing for need in stage.requires}))
-        builder = Builder(workspace.store, workspace.progress)
+        builder = Builder(workspace.store, workspace.progress, workspace.failed)
         built = builder.build(ends)
         results = builder.results()
     return Part(

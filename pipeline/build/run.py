@@ -64,7 +64,7 @@ def produce(
             raise _all_of([errors[site.name] for site in sites])
         plan = replace(plan, targets=tuple(left))
         check_host(plan, workspace)
-        with Builder(workspace.store, workspace.progress) as builder:
+        with Builder(workspace.store, workspace.progress, workspace.failed) as builder:
             deliveries = [
                 Delivery(plan, target, builder, workspace, publish=publish) for target in left
             ]

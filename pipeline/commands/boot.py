@@ -15,9 +15,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path, PurePosixPath
 
+from pipeline import sparse
 from pipeline.build.builder import Builder
 from pipeline.build.partial import find_missing
 from pipeline.build.plan import Target, make_plan
+from pipeline.build.remains import find_remains
 from pipeline.build.run import check_host
 from pipeline.clouds import metadata_service
 from pipeline.commands import options as shared
@@ -87,6 +89,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="throw the machine's disk away at its end; that is always done",
     )
+    parser.add_argument(
+        "--failed",
+        action="store_true",
+        help="from a copy of the disk that a machine left whose boot check failed, in a build with "
+        "`--keep-failed`",
+    )
 
 
 def run(options: Namespace) -> int:
@@ -113,6 +121,7 @@ def run(options: Namespace) -> int:
                 options.machine,
                 user_data=user_data,
                 forwards=forwards,
+                failed=shared.failed_folder(options, appliance.name) if options.failed else None,
             )
             command, hint = stack.enter_context(machine)
         print_lines(hint.split("\n"), file=sys.stderr)
@@ -130,8 +139,10 @@ def _make_machine(
     *,
     user_data: bytes | None,
     forwards: tuple[tuple[int, int], ...],
+    failed: Path | None,
 ) -> Iterator[tuple[Sequence[str], str]]:
-    """Builds the image if need be and readies the site's machine of that name, or its first one.
+    """Builds the image if need be and readies the site's machine of that name, or its first one;
+    with `failed`, the disk is one that was kept there.
 
     Gives the command that runs the machine on this terminal, and a hint for the person. The disk
     lasts as long as the block. Raises UsageError for an unknown machine, and what building raises.
@@ -152,7 +163,11 @@ def _make_machine(
     with store.used(), store.temporary("machine") as work, store.errors():
         disk = work / "disk.raw"
         store.check_space(data_bytes(built.artifact))
-        unpack_image(built.artifact, disk)
+        if failed is None:
+            unpack_image(built.artifact, disk)
+        else:
+            kept = _find_failed(failed, appliance, site, machine.name)
+            sparse.copy_data(kept, disk, kept.stat().st_size)
         key = work / "key"
         capture(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "boot", "-f", str(key)])
         public_keys = _public_keys(key.with_suffix(".pub"))
@@ -179,6 +194,17 @@ def _make_machine(
                 for here, there in forwards:
                     hint += f"\n127.0.0.1:{here} leads to the machine's port {there}"
                 yield qemu.command(machine, disk, network, accelerator), hint
+
+
+def _find_failed(folder: Path, appliance: Appliance, site: Site, machine: str) -> Path:
+    """The disk that a machine left. Raises UsageError where it is not kept."""
+    for kept in find_remains(folder):
+        if (kept.site, kept.machine) == (site.name, machine):
+            return kept.file
+    raise UsageError(
+        f"no disk is kept of a failed boot check of {appliance.name} at {site.name} ({machine})",
+        todo=f"`phantom-image build {appliance.name} --keep-failed` keeps it when the check fails",
+    )
 
 
 def _read_user_data(file: Path | None, appliance: Appliance) -> bytes | None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from argparse import ArgumentParser, Namespace
 from functools import partial
 from pathlib import Path
 
 from pipeline.build.partial import Part, build_part, stages_called, stages_without_boot
-from pipeline.commands import image
+from pipeline.build.remains import Remains, find_remains, forget_remains
+from pipeline.commands import boot, image, shell
 from pipeline.commands import options as shared
-from pipeline.commands.output import cell, print_json, print_line, print_table
+from pipeline.commands.output import cell, print_error, print_json, print_line, print_table
 from pipeline.definitions.yaml import shown
+from pipeline.errors import PhantomError, UsageError
 from pipeline.store import Artifact
 
 EXAMPLES = (
     "phantom-image build web --cloud ec2",
     "phantom-image build web --stop-after root",
     "phantom-image build web --no-boot --json",
+    "phantom-image build web --shell-on-failure",
 )
 
 
@@ -33,19 +37,75 @@ def add_arguments(parser: ArgumentParser) -> None:
     end.add_argument(
         "--no-boot", action="store_true", help="make the images without booting, and no manifest"
     )
+    parser.add_argument(
+        "--keep-failed",
+        action="store_true",
+        help="keep the file system of a stage that fails, for `shell --failed`, or the disk of a "
+        "machine, for `boot --failed` too",
+    )
+    parser.add_argument(
+        "--shell-on-failure",
+        action="store_true",
+        help="keep it, and open a shell there at once: in the tree, or on the machine's console",
+    )
 
 
 def run(options: Namespace) -> None:
     """Builds and boots, or makes the stages that the options ask for. Raises UsageError for an
     unknown stage, and what building raises."""
+    if options.shell_on_failure and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(
+            "a shell needs a terminal as standard input and output",
+            todo="run it in a terminal, as by `ssh -t`; without one, `--keep-failed` keeps what "
+            "`shell --failed` opens later",
+        )
+    if not (options.keep_failed or options.shell_on_failure):
+        _build(options, None)
+        return
+    name = shared.load_appliance(options).name
+    failed = shared.failed_folder(options, name)
+    forget_remains(failed)
+    try:
+        _build(options, failed)
+    except PhantomError as error:
+        kept = find_remains(failed)
+        for each in kept:
+            print_line(_tell(each, options.appliance), file=sys.stderr)
+        if kept and options.shell_on_failure:
+            print_error(error)
+            _open_shell(kept[0], options)
+        raise
+
+
+def _tell(kept: Remains, appliance: str) -> str:
+    """Where something is kept, and what opens it."""
+    opens = f"`phantom-image shell {appliance} --failed` opens it"
+    if kept.site is not None:
+        boots = f"boot {appliance} --failed --site {kept.site} --machine {kept.machine}"
+        opens += f", `phantom-image {boots}` starts the machine again"
+    return f"kept: {shown(kept.file)}; {opens}"
+
+
+def _open_shell(kept: Remains, options: Namespace) -> None:
+    """A shell in a kept tree, or on the console of a machine with a kept disk."""
+    if kept.site is None:
+        shell.run(Namespace(**vars(options), failed=True, as_defined=False, command=[]))
+        return
+    own = Namespace(**vars(options))
+    own.cloud, own.site, own.all_sites = None, [kept.site], False
+    own.machine, own.forward, own.user_data, own.failed = kept.machine, [], None, True
+    boot.run(own)
+
+
+def _build(options: Namespace, failed: Path | None) -> None:
     if options.stop_after is None and not options.no_boot:
-        image.produce_image(options, publish=False)
+        image.produce_image(options, publish=False, failed=failed)
         return
     appliance, sites = shared.load_appliance(options), shared.load_sites(options)
     word = options.stop_after
     ends = stages_without_boot if word is None else partial(stages_called, word=word)
     started = time.monotonic()
-    with shared.open_shown_workspace(options) as workspace:
+    with shared.open_shown_workspace(options, failed=failed) as workspace:
         part = build_part(appliance, sites, workspace, ends)
     if options.json:
         print_json(_describe(appliance.name, part))

@@ -6,6 +6,7 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.build.launch import find_endless_in
@@ -33,13 +34,14 @@ def run(options: Namespace) -> None:
     produce_image(options, publish=True)
 
 
-def produce_image(options: Namespace, *, publish: bool) -> None:
-    """Builds and boots, publishes if asked to, and prints a summary."""
+def produce_image(options: Namespace, *, publish: bool, failed: Path | None = None) -> None:
+    """Builds and boots, publishes if asked to, and prints a summary. The folder `failed` gets what
+    failed stages leave."""
     load_sites = shared.load_sites_to_publish_to if publish else shared.load_sites
     appliance, sites = shared.load_appliance(options), load_sites(options)
     order = shared.load_site_order(options)
     started = time.monotonic()
-    with shared.open_shown_workspace(options) as workspace:
+    with shared.open_shown_workspace(options, failed=failed) as workspace:
         produced = produce(appliance, sites, workspace, publish=publish, order=order)
     warning = find_endless_in(produced.manifest["phantom"])
     if warning is not None:

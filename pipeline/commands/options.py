@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import records
-from pipeline.build import manifest
+from pipeline.build import manifest, remains
 from pipeline.clouds import clouds
 from pipeline.commands.output import print_line
 from pipeline.definitions import appliance, sites
@@ -117,13 +117,21 @@ def open_workspace(options: Namespace) -> Workspace:
 
 
 @contextmanager
-def open_shown_workspace(options: Namespace, *, uses_store: bool = True) -> Iterator[Workspace]:
+def open_shown_workspace(
+    options: Namespace, *, uses_store: bool = True, failed: Path | None = None
+) -> Iterator[Workspace]:
     """The folders that the options name; standard error shows the progress of work. With
-    `uses_store`, nothing is evicted from the store meanwhile."""
+    `uses_store`, nothing is evicted from the store meanwhile. The folder `failed` gets what failed
+    stages leave."""
     with shown(sys.stderr, verbose=getattr(options, "verbose", False)) as progress:
-        workspace = replace(open_workspace(options), progress=progress)
+        workspace = replace(open_workspace(options), progress=progress, failed=failed)
         with workspace.store.used() if uses_store else nullcontext():
             yield workspace
+
+
+def failed_folder(options: Namespace, appliance: str) -> Path:
+    """Where what failed stages of an appliance leave is kept."""
+    return open_workspace(options).folder(appliance) / remains.FOLDER
 
 
 def store_folder(options: Namespace) -> Path:

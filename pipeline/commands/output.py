@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any
 
+from pipeline.errors import PhantomError
 from pipeline.terminal import escape, unguarded
 
 _UNLIMITED = 1 << 20  # columns: no line of a pipe or file is wrapped
@@ -28,6 +29,14 @@ def print_lines(lines: Iterable[str], *, file: IO[str] | None = None) -> None:
 def print_json(value: object, *, ascii_only: bool = True) -> None:
     """Prints a value for programs. What no terminal should see is escaped as JSON has it."""
     print(escape(json.dumps(value, indent=2, ensure_ascii=ascii_only), keep="\n"))
+
+
+def print_error(error: PhantomError) -> None:
+    """Prints an error for people on standard error, in colour on a terminal."""
+    colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    label = "\x1b[31merror:\x1b[0m" if colours else "error:"
+    print(label, end=" ", file=unguarded(sys.stderr))
+    print(error, file=sys.stderr)
 
 
 class Cell(str):

@@ -8,9 +8,11 @@ from argparse import ArgumentParser, Namespace
 
 from pipeline.build.partial import stages_called
 from pipeline.build.plan import make_plan
+from pipeline.build.remains import Remains, copy_root, find_remains
 from pipeline.build.run import read_stages
 from pipeline.commands import options as shared
 from pipeline.commands.output import print_line
+from pipeline.definitions.yaml import shown
 from pipeline.errors import UsageError
 from pipeline.machine import host
 from pipeline.machine.tree_shell import run_in_copy
@@ -26,6 +28,7 @@ EXAMPLES = (
     "phantom-image shell web",
     "phantom-image shell web -- dpkg -l",
     "phantom-image shell web --as-defined",
+    "phantom-image shell web --failed",
 )
 
 
@@ -36,6 +39,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--as-defined",
         action="store_true",
         help="what is built of the definition as it is now, as when its boot check failed",
+    )
+    parser.add_argument(
+        "--failed",
+        action="store_true",
+        help="what the last build left that failed with `--keep-failed`",
     )
     text = "run this instead of a shell, behind `--`, and end with its status"
     parser.add_argument("command", nargs="*", metavar="COMMAND", help=text)
@@ -57,17 +65,23 @@ def run(options: Namespace) -> int:
     workspace = shared.open_workspace(options)
     store = workspace.store
     with store.used(), store.errors():
-        root = _find_root(appliance, options, workspace)
-        file = root.file(_FILE)
+        remains = _find_failed(appliance, options) if options.failed else None
+        if remains is None:
+            file = _find_root(appliance, options, workspace).file(_FILE)
+        else:
+            file = remains.file
         host.require_isolation(store.folder)
         store.check_space(file.stat().st_blocks * 512)
         if not options.command:
             print_line(
-                f"unpacking a copy of the root file system of {appliance.name}; what is changed "
-                "there is thrown away at the end of the shell",
+                f"unpacking a copy of {_describe(remains, appliance)}; what is changed there is "
+                "thrown away at the end of the shell",
                 file=sys.stderr,
             )
         with store.temporary("shell") as work:
+            if remains is not None:
+                file = work / _FILE
+                copy_root(remains, file)
             if not find_way(work).mapped:
                 told = "warning: the shell is root on this host, in a namespace of its own"
                 print_line(told, file=sys.stderr)
@@ -75,6 +89,24 @@ def run(options: Namespace) -> int:
     if not options.command:
         print_line("the shell has ended, and the copy is thrown away", file=sys.stderr)
     return status
+
+
+def _describe(remains: Remains | None, appliance: Appliance) -> str:
+    if remains is None:
+        return f"the root file system of {appliance.name}"
+    return f"what a failed build left in {shown(remains.file)}"
+
+
+def _find_failed(appliance: Appliance, options: Namespace) -> Remains:
+    """What the last failed build left. Raises UsageError where nothing is kept."""
+    kept = find_remains(shared.failed_folder(options, appliance.name))
+    if not kept:
+        raise UsageError(
+            f"nothing is kept of a failed build of {appliance.name}",
+            todo=f"`phantom-image build {appliance.name} --keep-failed` keeps what a failing stage "
+            "leaves",
+        )
+    return kept[0]
 
 
 def _find_root(appliance: Appliance, options: Namespace, workspace: Workspace) -> Artifact:

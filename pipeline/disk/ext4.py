@@ -28,6 +28,7 @@ class FileSystem:
 
     def __init__(self, file: Path, offset: int) -> None:
         self._device = f"{file}?offset={offset}"
+        self.offset = offset
 
     def names(self, folder: PurePosixPath) -> list[str]:
         if not _is_plain(folder):

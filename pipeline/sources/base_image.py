@@ -186,6 +186,9 @@ class BaseRoot(Stage):
             **environment,
         }
 
+    def find_remains(self, context: Context) -> Path:
+        return context.out / ROOT
+
     def _size(self, likely: root.Likely | None) -> int:
         """How large the file system may be: there is room on the disk for what a layout of ours, or
         the base's own, has beside it. Raises DiskTooSmallError."""

@@ -164,6 +164,9 @@ class ScratchRoot(Stage):
         facts = self._facts(context)
         return facts if wheels is None else {**facts, "python": describe_wheels(wheels)}
 
+    def find_remains(self, context: Context) -> Path:
+        return context.out / ROOT
+
     def _build(self, tree: Path, wheels: Artifact | None, planned: int, context: Context) -> None:
         work = context.work
         build = work / "build"
@@ -274,6 +277,7 @@ class ScratchRoot(Stage):
             "PHANTOM_AUTOMATIC": str(work / "automatic"),
             "PHANTOM_CERTIFICATES": str(work / "certificates"),
             "PHANTOM_CLOUD_INIT": str(work / "cloud-init"),
+            **({"PHANTOM_KEEP_FAILED": "yes"} if context.keep_failed else {}),
             "PHANTOM_KERNEL": self.kernel,
             "PHANTOM_OUTPUT": str(context.out),
             "PHANTOM_OWNER": namespace.owner(work),

@@ -49,6 +49,8 @@ class Context:
     store: Store
     """The store that the artifact goes to."""
     progress: Progress
+    keep_failed: bool = False
+    """Whether somebody will look at what it leaves when it fails."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,11 @@ class Stage(ABC):
     def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
         """Makes the output in `context.out` and returns facts of it, as JSON can hold them, or as a
         `Future` of that."""
+
+    def find_remains(self, context: Context) -> Path | None:
+        """Where the stage, if it fails, leaves the root file system (`.ext4`) or the disk (`.raw`)
+        that it worked on. None for a stage that works on none."""
+        return None
 
 
 def key_of(value: object) -> ContentKey:

@@ -49,6 +49,7 @@ AUTHORIZED_KEYS = PurePosixPath("/root/.ssh/authorized_keys")
 """Where the public keys lie that root may log in with."""
 _CONSOLE_LINES, _CONSOLE_KEPT = 25, 100_000  # lines that are shown, and characters that are kept
 _USER_DATA = USER_DATA_PATH.removeprefix("/latest")  # cloud-init asks for a dated version
+_DISK = "disk.raw"  # the machine's, in the folder for what is not kept
 _LATE_REQUESTS = 2  # that the metadata service refuses at first, as one that is not ready yet does
 # What may stay free behind root: the second GPT, and the MiB by which partitions are aligned.
 _TAIL_ROOM = 2 * MIB
@@ -109,7 +110,7 @@ class BootCheck(Stage):
         accelerator = find_accelerator(context.store.folder)
         limit = self.seconds or BOOT_SECONDS[accelerator]
         nonce = secrets.token_hex(16)
-        disk = context.work / "disk.raw"
+        disk = context.work / _DISK
         context.progress.step("making the machine's disk")
         context.store.check_space(data_bytes(image))
         unpack_image(image, disk)
@@ -139,6 +140,9 @@ class BootCheck(Stage):
         self._check_whole(facts, context.log)
         self._judge(facts, nonce, cases, context.log)
         return {"accelerator": accelerator, **_told(facts), "user_data": _outcomes(facts, cases)}
+
+    def find_remains(self, context: Context) -> Path:
+        return context.work / _DISK
 
     def metadata_url(self) -> str:
         """The metadata service's URL as the guest reaches it."""

@@ -339,6 +339,17 @@ _RUN = """
 # end, when the tree is written and of no use any more. The namespace takes it apart at once.
 sync() {
     [ ! -e "$TMP_BUILD_DIR/phantom-finished" ] || { trap - EXIT ERR; exit 0; }
+    [ "${PHANTOM_KEEP_FAILED:-}" != yes ] || [ "${exitval:-0}" -eq 0 ] || keep_failed
+}
+# The tree as it was when a hook failed, without what is mounted in it.
+keep_failed() {
+    PHANTOM_KEEP_FAILED=
+    local tree=$TMP_BUILD_DIR/failed file=$PHANTOM_OUTPUT/root.ext4
+    mkdir "$tree" && mount --bind "$TMP_BUILD_DIR/mnt" "$tree" && rm -f "$file" &&
+        truncate -s "$(($(du -sm "$tree" | cut -f 1) * 5 / 4 + 256))M" "$file" &&
+        mke2fs -q -F -t ext4 -m 0 -E root_owner=0:0 -d "$tree" "$file" &&
+        chown "$PHANTOM_OWNER" "$file"
+    umount "$tree"
 }
 . "$_LIB/disk-image-create"
 """
