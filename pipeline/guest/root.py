@@ -12,7 +12,7 @@ import os
 import shlex
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -145,6 +145,19 @@ def trim(guest: Guest, room: int) -> None:
     with bounded(guest, room), _explained(guest, "the root file system cannot be written"):
         # libguestfs's own call takes twice as long: it writes out all disks, before and after.
         guest.shell("sync -f /sysroot && fstrim /sysroot")
+
+
+@contextmanager
+def written_out(guest: Guest, *, on_failure: bool) -> Iterator[None]:
+    """With `on_failure`, what the appliance holds of the file system in memory is written to it
+    when the block fails, so that the file shows what was there."""
+    try:
+        yield
+    except PhantomError:
+        if on_failure and not guest.ended:
+            with suppress(RuntimeError):
+                guest.handle.sync()
+        raise
 
 
 @contextmanager

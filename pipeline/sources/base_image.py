@@ -164,6 +164,7 @@ class BaseRoot(Stage):
                 progress=context.progress,
                 network=self.network,
             ) as guest,
+            root.written_out(guest, on_failure=context.keep_failed),
         ):
             copied()
             system = self._inspect(guest, shape, base, context.store)
