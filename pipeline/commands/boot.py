@@ -36,6 +36,7 @@ from pipeline.model import Appliance, Site
 from pipeline.stages.base import read_own
 from pipeline.stages.boot import AUTHORIZED_KEYS, BootCheck, edit_as_node, find_root
 from pipeline.stages.image import data_bytes, unpack_image
+from pipeline.store import Artifact
 from pipeline.tools.run import capture
 from pipeline.workspace import Workspace
 
@@ -163,11 +164,7 @@ def _make_machine(
     with store.used(), store.temporary("machine") as work, store.errors():
         disk = work / "disk.raw"
         store.check_space(data_bytes(built.artifact))
-        if failed is None:
-            unpack_image(built.artifact, disk)
-        else:
-            kept = _find_failed(failed, appliance, site, machine.name)
-            sparse.copy_data(kept, disk, kept.stat().st_size)
+        _make_disk(built.artifact, disk, boot, failed)
         key = work / "key"
         capture(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "boot", "-f", str(key)])
         public_keys = _public_keys(key.with_suffix(".pub"))
@@ -196,14 +193,19 @@ def _make_machine(
                 yield qemu.command(machine, disk, network, accelerator), hint
 
 
-def _find_failed(folder: Path, appliance: Appliance, site: Site, machine: str) -> Path:
-    """The disk that a machine left. Raises UsageError where it is not kept."""
-    for kept in find_remains(folder):
-        if (kept.site, kept.machine) == (site.name, machine):
-            return kept.file
+def _make_disk(image: Artifact, disk: Path, boot: BootCheck, failed: Path | None) -> None:
+    """Makes a machine's disk: of the image, or of the disk that is kept in the folder `failed`.
+    Raises UsageError where it is not kept."""
+    if failed is None:
+        unpack_image(image, disk)
+        return
+    for kept in find_remains(failed):
+        if boot.label.split() == [kept.site, kept.machine]:
+            sparse.copy_data(kept.file, disk, kept.file.stat().st_size)
+            return
     raise UsageError(
-        f"no disk is kept of a failed boot check of {appliance.name} at {site.name} ({machine})",
-        todo=f"`phantom-image build {appliance.name} --keep-failed` keeps it when the check fails",
+        f"no disk is kept of a failed boot check at {boot.label}",
+        todo="`phantom-image build --keep-failed` keeps it when the check fails",
     )
 
 
