@@ -16,7 +16,7 @@ from pipeline.build.release import make_entry, make_release
 from pipeline.build.sites import open_site
 from pipeline.clouds import Cloud
 from pipeline.errors import PhantomError, located
-from pipeline.model import BootedImage, ContentKey, Progress, Publication, Release
+from pipeline.model import BootedImage, ContentKey, Image, Progress, Publication, Release
 from pipeline.progress import failing
 from pipeline.store import Artifact
 from pipeline.workspace import Workspace, link
@@ -44,34 +44,32 @@ class SiteThread(threading.Thread):
             self.defect = defect
 
 
-class Delivery(SiteThread):
-    """One site's part of a build: its image, booted and, with `publish`, published."""
+class Sending(SiteThread):
+    """One site's image on its way there: `entry` tells what it is, `published` what the site has.
+
+    `stopping` is set when the command is interrupted.
+    """
 
     def __init__(
-        self, plan: Plan, target: Target, builder: Builder, workspace: Workspace, *, publish: bool
+        self,
+        cloud: Cloud,
+        stopping: threading.Event,
+        workspace: Workspace,
+        work: Callable[[], None],
     ) -> None:
-        super().__init__(target.site.name, self._deliver)
-        self.entry: ManifestImage | None = None
+        super().__init__(cloud.site.name, work)
         self.published: tuple[Publication, ...] = ()
-        self._plan = plan
-        self.target = target
-        self._builder = builder
+        self.cloud = cloud
+        self._stopping = stopping
         self._workspace = workspace
-        self._publishes = publish
 
-    def _deliver(self) -> None:
-        built = _by_key(future.result() for future in self._builder.submit(self.target.leaves))
-        builds = self._workspace.folder(self._plan.appliance.name)
-        release = make_release(self._plan, self.target, _artifacts(built), builds)
-        before = manifest.read_manifest(release.folder.parent, release.build)
-        known = [] if before is None else manifest.publications_of(before)
-        self.published = tuple(each for each in known if each.site == self.site)
-        entry = self._note(built, release)
-        if not self._publishes:
-            return
+    def _send(self, image: Image, release: Release, make_booted: Callable[[], BootedImage]) -> None:
+        """Uploads the image unless its bytes are there, and makes it visible to the site's users.
+        `make_booted` gives what is uploaded, and is called only where it is. `published` then has
+        the site's own publication, those in further regions, and what was known before."""
         try:
             with located(f"site {self.site}"), self._workspace.errors():
-                published = self._publish(entry, built, release)
+                published = self._publish(image, release, make_booted)
         except PhantomError as error:
             self._keep(error.published)
             raise
@@ -83,6 +81,52 @@ class Delivery(SiteThread):
         others = [each for each in self.published if each.region not in regions]
         self.published = (*published, *others)
 
+    def _publish(
+        self, image: Image, release: Release, make_booted: Callable[[], BootedImage]
+    ) -> tuple[Publication, ...]:
+        """What was there already keeps the time that the last manifest gives."""
+        shown = self._workspace.progress(f"publish {self.site}")
+        progress = _Stoppable(shown, self._stopping)
+        waiting = "another command publishes there; waiting for it"
+        with (
+            failing(shown, self._stopping.is_set),
+            open_site(self.cloud, self._workspace, lambda: progress.step(waiting)) as cloud,
+        ):
+            publication = cloud.find(image, release)
+            if publication is None:
+                publication = cloud.upload(make_booted(), release, progress)
+            else:
+                progress.step(f"{release.name} is there already")
+            # Even if it was there: an earlier run may have ended between upload and publish.
+            published = cloud.publish(publication, release, progress)
+        progress.finish(f"done: {', '.join(each.image_id for each in published)}")
+        return tuple(_with_known_time(each, self.published) for each in published)
+
+
+class Delivery(Sending):
+    """One site's part of a build: its image, booted and, with `publish`, published."""
+
+    def __init__(
+        self, plan: Plan, target: Target, builder: Builder, workspace: Workspace, *, publish: bool
+    ) -> None:
+        super().__init__(target.cloud, builder.stopping, workspace, self._deliver)
+        self.entry: ManifestImage | None = None
+        self._plan = plan
+        self.target = target
+        self._builder = builder
+        self._publishes = publish
+
+    def _deliver(self) -> None:
+        built = _by_key(future.result() for future in self._builder.submit(self.target.leaves))
+        builds = self._workspace.folder(self._plan.appliance.name)
+        release = make_release(self._plan, self.target, _artifacts(built), builds)
+        before = manifest.read_manifest(release.folder.parent, release.build)
+        known = [] if before is None else manifest.publications_of(before)
+        self.published = tuple(each for each in known if each.site == self.site)
+        entry = self._note(built, release)
+        if self._publishes:
+            self._send(entry.image, release, lambda: self._reverify(entry, built, release))
+
     def _note(self, built: Mapping[ContentKey, Built], release: Release) -> ManifestImage:
         """Gives the image its name in the build's folder."""
         entry = make_entry(self.target, _artifacts(built), release.name)
@@ -90,33 +134,6 @@ class Delivery(SiteThread):
             link(entry.image.file, release.folder / entry.file)
         self.entry = entry
         return entry
-
-    def _publish(
-        self, entry: ManifestImage, built: Mapping[ContentKey, Built], release: Release
-    ) -> tuple[Publication, ...]:
-        """Uploads the image unless its bytes are there, and makes it visible to the site's users.
-
-        Returns the site's own publication and those in further regions. What was there already
-        keeps the time that the last manifest gives.
-        """
-        cloud = self.target.cloud
-        shown = self._workspace.progress(f"publish {self.site}")
-        progress = _Stoppable(shown, self._builder.stopping)
-        waiting = "another command publishes there; waiting for it"
-        with (
-            failing(shown, self._builder.stopping.is_set),
-            open_site(cloud, self._workspace, lambda: progress.step(waiting)),
-        ):
-            publication = cloud.find(entry.image, release)
-            if publication is None:
-                booted = self._reverify(entry, built, release)
-                publication = cloud.upload(booted, release, progress)
-            else:
-                progress.step(f"{release.name} is there already")
-            # Even if it was there: an earlier run may have ended between upload and publish.
-            published = cloud.publish(publication, release, progress)
-        progress.finish(f"done: {', '.join(each.image_id for each in published)}")
-        return tuple(_with_known_time(each, self.published) for each in published)
 
     def _reverify(
         self, entry: ManifestImage, built: Mapping[ContentKey, Built], release: Release
@@ -162,7 +179,7 @@ class _Stoppable:
             raise KeyboardInterrupt  # here in a thread that publishes
 
 
-def run_side_by_side(deliveries: Sequence[Delivery], builder: Builder) -> None:
+def run_side_by_side(deliveries: Sequence[SiteThread], builder: Builder) -> None:
     """Runs all deliveries. After an interrupt they get a few seconds to close what they have open;
     those that still run end with the process, and a later command continues them."""
     for delivery in deliveries:
@@ -178,12 +195,11 @@ def run_side_by_side(deliveries: Sequence[Delivery], builder: Builder) -> None:
         raise
 
 
-def check_sites(plan: Plan, workspace: Workspace) -> dict[str, PhantomError]:
+def check_sites(clouds: Sequence[Cloud], workspace: Workspace) -> dict[str, PhantomError]:
     """Asks every site, before anything is built, whether it will take its image. Returns the errors
     by site, and reports them at once if other sites go on."""
     checks = [
-        SiteThread(target.site.name, partial(_check_site, target.cloud, workspace))
-        for target in plan.targets
+        SiteThread(cloud.site.name, partial(_check_site, cloud, workspace)) for cloud in clouds
     ]
     for check in checks:
         check.start()

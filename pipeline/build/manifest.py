@@ -190,6 +190,33 @@ def _keep_other_sites(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[st
     }
 
 
+def with_publications(
+    manifest: Mapping[str, Any],
+    images: Sequence[ManifestImage],
+    publications: Sequence[Publication],
+    section: Mapping[str, Any],
+    templates: Iterable[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """A build's manifest with all its publications as they are now, and with what they change:
+    images of further sites, Phantom's section, and launch templates beside those of other sites."""
+    new = list(templates)
+    replaced = {(each["site"], each["region"]) for each in new}
+    kept = [
+        each
+        for each in manifest["launch_templates"]
+        if (each["site"], each["region"]) not in replaced
+    ]
+    further = {each.image.site for each in images}
+    others = [each for each in manifest["images"] if each["site"] not in further]
+    return {
+        **manifest,
+        "images": sorted([*map(_image, images), *others], key=lambda image: image["site"]),
+        "publications": [asdict(each) for each in sorted(publications, key=lambda p: p.site)],
+        "phantom": dict(section),
+        "launch_templates": _sorted_templates([*new, *kept]),
+    }
+
+
 def without(manifest: Mapping[str, Any], retired: Publication) -> dict[str, Any]:
     """A manifest without a publication that has been retired."""
     site = retired.site

@@ -110,7 +110,7 @@ def make_plan(
             find_build=partial(_find_build, builds),
         )
     )
-    targets = [_plan_target(appliance, cloud, source) for cloud in made]
+    targets = plan_targets(appliance, made, source)
     contents = source.plan_contents([target.image for target in targets])
     return Plan(
         appliance=appliance,
@@ -173,6 +173,11 @@ def _find_build(builds: Path, wanted: ApplianceBuild) -> BaseFile:
         f"there is {missing} of {wanted.name} in {folder}",
         todo=f"build it first: `phantom-image build {wanted.name}`",
     )
+
+
+def plan_targets(appliance: Appliance, clouds: Sequence[Cloud], source: Source) -> list[Target]:
+    """What is made for each site of a root file system."""
+    return [_plan_target(appliance, cloud, source) for cloud in clouds]
 
 
 def _plan_target(appliance: Appliance, cloud: Cloud, source: Source) -> Target:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.model import format_size
+from pipeline.model import Machine, format_size
 from pipeline.stages.base import LocalFile, Stage, to_json
 
 _SIZES = {"size", "disk_size", "most_bytes", "memory", "spare", "root_start", "tail"}
@@ -50,6 +50,11 @@ def describe_fields(stage: Stage) -> dict[str, Any]:
         for member in dataclasses.fields(stage)
         if member.name != "inputs" and member.metadata.get("key", True)
     }
+
+
+def describe_machine(machine: Machine) -> Any:
+    """What `describe_fields` says of a boot check's machine."""
+    return _describe(machine)
 
 
 def _describe(value: object) -> Any:

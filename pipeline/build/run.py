@@ -14,8 +14,9 @@ from pipeline.build.builder import Builder, Built
 from pipeline.build.delivery import Delivery, check_sites, raise_defects, run_side_by_side
 from pipeline.build.explain import describe, explain
 from pipeline.build.origin import describe_definition
-from pipeline.build.plan import Plan, Target, make_plan
+from pipeline.build.plan import Plan, make_plan
 from pipeline.build.release import check_files, keep_true
+from pipeline.clouds import Cloud
 from pipeline.errors import PhantomError
 from pipeline.machine import accelerator, requirements
 from pipeline.model import Appliance, ContentKey, Publication, Site
@@ -58,10 +59,10 @@ def produce(
     workspace.store.sweep()
     with workspace.store.used():
         plan = make_plan(appliance, sites, workspace.store, builds=workspace.build)
-        errors = check_sites(plan, workspace) if publish else {}
+        errors = check_sites([each.cloud for each in plan.targets], workspace) if publish else {}
         left = [each for each in plan.targets if each.site.name not in errors]
         if not left:
-            raise _all_of([errors[site.name] for site in sites])
+            raise join_errors([errors[site.name] for site in sites])
         plan = replace(plan, targets=tuple(left))
         check_host(plan, workspace)
         with Builder(workspace.store, workspace.progress, workspace.failed) as builder:
@@ -76,7 +77,7 @@ def produce(
     errors |= {each.site: each.error for each in deliveries if each.error is not None}
     raise_defects(deliveries)
     if errors or written is None:
-        raise _all_of([errors[site.name] for site in sites if site.name in errors], written)
+        raise join_errors([errors[site.name] for site in sites if site.name in errors], written)
     path, content = written
     results = builder.results()
     return Produced(
@@ -112,7 +113,8 @@ def _write(
     build = manifest.build_name(plan.appliance, root_sha256, plan.makers)
     folder = workspace.folder(plan.appliance.name)
     sites = {each.site for each in deliveries if each.entry is not None}
-    targets = [target for target in plan.targets if target.site.name in sites]
+    clouds = [target.cloud for target in plan.targets if target.site.name in sites]
+    sized = [(cloud, instance_type(plan.appliance, cloud)) for cloud in clouds]
     published = [publication for each in deliveries for publication in each.published]
     contents = plan.targets[0].contents
     described = None if contents is None else built[contents.key].artifact
@@ -123,7 +125,7 @@ def _write(
             known = manifest.publications_of(before)
             published += [each for each in known if each.site not in sites]
             before["images"] = keep_true(folder / build, before["images"], entries)
-        definition = describe_definition(plan.appliance)
+        definition, script = describe_definition(plan.appliance), plan.appliance.phantom.user_data
         written = manifest.make_manifest(
             appliance=plan.appliance,
             build=build,
@@ -136,23 +138,24 @@ def _write(
             root_sha256=root_sha256,
             images=entries,
             publications=published,
-            launch={
-                target.site.name: {
-                    "instance_type": _instance_type(plan.appliance, target),
-                    "common": target.cloud.common,
-                }
-                for target in targets
-            },
-            templates=_templates(plan.appliance, targets, published),
+            launch=describe_launch(sized),
+            templates=make_templates(
+                sized, published, None if script is None else read_own(script)
+            ),
             order=order,
             before=before,
         )
         path = manifest.write_manifest(folder, written, latest=latest)
         stages = describe(plan)
         _write_stages(folder, stages)
-        # An earlier run may have made this build for other sites.
-        _write_stages(path.parent, {**_read_stages(path.parent), **stages})
+        add_stages(path.parent, stages)
     return path, written
+
+
+def add_stages(folder: Path, stages: Mapping[str, Any]) -> None:
+    """Notes in a build's folder what `describe` said of its stages, beside those of the runs that
+    made the build for other sites."""
+    _write_stages(folder, {**_read_stages(folder), **stages})
 
 
 def _write_stages(folder: Path, stages: Mapping[str, Any]) -> None:
@@ -164,7 +167,7 @@ def _read_stages(folder: Path) -> dict[str, Any]:
     return {} if told is None else dict(told["stages"])
 
 
-def _all_of(errors: Sequence[PhantomError], written: _Written | None = None) -> PhantomError:
+def join_errors(errors: Sequence[PhantomError], written: _Written | None = None) -> PhantomError:
     """The first error, with the others and what was published in its detail. Sites that share a
     stage share its error."""
     first, *others = dict.fromkeys(errors)
@@ -194,20 +197,27 @@ def read_stages(workspace: Workspace, appliance: str, build: str = "") -> dict[s
     return _read_stages(workspace.folder(appliance) / build)
 
 
-def _instance_type(appliance: Appliance, target: Target) -> str:
-    chosen = appliance.phantom.instance_type
-    return chosen.get(target.site.cloud, target.cloud.default_instance_type)
+def instance_type(appliance: Appliance, cloud: Cloud) -> str:
+    """The instance type that Phantom starts at a site."""
+    return appliance.phantom.instance_type.get(cloud.site.cloud, cloud.default_instance_type)
 
 
-def _templates(
-    appliance: Appliance, targets: Sequence[Target], published: Sequence[Publication]
+def describe_launch(sized: Sequence[tuple[Cloud, str]]) -> dict[str, dict[str, object]]:
+    """What Phantom needs besides images, by site. `sized` has the sites, each with its instance
+    type."""
+    return {
+        cloud.site.name: {"instance_type": size, "common": cloud.common} for cloud, size in sized
+    }
+
+
+def make_templates(
+    sized: Sequence[tuple[Cloud, str]], published: Sequence[Publication], user_data: bytes | None
 ) -> Iterator[dict[str, Any]]:
-    script = appliance.phantom.user_data
-    user_data = None if script is None else read_own(script)
-    for target in targets:
-        size = _instance_type(appliance, target)
+    """What starts the published images without Phantom. `sized` has the sites, each with its
+    instance type."""
+    for cloud, size in sized:
         for publication in published:
-            if publication.site == target.site.name:
-                data = target.cloud.launch_data(publication, size, user_data)
+            if publication.site == cloud.site.name:
+                data = cloud.launch_data(publication, size, user_data)
                 if data is not None:
                     yield {"site": publication.site, "region": publication.region, "data": data}

@@ -43,13 +43,18 @@ def produce_image(options: Namespace, *, publish: bool, failed: Path | None = No
     started = time.monotonic()
     with shared.open_shown_workspace(options, failed=failed) as workspace:
         produced = produce(appliance, sites, workspace, publish=publish, order=order)
+    print_produced(options, produced, time.monotonic() - started)
+
+
+def print_produced(options: Namespace, produced: Produced, seconds: float) -> None:
+    """Prints a summary of what was made and published in so many seconds."""
     warning = find_endless_in(produced.manifest["phantom"])
     if warning is not None:
         print_line(f"warning: {warning}", file=sys.stderr)
     if options.json:
         print_json(_summary(produced))
     else:
-        _print_summary(produced, time.monotonic() - started)
+        _print_summary(produced, seconds)
 
 
 def _summary(produced: Produced) -> dict[str, Any]:

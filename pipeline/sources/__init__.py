@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from pipeline.clouds import Cloud
 from pipeline.errors import UnknownElementError
@@ -47,7 +47,9 @@ class Request:
 class Source(Protocol):
     """The source of one appliance's root file system, planned."""
 
-    from_base_image: ClassVar[bool]
+    @property
+    def from_base_image(self) -> bool:
+        """Whether the root file system starts from a base image."""
 
     @property
     def root(self) -> Stage:
