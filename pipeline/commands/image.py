@@ -76,14 +76,12 @@ def _summary(produced: Produced) -> dict[str, Any]:
 def _print_summary(produced: Produced, seconds: float) -> None:
     appliance = produced.manifest["appliance"]
     print_line(f"{appliance['name']} {appliance['version']}, build {appliance['build']}")
-    print_table(
-        [
-            (title, "reused" if reused else f"{took:.1f} s")
-            for title, reused, took in produced.stages
-        ],
-        indent=2,
-    )
-    print_line()
+    rows = [
+        (title, "reused" if reused else f"{took:.1f} s") for title, reused, took in produced.stages
+    ]
+    if rows:
+        print_table(rows, indent=2)
+        print_line()
     print_table(list(_result_rows(produced)), indent=2)
     print_line(f"done in {seconds:.1f} s")
 
