@@ -11,6 +11,7 @@ from pipeline.build.manifest_schema import identities, image_of_site, manifest_s
 from pipeline.build.schema_terms import (
     BUILD,
     BYTES,
+    COUNT,
     DRAFT,
     FLAG,
     SECONDS,
@@ -45,6 +46,7 @@ def output_schemas() -> dict[str, Schema]:
             "title": "What is wrong with manifests: `manifest validate --json`",
             **a_list(_validation()),
         },
+        "changes": whole("What differs between builds or images: `diff --json`", **_changes()),
         "diff": whole("What differs between manifests: `manifest diff --json`", **_diff()),
     }
 
@@ -68,6 +70,63 @@ def _diff() -> dict[str, Schema]:
         "after": build,
         "same": FLAG,
         "changes": told(an_object(**dict.fromkeys(PARTS, a_list(change))), "By part."),
+    }
+
+
+def _changes() -> dict[str, Schema]:
+    number, text = or_null({"type": "number"}), or_null(TEXT)
+    package = an_object(name=TEXT, version=TEXT)
+    side = an_object(
+        name=told(TEXT, "APPLIANCE/BUILD, or the file."),
+        version=text,
+        definition=told(text, "The definition's digest."),
+        commit=text,
+        root_bytes=told(BYTES, "Of the root file system."),
+        used_bytes=told(BYTES, "Of them, those that are not free."),
+        kernels=a_list(TEXT),
+    )
+    entry = an_object(
+        kind={"enum": ["file", "folder", "link", "device", "pipe", "socket", "unknown"]},
+        mode=told(COUNT, "Permissions, and the bits above them."),
+        uid=COUNT,
+        gid=COUNT,
+        size=told(BYTES, "0 for a folder."),
+        target=told(text, "Of a link."),
+    )
+    return {
+        "old": side,
+        "new": side,
+        "packages": an_object(
+            added=a_list(package),
+            removed=a_list(package),
+            changed=a_list(
+                an_object(
+                    name=TEXT,
+                    old=TEXT,
+                    new=TEXT,
+                    changelog=told(
+                        a_list(TEXT), "Its lines between the versions, where the image has them."
+                    ),
+                )
+            ),
+        ),
+        "files": a_list(
+            an_object(
+                path=TEXT,
+                old=or_null(entry),
+                new=or_null(entry),
+                content=told(FLAG, "Whether the contents of a file of both differ."),
+            )
+        ),
+        "boots": a_list(
+            an_object(
+                site=TEXT,
+                machine=TEXT,
+                boot_seconds=an_object(old=number, new=number),
+                kernel=an_object(old=text, new=text),
+                accelerator=an_object(old=text, new=text),
+            )
+        ),
     }
 
 

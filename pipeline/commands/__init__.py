@@ -21,6 +21,7 @@ COMMANDS = {
     "pin": "fetch the base image of a definition, show it, and write its digest there",
     "show": "show a build's manifest",
     "manifest": "validate or show a manifest's file, or compare two",
+    "diff": "tell what differs between two builds or image files",
     "inspect": "tell what an image file is, which clouds it would boot on, and why not",
     "doctor": "look at this host: what is missing, and what mends it",
     "phantom-sandbox": "run a local Phantom, whose machines are guests of this host",

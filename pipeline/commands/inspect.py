@@ -27,9 +27,9 @@ from pipeline.guest.inspection import inspect_system, to_facts
 from pipeline.guest.mounting import describe_place, mounted
 from pipeline.guest.remarks import find_remarks
 from pipeline.guest.tree import GuestTree
-from pipeline.model import Progress, Sha256, Site, format_size
-from pipeline.sources.base_disk import BASE, BaseDisk, Looked, look, stamp_of
-from pipeline.stages.base import Context, LocalFile, key_of
+from pipeline.model import Progress, Site, format_size
+from pipeline.sources.base_disk import Looked, look, unpack_disk
+from pipeline.stages.base import key_of
 from pipeline.store import Store
 from pipeline.tools.run import stop_all
 
@@ -91,7 +91,7 @@ def _examine(file: Path, declared: str | None, store: Store, progress: Progress)
     with lock, store.making("inspect", key) as folder, store.errors():
         log = store.new_log("inspect", key)
         if (looked.format, looked.compression) != ("raw", None):
-            disk = _unpack(disk, declared, folder, log, store, progress)
+            disk = unpack_disk(disk, declared, _MOST_BYTES, folder, log, store, progress)
         try:
             geometry, drive = read_geometry(disk), Drive(file=disk, name="disk")
             with launched([drive], store=store.folder, log=log, progress=progress) as guest:
@@ -114,23 +114,6 @@ def _examine(file: Path, declared: str | None, store: Store, progress: Progress)
         "sites": list(_describe_sites(looked, system, inside)),
         "remarks": inside.remarks,
     }
-
-
-def _unpack(
-    file: Path, declared: str | None, folder: Path, log: Path, store: Store, progress: Progress
-) -> Path:
-    stage = BaseDisk(
-        file=LocalFile(digest=Sha256(""), path=file),  # inspect pins no digest
-        format=declared,
-        most_bytes=_MOST_BYTES,
-        location=str(file),
-        stamp=stamp_of(file),
-    )
-    out, work = folder / "out", folder / "work"
-    out.mkdir()
-    work.mkdir()
-    stage.run((), Context(out=out, work=work, log=log, store=store, progress=progress))
-    return out / BASE
 
 
 def _describe_system(system: System, own: Kernel | str) -> dict[str, Any]:

@@ -12,7 +12,18 @@ from pipeline.definitions.sites import sites_schema
 
 EXAMPLES = ("phantom-image schema >appliance.schema.json", "phantom-image schema manifest")
 
-_OF = ("definition", "sites", "manifest", "plan", "image", "part", "list", "validation", "diff")
+_OF = (
+    "definition",
+    "sites",
+    "manifest",
+    "plan",
+    "image",
+    "part",
+    "list",
+    "validation",
+    "changes",
+    "diff",
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from pipeline import sparse
 from pipeline.disk import containers, convert, decompress, formats
 from pipeline.disk.formats import HEAD, DiskFormat
 from pipeline.errors import DiskTooSmallError, ImageFormatError, StageFailedError
-from pipeline.model import GIB, MIB, format_size
+from pipeline.model import GIB, MIB, Progress, Sha256, format_size
 from pipeline.sources import download, unpacking
 from pipeline.stages.base import HERE_ONLY, Context, LocalFile, Stage, key_of
 from pipeline.store import Artifact, Store
@@ -234,3 +234,28 @@ def _check_inner(head: bytes, where: str, declared: str | None) -> str:
 def _read_head(file: Path) -> bytes:
     with file.open("rb") as opened:
         return opened.read(HEAD)
+
+
+def unpack_disk(
+    file: Path,
+    declared: str | None,
+    most_bytes: int,
+    folder: Path,
+    log: Path,
+    store: Store,
+    progress: Progress,
+) -> Path:
+    """The raw disk in an image file of any format, made in `folder`, with no artifact of it. Raises
+    as the stage does."""
+    stage = BaseDisk(
+        file=LocalFile(digest=Sha256(""), path=file),  # no digest is pinned
+        format=declared,
+        most_bytes=most_bytes,
+        location=str(file),
+        stamp=stamp_of(file),
+    )
+    out, work = folder / "out", folder / "work"
+    out.mkdir()
+    work.mkdir()
+    stage.run((), Context(out=out, work=work, log=log, store=store, progress=progress))
+    return out / BASE
