@@ -124,6 +124,18 @@ class BootCheckPolicy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Keep:
+    """Which builds of an appliance stay when old ones are pruned."""
+
+    last: int = 0
+    """Of the newest ones; at least one stays."""
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+    """The newest build of each of so many days, weeks and months that have any."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SitePolicy:
     """What the launch configuration contains for one site; None: as for all sites."""
 
@@ -213,6 +225,8 @@ class Appliance:
     boot_check: BootCheckPolicy = BootCheckPolicy()
     phantom: PhantomPolicy = PhantomPolicy()
     labels: Mapping[str, str] = field(default_factory=dict)
+    keep: Keep | None = None
+    """None: all builds stay."""
     definition: Path
     """The file that it was read from. Relative names in it are relative to that file's folder."""
     extended: tuple[Path, ...] = field(default=(), compare=False)

@@ -306,12 +306,10 @@ class Store:
                 return None
             return size
 
-    def evict(self, limit: int) -> tuple[int, int]:
-        """Sweeps, then removes the least recently used entries until `limit` bytes are left.
-
-        Returns how many entries and bytes it removed. Raises StoreError while another command uses
-        the store, which might need them, and where another user's cannot be removed.
-        """
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Lets no other command begin to use the store while the block runs. Raises StoreError
+        where one uses it already."""
         with self._lock_file(_IN_USE) as file, self.errors():
             if not _try_lock(file):
                 raise StoreError(
@@ -319,6 +317,15 @@ class Store:
                     where=str(self.folder),
                     todo="run this again when that one has ended",
                 )
+            yield
+
+    def evict(self, limit: int) -> tuple[int, int]:
+        """Sweeps, then removes the least recently used entries until `limit` bytes are left.
+
+        Returns how many entries and bytes it removed. Raises StoreError while another command uses
+        the store, which might need them, and where another user's cannot be removed.
+        """
+        with self.alone():
             count, freed = map(sum, zip(self.sweep(), self._remove_old_downloads(), strict=True))
             entries = sorted(self._entries())
             total = sum(size for _, size, _ in entries)

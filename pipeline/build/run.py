@@ -24,7 +24,7 @@ from pipeline.stages.base import read_own
 from pipeline.store import write_atomically
 from pipeline.workspace import Workspace
 
-_STAGES = "stages.json"
+STAGES = "stages.json"
 _DESCRIBED = {
     "stages": {str: {"key": str, "revision": int, "fields": {str: object}, "inputs": {str: str}}}
 }
@@ -159,11 +159,11 @@ def add_stages(folder: Path, stages: Mapping[str, Any]) -> None:
 
 
 def _write_stages(folder: Path, stages: Mapping[str, Any]) -> None:
-    write_atomically(folder / _STAGES, json.dumps(records.seal({"stages": stages})) + "\n")
+    write_atomically(folder / STAGES, json.dumps(records.seal({"stages": stages})) + "\n")
 
 
 def _read_stages(folder: Path) -> dict[str, Any]:
-    told = records.read(folder / _STAGES, _DESCRIBED, sealed=True)
+    told = records.read(folder / STAGES, _DESCRIBED, sealed=True)
     return {} if told is None else dict(told["stages"])
 
 

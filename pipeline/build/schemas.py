@@ -47,6 +47,7 @@ def output_schemas() -> dict[str, Schema]:
             **a_list(_validation()),
         },
         "changes": whole("What differs between builds or images: `diff --json`", **_changes()),
+        "prune": whole("Which builds stay, and why: `prune --json`", **_prune()),
         "diff": whole("What differs between manifests: `manifest diff --json`", **_diff()),
     }
 
@@ -70,6 +71,22 @@ def _diff() -> dict[str, Schema]:
         "after": build,
         "same": FLAG,
         "changes": told(an_object(**dict.fromkeys(PARTS, a_list(change))), "By part."),
+    }
+
+
+def _prune() -> dict[str, Schema]:
+    return {
+        "removed": told(FLAG, "Whether builds were removed, or would be."),
+        "freed_bytes": BYTES,
+        "builds": a_list(
+            an_object(
+                appliance=TEXT,
+                build=TEXT,
+                keep=FLAG,
+                reason=TEXT,
+                artifacts=told(a_list(TEXT), "Of a build that goes, what the store has of it."),
+            )
+        ),
     }
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "schema": "print the JSON Schema of definitions, or of what commands print",
     "completion": "print what completes commands in bash or zsh",
     "man": "print the manual page",
+    "prune": "remove old builds from this host, as definitions say",
     "gc": "evict what was used longest ago from the store",
 }
 """What each command does, in the order in which `--help` lists them. A command's module has its

@@ -22,6 +22,7 @@ _OF = (
     "list",
     "validation",
     "changes",
+    "prune",
     "diff",
 )
 

@@ -14,6 +14,7 @@ from pipeline.customizations.accounts import OWNER
 from pipeline.definitions.build_certificates import BUILD_CERTIFICATES
 from pipeline.definitions.build_secrets import BUILD_SECRETS
 from pipeline.definitions.environment import ENVIRONMENT
+from pipeline.definitions.keep_schema import keep_schema
 from pipeline.definitions.login import LOGIN
 from pipeline.model import COMPONENTS
 
@@ -202,6 +203,7 @@ def _uses(clouds: list[str]) -> dict[str, Schema]:
             },
         ),
         "phantom": _phantom_schema(clouds),
+        "keep": keep_schema(),
         "labels": {
             "description": "Your own labels for the catalog.",
             "type": "object",
