@@ -32,7 +32,7 @@ def test_a_build_and_a_file(shared: Project, hello: Hello, tmp_path: Path) -> No
     edit(
         edited,
         f"write {tmp_path}/new /etc/new",
-        "rm /etc/hostname",
+        "rm /etc/issue",
         "set_inode_field /etc/fstab mode 0100600",
         "set_inode_field /etc/fstab uid 7",
         "rm /var/lib/dpkg/status",
@@ -50,8 +50,8 @@ def test_a_build_and_a_file(shared: Project, hello: Hello, tmp_path: Path) -> No
     assert [each["name"] for each in told["packages"]["removed"]] == ["bash"]
     assert [each["name"] for each in told["packages"]["added"]] == ["bush"]
     files = {each["path"]: each for each in told["files"]}
-    assert {"/etc/new", "/etc/hostname", "/etc/fstab", "/var/lib/dpkg/status"} == set(files)
-    assert files["/etc/new"]["old"] is None and files["/etc/hostname"]["new"] is None
+    assert {"/etc/new", "/etc/issue", "/etc/fstab", "/var/lib/dpkg/status"} == set(files)
+    assert files["/etc/new"]["old"] is None and files["/etc/issue"]["new"] is None
     assert (files["/etc/fstab"]["new"]["mode"], files["/etc/fstab"]["new"]["uid"]) == (0o600, 7)
     assert not files["/etc/fstab"]["content"] and files["/var/lib/dpkg/status"]["content"]
     assert told["boots"][0]["boot_seconds"]["old"] > 0
