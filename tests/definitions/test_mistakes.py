@@ -23,7 +23,7 @@ KEYS = (
     "extends, name, version, summary, source, elements, packages, without_packages, files, "
     "scripts, environment, build_certificates, build_secrets, "
     f"{', '.join(CUSTOMIZATIONS)}, disk_size, user_data, login, kernel, clouds, "
-    "boot_check, phantom, labels"
+    "boot_check, phantom, keep, labels"
 )
 
 # A definition and its messages: one `place: message` for each mistake.
