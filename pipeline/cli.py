@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 
 from pipeline import __version__, resources, terminal
 from pipeline.commands import COMMANDS
-from pipeline.commands.output import print_error
 from pipeline.errors import NO_SPACE, NoSpaceError, PhantomError
 
 _INTERRUPTED = 130
@@ -69,6 +68,8 @@ def _interrupt(number: int, _: object) -> None:
 
 
 def _report(error: PhantomError, options: argparse.Namespace) -> int:
+    from pipeline.commands.output import print_error
+
     if getattr(options, "json", False):
         fields = {"error": type(error).__name__, "exit_code": error.exit_code, "what": error.what}
         more = {"where": error.where, "todo": error.todo, "detail": error.detail}
