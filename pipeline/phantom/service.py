@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
 from urllib.parse import parse_qsl
@@ -20,6 +22,7 @@ from pipeline.phantom.web import BASE, Web, find_web_user
 REQUEST_BYTES = 1 << 20
 """A request's body may have this many; user-data of 16 KiB takes 24 of it."""
 IDLE_SECONDS = 60.0
+_LINGER_SECONDS = 2.0
 
 
 class PhantomHandler(LocalHandler):
@@ -41,6 +44,8 @@ class PhantomHandler(LocalHandler):
                 raise Refusal(404, "NotFound", "There is nothing here.")
         except Refusal as refusal:
             self._send(refusal.status, refusal.code, "text/plain", f"{refusal.text}\n".encode())
+            if self.close_connection:
+                self._linger()
 
     do_PATCH = do_OPTIONS = answer
 
@@ -55,6 +60,16 @@ class PhantomHandler(LocalHandler):
                 413, "RequestEntityTooLarge", f"A body has at most {REQUEST_BYTES} bytes."
             )
         return self.rfile.read(length)
+
+    def _linger(self) -> None:
+        """Reads what a refused client goes on to send, within bounds: where a connection closes
+        with bytes unread, the kernel resets it, and the answer may be lost."""
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(_LINGER_SECONDS)
+            left = 4 * REQUEST_BYTES
+            while left > 0 and (read := self.rfile.read1(1 << 16)):
+                left -= len(read)
 
     def _answer_query(self, path: str, query: str, body: bytes) -> None:
         text = "&".join(filter(None, (query, body.decode("latin-1"))))
