@@ -68,6 +68,7 @@ def test_gpt_with_a_boot_partition_becomes_root_alone(conversions: Conversions) 
     )
 
 
+@pytest.mark.only_soak
 def test_root_on_a_logical_volume_becomes_root_alone(conversions: Conversions) -> None:
     done = conversions.converted("lvm.raw")
     done.check()
@@ -115,6 +116,7 @@ def test_a_bare_file_system_gets_what_pygrub_reads(conversions: Conversions) -> 
         assert words[2:3] == [f"root=UUID={done.system.root.uuid}"]
 
 
+@pytest.mark.only_soak
 def test_sysv_init_has_a_login_on_the_serial_console(conversions: Conversions) -> None:
     done = conversions.converted("sysv.raw")
     done.check()
