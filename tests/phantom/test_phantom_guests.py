@@ -59,9 +59,11 @@ def phantom(project: Project) -> Iterator[tuple[Running, Any]]:
             running.kill()
 
 
-def machines(client: Any) -> set[str]:
+def machines(client: Any, *states: str) -> set[str]:
+    """The machines in these states, or in any."""
     groups = client.describe_auto_scaling_groups()["AutoScalingGroups"]
-    return {each["InstanceId"] for group in groups for each in group["Instances"]}
+    found = [each for group in groups for each in group["Instances"]]
+    return {each["InstanceId"] for each in found if not states or each["LifecycleState"] in states}
 
 
 def wait(done: Callable[[], bool], told: Callable[[], str]) -> None:
@@ -101,7 +103,8 @@ def test_two_guests_configure_themselves_and_see_each_other(hello: Hello, tmp_pa
             AvailabilityZones=[SITE],
             Tags=tags("hello", clouds=f"{SITE}:2", size=2),
         )
-        wait(lambda: len(machines(client)) == 2, lambda: running.err)
+        # One that has not started yet would be another one after the next start.
+        wait(lambda: len(machines(client, "InService")) == 2, lambda: running.err)
         # It is killed while they boot: their metadata services are gone until it runs again.
         before = machines(client)
     with phantom(project) as (running, client):
