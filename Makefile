@@ -76,8 +76,10 @@ clean: ## removes the artifacts in build/store and the tools' caches
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 requirements: ## takes the newest Python packages; needs uv
-	uv pip compile $(COMPILE) --extra sandbox -o requirements.txt pyproject.toml
-	uv pip compile $(COMPILE) --extra sandbox --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
+	uv pip compile $(COMPILE) $(EXTRAS) -o requirements.txt pyproject.toml
+	uv pip compile $(COMPILE) $(EXTRAS) --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
+
+EXTRAS := --extra sandbox --extra catalog --extra nightly
 
 # For Debian 12's Python. No address of an index gets into the files.
 COMPILE := --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
