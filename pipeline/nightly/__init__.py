@@ -1,0 +1,1 @@
+"""Nights of a build server: many appliances, built, published and reported unattended."""
