@@ -85,8 +85,12 @@ def test_a_wheel_has_all_that_the_checkout_has(installed: Installed) -> None:
             ours, theirs = REPOSITORY / path, installed.data / path
             assert theirs.read_bytes() == ours.read_bytes(), path
             assert os.access(theirs, os.X_OK) == bool(ours.stat().st_mode & 0o100), path
-    scripts = {path.name for path in (REPOSITORY / "pipeline").rglob("*.sh")}
-    assert scripts <= {path.name for path in installed.data.parent.rglob("*.sh")}
+    for pattern in ("*.sh", "templates/*"):
+        here, there = (
+            {path.relative_to(folder) for path in folder.rglob(pattern)}
+            for folder in (REPOSITORY / "pipeline", installed.data.parent)
+        )
+        assert here and here <= there
 
 
 @pytest.mark.slow
