@@ -14,8 +14,8 @@ from pipeline import sparse
 from pipeline.disk.superblock import is_ext_at
 from pipeline.errors import StageFailedError
 from pipeline.files import discard, make_folder
+from pipeline.machine.node import find_root
 from pipeline.stages.base import Context, Stage
-from pipeline.stages.boot import find_root
 from pipeline.store import temporary_name
 from pipeline.tools import run
 

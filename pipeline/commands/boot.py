@@ -32,9 +32,10 @@ from pipeline.files import make_folder
 from pipeline.machine import console, qemu, requirements
 from pipeline.machine.accelerator import find_accelerator
 from pipeline.machine.metadata import MetadataServer
+from pipeline.machine.node import edit_as_node, find_root
 from pipeline.model import Appliance, Site
 from pipeline.stages.base import read_own
-from pipeline.stages.boot import AUTHORIZED_KEYS, BootCheck, edit_as_node, find_root
+from pipeline.stages.boot import AUTHORIZED_KEYS, BootCheck
 from pipeline.stages.image import data_bytes, unpack_image
 from pipeline.store import Artifact
 from pipeline.tools.run import capture

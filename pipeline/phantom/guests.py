@@ -26,10 +26,10 @@ from pipeline.files import make_folder, write_atomically
 from pipeline.machine import qemu
 from pipeline.machine.local_http import make_socket_name
 from pipeline.machine.metadata import MetadataServer
+from pipeline.machine.node import edit_as_node
 from pipeline.machine.private_network import Group, PrivateNetwork, choose_group, choose_mac
 from pipeline.model import Machine
 from pipeline.phantom.machines import Order, ProcessMachines
-from pipeline.stages.boot import edit_as_node
 from pipeline.tools.run import capture
 
 _DISK, _OVERLAY, _RECORD, _KEY = "disk.raw", "disk.qcow2", "guest.json", "phantomkey"

@@ -8,47 +8,39 @@ the fetcher was also tried with the other answers that the service can give (`us
 from __future__ import annotations
 
 import base64
-import codecs
 import gzip
-import os
 import re
 import secrets
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from pipeline.clouds import metadata_service
 from pipeline.disk import ext4
-from pipeline.disk.superblock import NEW_FEATURES, is_ext_at, superblock_at
 from pipeline.disk.untrusted import lines_of, to_number, to_printable
 from pipeline.errors import (
     GuestCheckError,
-    GuestNetworkError,
-    GuestSilentError,
     GuestUserDataError,
-    PhantomError,
     StageFailedError,
 )
 from pipeline.machine import qemu
 from pipeline.machine.accelerator import find_accelerator
-from pipeline.machine.metadata import USER_DATA_PATH, MetadataServer, MetadataService
-from pipeline.model import MIB, Machine, Progress
+from pipeline.machine.metadata import MetadataServer, MetadataService
+from pipeline.machine.node import edit_as_node, find_root
+from pipeline.machine.running_guest import RunningGuest
+from pipeline.model import MIB, Machine
 from pipeline.stages import userdata_cases
 from pipeline.stages.base import Context, LocalFile, Stage, read_unchanged
 from pipeline.stages.image import data_bytes, unpack_image
 from pipeline.store import Artifact
-from pipeline.tools import run, sfdisk
+from pipeline.tools import run
 
 # From power-on to report. Without KVM 25 s on a fast host, 311 s on a slow and busy one.
 BOOT_SECONDS = {"tcg": 900, "kvm": 60}
 REPORT = Path(__file__).with_name("boot_report.sh")
 AUTHORIZED_KEYS = PurePosixPath("/root/.ssh/authorized_keys")
 """Where the public keys lie that root may log in with."""
-_CONSOLE_LINES, _CONSOLE_KEPT = 25, 100_000  # lines that are shown, and characters that are kept
-_USER_DATA = USER_DATA_PATH.removeprefix("/latest")  # cloud-init asks for a dated version
 _DISK = "disk.raw"  # the machine's, in the folder for what is not kept
 _LATE_REQUESTS = 2  # that the metadata service refuses at first, as one that is not ready yet does
 # What may stay free behind root: the second GPT, and the MiB by which partitions are aligned.
@@ -57,18 +49,8 @@ _TAIL_ROOM = 2 * MIB
 # own tables, which are of 8 MiB at most, and of 4 MiB for the group descriptors' copy.
 _GROUP_ROOM = 16 * MIB
 
-HOPELESS = re.compile(
-    r"Kernel panic|ramdisk: error: |No bootable device|Boot failed|BdsDxe: failed to load"
-    # GRUB goes on without a module, a font, a list or a translation.
-    r"|error: (file (?!\S{1,300}\.(?:mod|pf2|lst|mo)\b).{1,300} not found|unknown filesystem)"
-    r"|Minimal BASH-like line editing|grub rescue>|ALERT! .* does not exist"
-    r"|\(initramfs\)|You are in emergency mode"
-)
-"""What a console says when waiting longer is of no use."""
 _TOLD = ("nonce", "release", "kernel", "firmware", "boot_seconds")  # what every guest reports
 _STATUS, _SECONDS = re.compile("[0-9]{1,3}"), re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-_GAVE_UP = re.compile(r"phantom-user-data: error: ")
-_CAME_UP = re.compile(r"login: |Reached target .*[Mm]ulti-[Uu]ser|phantom-user-data: ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +113,7 @@ class BootCheck(Stage):
             argv = qemu.command(self.machine, disk, network, accelerator)
             with run.start(argv) as process:
                 try:
-                    report = _Guest(process, context.log, context.progress).wait(
+                    report = RunningGuest(process, context.log, context.progress.output).wait(
                         server, limit, context.store.check_space
                     )
                 finally:
@@ -268,50 +250,6 @@ def _make_metadata(
         ) from error
 
 
-def find_root(disk: Path) -> ext4.FileSystem:
-    """The root file system of an image's disk: the whole of it, or partition 1. Raises
-    GuestSilentError where there is none."""
-    if is_ext_at(disk, 0):
-        return ext4.FileSystem(disk, 0)
-    starts = sfdisk.partition_starts(disk)
-    if 1 not in starts:
-        raise GuestSilentError(
-            "the disk's partition table has no partition 1, where root is to lie",
-            todo="look at the layout of the image",
-        )
-    return ext4.FileSystem(disk, starts[1])
-
-
-def edit_as_node(machine: Machine, disk: Path, public_key: str, metadata_url: str) -> None:
-    """Writes into the disk's root file system what the site's node writes before it boots it, if it
-    writes anything.
-
-    The root file system is found as the node finds it: it tries the file as a partition first.
-    Raises GuestSilentError where there is none, and GuestCheckError where old nodes cannot write
-    into it.
-    """
-    if not machine.edits:
-        return
-    offset = 0 if is_ext_at(disk, 0) else sfdisk.first_partition(disk)
-    if offset is None:
-        raise GuestSilentError(
-            "the disk's partition table lists no partition: a node would find no root file system",
-            todo="look at the layout of the image",
-        )
-    superblock = superblock_at(disk, offset)
-    new = sorted(NEW_FEATURES.intersection(superblock.features if superblock else ()))
-    if new:
-        raise GuestCheckError(
-            "the root file system has features with which a node of 2010 does not mount it: "
-            f"{', '.join(new)}",
-            todo="make it without them, as elements/phantom-debian does",
-        )
-    root = ext4.FileSystem(disk, offset)
-    for edit in machine.edits:
-        text = edit.text.format(public_key=public_key, metadata_url=metadata_url)
-        root.write(edit.path, text, edit.mode)
-
-
 def parse_report(report: bytes) -> dict[str, list[str]]:
     """The guest's lines, `name value`, by name. The guest is not trusted: control characters become
     `?`, and lines that say nothing are left out."""
@@ -321,79 +259,6 @@ def parse_report(report: bytes) -> dict[str, list[str]]:
         if value.strip():
             facts.setdefault(name, []).append(value)
     return facts
-
-
-class _Guest:
-    """A running machine, heard on its serial port."""
-
-    def __init__(self, process: run.Process, log: Path, progress: Progress) -> None:
-        self._process = process
-        self._log = log
-        self._progress = progress
-        self._text = ""
-        self._reader = threading.Thread(target=self._listen, daemon=True)
-        self._reader.start()
-
-    def wait(self, server: MetadataServer, limit: int, watch: Callable[[], None]) -> bytes:
-        """The guest's report. Raises the error that fits what was heard in place of it, and what
-        `watch` raises meanwhile."""
-        deadline = time.monotonic() + limit
-        while time.monotonic() < deadline:
-            watch()
-            report = server.wait_for_report(0.1)
-            lacking = next((asked.path for asked in server.requests if asked.lacked_token), None)
-            if lacking is not None:
-                raise GuestCheckError(
-                    f"the guest asked for {lacking} without a token, and its site requires one",
-                    todo="take the user-data fetcher of the element phantom-user-data, with curl, "
-                    "or let what else asks for metadata get a token first",
-                    log=self._log,
-                )
-            if report is not None:
-                return report
-            if self._process.poll() is not None:
-                self._reader.join(2)
-                raise self._error(server, "the machine stopped before it reported")
-            if HOPELESS.search(self._text) or _GAVE_UP.search(self._text):
-                time.sleep(1)  # what it says next tells more
-                raise self._error(server, "the machine said on its console that it failed")
-        raise self._error(server, f"the machine did not report within {limit} s")
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        # A serial port brings a few bytes at a time, and escape sequences in parts.
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        ended, line = "", ""
-        with run.open_log(self._log) as log:
-            while data := os.read(self._process.stdout.fileno(), 1 << 16):
-                log.buffer.write(data)
-                log.flush()
-                *lines, line = (line + decoder.decode(data)).split("\n")
-                for text in map(_plain, lines):
-                    ended = f"{ended[-_CONSOLE_KEPT:]}{text}\n"
-                    self._progress.output(text)
-                line = line[-_CONSOLE_KEPT:]  # a guest may never end a line
-                self._text = ended + _plain(line)
-
-    def _error(self, server: MetadataServer, what: str) -> PhantomError:
-        lines = [line.rstrip() for line in self._text.splitlines() if line.strip()]
-        end = "\n".join(lines[-_CONSOLE_LINES:])
-        answered = (request.path for request in server.requests if request.status == 200)
-        kind: type[PhantomError] = GuestSilentError
-        if any(path.endswith(_USER_DATA) for path in answered):
-            kind, what = GuestUserDataError, f"the guest got its user-data, but {what}"
-            todo = "look at what follows phantom-user-data on the console"
-        elif _CAME_UP.search(self._text):
-            kind = GuestNetworkError
-            what = f"the guest booted without reaching the metadata service: {what}"
-            todo = (
-                "see that the image has a driver for the site's network card, asks for an "
-                "address by DHCP, and has the user-data fetcher (element phantom-user-data)"
-            )
-        else:
-            what, end = f"the guest did not boot: {what}", end or "(nothing on the console)"
-            todo = "look at the end of the console; `phantom-image boot` starts the same machine"
-        return kind(what, todo=todo, log=self._log, detail=end)
 
 
 def _told(facts: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -472,9 +337,3 @@ def _check_no_host_keys(root: ext4.FileSystem) -> None:
 def _public_key(nonce: str) -> str:
     """A line for authorized_keys whose key is not a key, so that it admits no login."""
     return f"ssh-ed25519 {nonce} phantom-boot-check"
-
-
-def _plain(text: str) -> str:
-    """Console text without colours and cursor movements."""
-    sequences = r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[a-z]"
-    return re.sub(rf"{sequences}|[\x00-\x08\x0b-\x1f]", "", text)

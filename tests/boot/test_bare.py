@@ -16,9 +16,10 @@ from pipeline.clouds.nimbus.cloud import Nimbus
 from pipeline.errors import GuestSilentError, KernelError
 from pipeline.layouts import LAYOUTS
 from pipeline.machine import site_kernel
+from pipeline.machine.node import find_root
 from pipeline.model import GIB, ContentKey, NoProgress, Site
 from pipeline.stages.base import Context, LocalFile, digest_of_file
-from pipeline.stages.boot import REPORT, BootCheck, find_root
+from pipeline.stages.boot import REPORT, BootCheck
 from pipeline.stages.disk import DISK, AssembleDisk
 from pipeline.stages.drivers import CheckDrivers
 from pipeline.store import Artifact, Store

@@ -16,9 +16,10 @@ from cli_runs import Hello
 from pipeline.clouds.ec2.cloud import Ec2
 from pipeline.errors import GuestCheckError
 from pipeline.layouts import LAYOUTS
+from pipeline.machine.node import find_root
 from pipeline.model import GIB, MIB, ContentKey, Machine, NoProgress, Site
 from pipeline.stages.base import Context, LocalFile, digest_of_file
-from pipeline.stages.boot import REPORT, BootCheck, find_root
+from pipeline.stages.boot import REPORT, BootCheck
 from pipeline.stages.disk import DISK, AssembleDisk
 from pipeline.stages.drivers import CheckDrivers
 from pipeline.store import Artifact, Store

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import pytest
 from botocore.config import Config
 from cli_runs import Hello, Project, Running, assert_nothing_runs, make_project
 from phantom_kit import tags
+
+from pipeline.phantom.machines import Order, ProcessMachines
 
 # It tells on the console which addresses it has, and what the SSH servers of both machines say.
 USER_DATA = r"""#!/bin/bash
@@ -32,6 +34,24 @@ done
 """
 SECONDS = 900.0
 SITE = "nimbus-sandbox"
+
+
+class Left(ProcessMachines):
+    """The machines that a killed Phantom has left."""
+
+    def command(self, order: Order, folder: Path) -> Sequence[str]:
+        raise NotImplementedError
+
+
+@contextmanager
+def machines_ended(folder: Path) -> Iterator[None]:
+    """Ends the machines that run in a folder when the block fails: a Phantom that is killed keeps
+    them."""
+    try:
+        yield
+    except BaseException:
+        Left(folder).adopt([])
+        raise
 
 
 @contextmanager
@@ -88,7 +108,7 @@ def test_two_guests_configure_themselves_and_see_each_other(hello: Hello, tmp_pa
         pattern = r"CONFIGURED 10\.99\.1\.[23]/24 sees [23]: SSH-2\.0"
         return sum(len(set(re.findall(pattern, text))) for text in consoles().values())
 
-    with phantom(project) as (running, client):
+    with machines_ended(folder), phantom(project) as (running, client):
         client.create_launch_configuration(
             LaunchConfigurationName=f"hello@{SITE}",
             ImageId=publication["image_id"],
@@ -107,7 +127,7 @@ def test_two_guests_configure_themselves_and_see_each_other(hello: Hello, tmp_pa
         wait(lambda: len(machines(client, "InService")) == 2, lambda: running.err)
         # It is killed while they boot: their metadata services are gone until it runs again.
         before = machines(client)
-    with phantom(project) as (running, client):
+    with machines_ended(folder), phantom(project) as (running, client):
         assert machines(client) == before
         wait(lambda: seen() == 4, lambda: f"{running.err}\n{consoles()}")
         assert machines(client) == before

@@ -19,10 +19,11 @@ from pipeline.clouds.ec2.cloud import Ec2
 from pipeline.clouds.ec2.metadata import Ec2Metadata
 from pipeline.errors import GuestCheckError, PhantomError
 from pipeline.layouts import LAYOUTS
+from pipeline.machine.running_guest import HOPELESS
 from pipeline.model import GIB, MIB, Sha256, Site
 from pipeline.stages import boot
 from pipeline.stages.base import LocalFile
-from pipeline.stages.boot import HOPELESS, REPORT, BootCheck, _outcomes, _told, parse_report
+from pipeline.stages.boot import REPORT, BootCheck, _outcomes, _told, parse_report
 from pipeline.stages.userdata_cases import make_cases
 
 LAYOUT = LAYOUTS["hybrid"]

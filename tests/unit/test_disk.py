@@ -17,9 +17,9 @@ from files import make_context
 
 from pipeline.errors import DiskTooSmallError, GuestSilentError
 from pipeline.layouts import LAYOUTS
+from pipeline.machine.node import find_root
 from pipeline.model import MIB, ContentKey
 from pipeline.stages.base import Stage
-from pipeline.stages.boot import find_root
 from pipeline.stages.disk import DISK, HEAD, AssembleDisk
 from pipeline.store import Artifact
 from pipeline.tools import sfdisk

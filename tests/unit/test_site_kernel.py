@@ -16,9 +16,10 @@ from pipeline.disk import initramfs
 from pipeline.disk.superblock import is_ext_at
 from pipeline.errors import DefinitionError, GuestCheckError, HostError
 from pipeline.machine import qemu, site_kernel
+from pipeline.machine.node import edit_as_node, find_root
 from pipeline.model import KIB, MIB, Machine, Sha256, Site
 from pipeline.stages.base import LocalFile
-from pipeline.stages.boot import BootCheck, edit_as_node, find_root
+from pipeline.stages.boot import BootCheck
 from pipeline.tools import sfdisk
 
 

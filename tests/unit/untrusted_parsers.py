@@ -55,6 +55,7 @@ from pipeline.guest import (
     services,
 )
 from pipeline.machine.metadata import Request
+from pipeline.machine.running_guest import HOPELESS, plain
 from pipeline.model import KIB, MIB, Site
 from pipeline.sources import transport, unpacking
 from pipeline.sources.base_disk import look
@@ -244,7 +245,7 @@ TEXTS: Mapping[str, tuple[Callable[[str], object], Sequence[str]]] = {
     ),
     "maker of keys": (host_keys._MAKERS.search, ("ExecStart=/usr/bin/ssh-keygen -A\n",)),
     "listed name": (lambda text: appliance._unescape(_bytes(text)), ("a\\040b\\303\\244\\n",)),
-    "console": (lambda text: boot.HOPELESS.search(boot._plain(text)), (CONSOLE,)),
+    "console": (lambda text: HOPELESS.search(plain(text)), (CONSOLE,)),
     "report": (_judge_report, (REPORT,)),
     "HTTP headers": (_read_headers, (HEADERS,)),
     "URL": (lambda text: transport.make_transport(f"http://{text}"), ("user:secret@host:80/a?b",)),
