@@ -315,5 +315,17 @@ class SecretError(PhantomError, status=63):
     """A secret of the build is in the finished root file system."""
 
 
+class PhantomServiceError(PhantomError, status=64):
+    """A Phantom refuses a call, fails, or answers what is none of its API's."""
+
+
+class ClockError(PhantomError, status=65):
+    """A service refuses what is signed by this host's clock."""
+
+
+class NotPublishedError(PhantomError, status=66):
+    """A build is not published where its machines are to start."""
+
+
 class ManifestError(PhantomError, status=70):
     """The manifest that a command is to read is damaged, or of another version."""

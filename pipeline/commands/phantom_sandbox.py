@@ -16,6 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.machine import requirements
 from pipeline.machine.accelerator import find_accelerator
 from pipeline.phantom.guests import Guests, GuestSite
+from pipeline.phantom.local import FOLDER
 from pipeline.phantom.sandbox import run_phantom
 from pipeline.stages.boot import BootCheck
 
@@ -23,7 +24,6 @@ EXAMPLES = (
     "phantom-image phantom-sandbox",
     "phantom-image phantom-sandbox --port 8445 --site nimbus-sandbox",
 )
-_FOLDER = ".phantom"  # in the folder of builds, where no appliance has such a name
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def run(options: Namespace) -> None:
         )
     requirements.require((BootCheck.name, "boot from an overlay"))
     workspace = shared.open_workspace(options)
-    folder = options.folder or workspace.build / _FOLDER
+    folder = options.folder or workspace.build / FOLDER
     guest_sites = {
         site.name: GuestSite(cloud=make_cloud(site), folder=workspace.site_folder(site.name))
         for site in sites

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pipeline.definitions.phantoms import phantoms_schema
 from pipeline.definitions.schema import DIALECT, SITE_NAME, Schema, choice, flag
 
 
@@ -45,7 +46,8 @@ def make_sites_check(clouds: Iterable[str]) -> Schema:
                         "sandbox": {"type": "boolean"},
                     },
                 },
-            }
+            },
+            "phantoms": phantoms_schema(),
         },
     }
 

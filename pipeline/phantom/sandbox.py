@@ -15,14 +15,12 @@ from pathlib import Path
 from pipeline.errors import InUseError, StoreError, UsageError
 from pipeline.files import make_folder
 from pipeline.phantom.controller import USUAL, Controller, Policy
+from pipeline.phantom.local import ACCESS_KEY, ADDRESS, CREDENTIALS, PROFILE, SECRET_KEY, TOKEN
 from pipeline.phantom.machines import Machines
 from pipeline.phantom.service import PhantomServer
 from pipeline.phantom.signature import User
 from pipeline.phantom.state import State
-
-CREDENTIALS = "credentials"
-"""The name of the file in a Phantom's folder: what AWS's tools read, and the token."""
-_PROFILE = "default"
+from pipeline.store import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +68,8 @@ def run_phantom(
                 f"port {port} of 127.0.0.1 cannot be used: {os.strerror(error.errno or 0)}",
                 todo="choose another one by --port, or leave it out for one that is free",
             ) from error
+        write_atomically(folder / ADDRESS, f"{server.url}\n")
+        stack.callback((folder / ADDRESS).unlink, missing_ok=True)
         yield Running(url=server.url, credentials=folder / CREDENTIALS)
 
 
@@ -98,8 +98,8 @@ def _load_user(file: Path) -> User:
             token=secrets.token_hex(20),
         )
         text = (
-            f"[{_PROFILE}]\naws_access_key_id = {user.access_key}\n"
-            f"aws_secret_access_key = {user.secret_key}\nphantom_token = {user.token}\n"
+            f"[{PROFILE}]\n{ACCESS_KEY} = {user.access_key}\n"
+            f"{SECRET_KEY} = {user.secret_key}\n{TOKEN} = {user.token}\n"
         )
         new = file.with_name(f"{file.name}.new")
         with open(new, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as written:
@@ -108,8 +108,8 @@ def _load_user(file: Path) -> User:
         return user
     said = configparser.ConfigParser(interpolation=None)
     said.read_string(file.read_text())
-    names = ("aws_access_key_id", "aws_secret_access_key", "phantom_token")
-    found = [said.get(_PROFILE, name, fallback="") for name in names]
+    names = (ACCESS_KEY, SECRET_KEY, TOKEN)
+    found = [said.get(PROFILE, name, fallback="") for name in names]
     for name, value in zip(names, found, strict=True):
         if not value:
             raise ValueError(f"{file.name} has no {name}")

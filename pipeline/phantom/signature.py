@@ -70,6 +70,21 @@ def sign(user: User, request: Signed, host: str) -> str:
     return base64.b64encode(digest).decode()
 
 
+def sign_fields(
+    user: User, host: str, path: str, fields: Mapping[str, str], now: datetime
+) -> dict[str, str]:
+    """The fields of a POST with those of its signature; `now` is in UTC."""
+    whole = {
+        **fields,
+        "AWSAccessKeyId": user.access_key,
+        "SignatureVersion": "2",
+        "SignatureMethod": "HmacSHA256",
+        "Timestamp": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    request = Signed(method="POST", host=host, path=path, fields=whole)
+    return {**whole, "Signature": sign(user, request, host)}
+
+
 def _is_signed_by(user: User, request: Signed) -> bool:
     known = request.fields["SignatureMethod"] in _METHODS
     if not known or request.fields["SignatureVersion"] != "2":

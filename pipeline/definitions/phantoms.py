@@ -1,0 +1,135 @@
+"""Reads `phantoms:` of `sites.yaml`: the Phantom services that commands talk to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.definitions.messages import check_schema, choose, raise_mistakes, suggest
+from pipeline.definitions.schema import SITE_NAME, Schema, choice, flag
+from pipeline.definitions.yaml import read_yaml
+from pipeline.errors import UsageError
+
+LOCAL = "local"
+"""The name of the Phantom that `phantom-image phantom-sandbox` runs, unless the file has it."""
+QUERY, WEB = "query", "web"
+_SECONDS = 60
+_TODO = "correct it; sites.example.yaml shows what the file can say"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhantomService:
+    """A Phantom, as `sites.yaml` names it."""
+
+    name: str
+    url: str
+    """Of its API, without `/api/dev`."""
+    api: str = QUERY
+    """`query` (AutoScaling) or `web`."""
+    credentials: Path | None = None
+    """The file that holds them."""
+    ca_bundle: Path | None = None
+    seconds: int = _SECONDS
+    """How long each request may take."""
+    sandbox: bool = False
+    """Whether it starts machines at sandbox sites."""
+    where: str
+    """File and line for messages."""
+
+
+def phantoms_schema() -> Schema:
+    """The schema of the key."""
+    properties: dict[str, Schema] = {
+        "url": {
+            "description": "The service's address: for the query API its end point, for the web "
+            "API what stands before /api/dev.",
+            "type": "string",
+            "pattern": "^https?://[^/?#@\\s]+(/[^?#\\s]*)?$",
+            "errorMessage": "must be a URL without credentials, such as "
+            "https://phantom.example.org:8445",
+            "examples": ["https://phantom.example.org:8445"],
+        },
+        "api": choice(
+            "Which of Phantom's APIs the address has: query, that of AutoScaling; or web, the web "
+            "application's.",
+            [QUERY, WEB],
+            default=QUERY,
+        ),
+        "credentials": _file(
+            "File with the credentials, in the form of AWS's tools: aws_access_key_id, "
+            "aws_secret_access_key and, for the web API, phantom_token. The section with the "
+            "service's name counts, or else `default`.",
+            "phantom-credentials",
+        ),
+        "ca_bundle": _file(
+            "File with the certificates (PEM) that vouch for the service's.", "phantom-ca.pem"
+        ),
+        "seconds": {
+            "description": "How long each request may take.",
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 3600,
+            "default": _SECONDS,
+            "examples": [120],
+        },
+        "sandbox": flag("true: a local Phantom, which starts machines at sandbox sites."),
+    }
+    return {
+        "description": "The Phantom services that `launch-config` and `domain` talk to. "
+        f"`{LOCAL}` is the one that `phantom-sandbox` runs, unless this file redefines it.",
+        "type": "object",
+        "propertyNames": SITE_NAME | {"errorMessage": _NAME},
+        "additionalProperties": {
+            "type": "object",
+            "required": ["url"],
+            "additionalProperties": False,
+            "properties": properties,
+        },
+    }
+
+
+_NAME = "must be a name: letters, digits, '.', '_' and '-', beginning with a letter or digit"
+
+
+def _file(description: str, example: str) -> Schema:
+    text = f"{description} A relative name starts at the working directory."
+    return {"description": text, "type": "string", "minLength": 1, "examples": [example]}
+
+
+def load_phantoms(path: Path | None) -> dict[str, PhantomService]:
+    """The services of `sites.yaml`, if there is one, by name. Raises DefinitionError with all
+    mistakes of the key."""
+    if path is None or not os.path.exists(path):
+        return {}
+    file = read_yaml(path)
+    if not file.broken:
+        check_schema(file, {"type": "object", "properties": {"phantoms": phantoms_schema()}})
+    raise_mistakes([file], _TODO)
+    said = file.value(("phantoms",))
+    return {
+        name: _make(name, options, file.where(("phantoms", name), key=True))
+        for name, options in (said if isinstance(said, dict) else {}).items()
+    }
+
+
+def _make(name: str, options: Mapping[str, Any], where: str) -> PhantomService:
+    files = {
+        key: Path(options[key]).expanduser()
+        for key in ("credentials", "ca_bundle")
+        if key in options
+    }
+    rest = {key: options[key] for key in ("api", "seconds", "sandbox") if key in options}
+    url = options["url"].rstrip("/").removesuffix("/api/dev")
+    return PhantomService(name=name, url=url, where=where, **files, **rest)
+
+
+def make_unknown(name: str, known: Mapping[str, PhantomService]) -> UsageError:
+    """The error of a name that no Phantom has."""
+    names = [*dict.fromkeys((*known, LOCAL))]
+    return UsageError(
+        f"there is no Phantom {name!r}{suggest(name, names)}",
+        todo=f"{choose(names, '')}; `phantoms:` of sites.yaml describes others",
+    )
