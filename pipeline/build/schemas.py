@@ -48,6 +48,9 @@ def output_schemas() -> dict[str, Schema]:
         },
         "changes": whole("What differs between builds or images: `diff --json`", **_changes()),
         "prune": whole("Which builds stay, and why: `prune --json`", **_prune()),
+        "launch-config": whole(
+            "What a Phantom was sent: `launch-config --json`", **_launch_config()
+        ),
         "diff": whole("What differs between manifests: `manifest diff --json`", **_diff()),
     }
 
@@ -71,6 +74,29 @@ def _diff() -> dict[str, Schema]:
         "after": build,
         "same": FLAG,
         "changes": told(an_object(**dict.fromkeys(PARTS, a_list(change))), "By part."),
+    }
+
+
+def _launch_config() -> dict[str, Schema]:
+    return {
+        "phantom": told(TEXT, "Its name in sites.yaml."),
+        "url": TEXT,
+        "appliance": TEXT,
+        "build": BUILD,
+        "launch_configuration": TEXT,
+        "dry_run": told(FLAG, "Whether nothing was sent."),
+        "user_data_changes": told(FLAG, "At all sites that Phantom has already."),
+        "domains": told(a_list(TEXT), "Those that use the launch configuration."),
+        "sites": a_list(
+            an_object(
+                site=TEXT,
+                name=told(TEXT, "name@site"),
+                action={"enum": ["create", "replace", "unchanged", "keep"]},
+                image_id=TEXT,
+                instance_type=TEXT,
+                changes=told(a_list(TEXT), "What differs from what Phantom had."),
+            )
+        ),
     }
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "diff": "tell what differs between two builds or image files",
     "inspect": "tell what an image file is, which clouds it would boot on, and why not",
     "doctor": "look at this host: what is missing, and what mends it",
+    "launch-config": "send a build's launch configurations to a Phantom",
     "phantom-sandbox": "run a local Phantom, whose machines are guests of this host",
     "schema": "print the JSON Schema of definitions, or of what commands print",
     "completion": "print what completes commands in bash or zsh",

@@ -13,6 +13,11 @@ EXAMPLES = (
     "phantom-image completion zsh >~/.zfunc/_phantom-image",
 )
 
+_KEYS = """\
+_phantom_image_keys() {
+    sed -n "/^$1:/,/^[^ #]/s/^  \\([A-Za-z0-9][A-Za-z0-9._-]*\\):.*/\\1/p" sites.yaml 2>/dev/null
+}
+"""
 _FUNCTIONS = {
     "bash": """\
 _phantom_image_appliances() {
@@ -21,8 +26,10 @@ _phantom_image_appliances() {
     done)" -- "$1"
 }
 _phantom_image_sites() {
-    compgen -W "$(sed -n 's/^  \\([A-Za-z0-9][A-Za-z0-9._-]*\\):.*/\\1/p' sites.yaml \\
-        2>/dev/null)" -- "$1"
+    compgen -W "$(_phantom_image_keys sites)" -- "$1"
+}
+_phantom_image_phantoms() {
+    compgen -W "$(_phantom_image_keys phantoms) local" -- "$1"
 }
 """,
     "zsh": """\
@@ -33,8 +40,12 @@ _phantom_image_appliances() {
 }
 _phantom_image_sites() {
     local -a names
-    names=(${(f)"$(sed -n 's/^  \\([A-Za-z0-9][A-Za-z0-9._-]*\\):.*/\\1/p' sites.yaml \\
-        2>/dev/null)"})
+    names=(${(f)"$(_phantom_image_keys sites)"})
+    compadd -a names
+}
+_phantom_image_phantoms() {
+    local -a names
+    names=(${(f)"$(_phantom_image_keys phantoms)"} local)
     compadd -a names
 }
 """,
@@ -43,6 +54,8 @@ _COMPLETED = {
     "appliance": "_phantom_image_appliances",
     "appliances": "_phantom_image_appliances",
     "site": "_phantom_image_sites",
+    "phantom": "_phantom_image_phantoms",
+    "manifest": "_phantom_image_appliances",
 }
 
 
@@ -60,7 +73,7 @@ def run(options: Namespace) -> None:
     for action in _actions(parser):
         if action.dest in _COMPLETED:
             action.complete = dict.fromkeys(_FUNCTIONS, _COMPLETED[action.dest])  # type: ignore[attr-defined]
-    functions = _FUNCTIONS[options.shell]
+    functions = _KEYS + _FUNCTIONS[options.shell]
     print_lines(shtab.complete(parser, shell=options.shell, preamble=functions).splitlines())
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,28 +63,6 @@ def run(options: Namespace) -> int | None:
     return None
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[Path]:
-    """The file that a path leads to. Errors name the path. Raises UsageError where there is none,
-    ManifestError where it cannot be read."""
-    try:
-        yield Path(os.path.realpath(path))
-    except ManifestError as error:
-        error.where = str(path)
-        raise
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(
-            f"there is no file {str(path)!r}",
-            todo="`phantom-image list` lists the builds; their folders have the manifests",
-        ) from error
-    except OSError as error:
-        raise ManifestError(
-            f"the manifest cannot be read: {error.strerror}",
-            where=str(path),
-            todo="see who may read it",
-        ) from error
-
-
 # ---- validate
 
 
@@ -114,7 +91,7 @@ def _check(path: Path) -> dict[str, Any]:
     faults: list[str] = []
     todo = _TODO
     try:
-        with _reading(path) as real:
+        with shared.reading(path) as real:
             schema = read_schema(real)
             content = load_manifest(real, {} if schema == SCHEMA else SHAPE)
             faults = find_faults(content) if schema == SCHEMA else []
@@ -146,7 +123,7 @@ def _join(lines: Sequence[str]) -> str:
 
 
 def _show(path: Path, *, as_json: bool) -> None:
-    with _reading(path) as real:
+    with shared.reading(path) as real:
         content = load_manifest(real)
     if as_json:
         print_json(content, ascii_only=False)
@@ -160,7 +137,7 @@ def _show(path: Path, *, as_json: bool) -> None:
 def _diff(before: Path, after: Path, *, as_json: bool) -> None:
     contents = []
     for path in (before, after):
-        with _reading(path) as real:
+        with shared.reading(path) as real:
             contents.append(load_manifest(real, differences.SHAPE))
     changes = differences.compare(*contents)
     old, new = ({key: each["appliance"][key] for key in _TITLE} for each in contents)

@@ -16,9 +16,11 @@ from pipeline import records
 from pipeline.build import manifest, remains
 from pipeline.clouds import clouds
 from pipeline.commands.output import print_line
-from pipeline.definitions import appliance, sites
+from pipeline.definitions import appliance, phantoms, sites
 from pipeline.errors import ManifestError, UsageError
 from pipeline.model import Appliance, NoProgress, ScratchSource, Site
+from pipeline.phantom.local import find_local
+from pipeline.phantom.named import LOCAL, PhantomService
 from pipeline.progress import shown
 from pipeline.store import Store
 from pipeline.tools import dib_environment
@@ -30,11 +32,15 @@ _STORE = "PHANTOM_STORE"  # the variable that names the store's folder
 
 
 def add(parser: ArgumentParser, *names: str) -> None:
-    """Adds options that commands share, in this order: appliance, sites, of, verbose, json."""
+    """Adds options that commands share, in this order: appliance, manifest, sites, of, phantom,
+    verbose, json."""
     add = parser.add_argument
     if "appliance" in names:
         text = f"name or definition ({_DEFAULT_APPLIANCE})"
         add("appliance", nargs="?", default=_DEFAULT_APPLIANCE, help=text)
+    if "manifest" in names:
+        text = "a manifest, a build's folder, or an appliance"
+        add("manifest", metavar="MANIFEST", help=text)
     if "sites" in names:
         text = "the sites of this cloud; commas or again"
         add("--cloud", action="append", metavar="CLOUD", help=text)
@@ -42,6 +48,9 @@ def add(parser: ArgumentParser, *names: str) -> None:
         add("--all-sites", action="store_true", help="the sites of all clouds")
     if "of" in names:
         add("--of", default="latest", metavar="BUILD", help="the build (latest)")
+    if "phantom" in names:
+        text = f"the Phantom, by its name in sites.yaml; {LOCAL} is that of phantom-sandbox"
+        add("--phantom", required=True, metavar="NAME", help=text)
     if "verbose" in names:
         add("-v", "--verbose", action="store_true", help="show what programs print")
     if "json" in names:
@@ -161,3 +170,57 @@ def read_manifest(options: Namespace, name: str, workspace: Workspace) -> dict[s
             where=str(error.filename),
             todo="see who may read it",
         ) from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Path]:
+    """The file that a path leads to. Errors name the path. Raises UsageError where there is none,
+    ManifestError where it cannot be read."""
+    try:
+        yield Path(os.path.realpath(path))
+    except ManifestError as error:
+        error.where = str(path)
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(
+            f"there is no file {str(path)!r}",
+            todo="`phantom-image list` lists the builds; their folders have the manifests",
+        ) from error
+    except OSError as error:
+        raise ManifestError(
+            f"the manifest cannot be read: {error.strerror}",
+            where=str(path),
+            todo="see who may read it",
+        ) from error
+
+
+def read_named_manifest(options: Namespace) -> dict[str, Any]:
+    """The manifest that the option `manifest` names: a file, a build's folder, or an appliance,
+    whose build `--of` names. Raises UsageError where there is none, ManifestError where it cannot
+    be used."""
+    path = Path(options.manifest)
+    file = path / manifest.FILE if path.is_dir() else path
+    if "/" not in options.manifest and not file.is_file():
+        return read_manifest(options, options.manifest, open_workspace(options))
+    with reading(file) as real:
+        return manifest.load_manifest(real)
+
+
+def load_phantom(options: Namespace) -> PhantomService:
+    """The Phantom that the option `phantom` names. Raises DefinitionError, UsageError,
+    SiteUnreachableError."""
+    known = phantoms.load_phantoms(options.sites)
+    if options.phantom in known:
+        return known[options.phantom]
+    if options.phantom == LOCAL:
+        return find_local(_resolved(options.build))
+    raise phantoms.make_unknown(options.phantom, known)
+
+
+def choose_sites(options: Namespace, published: Sequence[str]) -> list[str]:
+    """The sites that `--site` names, or else all of those that a build is `published` at. Raises
+    UsageError for a name that is neither among them nor in sites.yaml."""
+    named = _words(options.site)
+    known = [*dict.fromkeys((*published, *load_site_order(options)))]
+    sites.check_words("site", named or (), known)
+    return [*dict.fromkeys(named or published)]

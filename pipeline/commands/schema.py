@@ -24,6 +24,7 @@ _OF = (
     "changes",
     "prune",
     "diff",
+    "launch-config",
 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +11,9 @@ from pipeline.definitions.messages import check_schema, choose, raise_mistakes, 
 from pipeline.definitions.schema import SITE_NAME, Schema, choice, flag
 from pipeline.definitions.yaml import read_yaml
 from pipeline.errors import UsageError
+from pipeline.phantom.named import LOCAL, QUERY, SECONDS, WEB, PhantomService
 
-LOCAL = "local"
-"""The name of the Phantom that `phantom-image phantom-sandbox` runs, unless the file has it."""
-QUERY, WEB = "query", "web"
-_SECONDS = 60
 _TODO = "correct it; sites.example.yaml shows what the file can say"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhantomService:
-    """A Phantom, as `sites.yaml` names it."""
-
-    name: str
-    url: str
-    """Of its API, without `/api/dev`."""
-    api: str = QUERY
-    """`query` (AutoScaling) or `web`."""
-    credentials: Path | None = None
-    """The file that holds them."""
-    ca_bundle: Path | None = None
-    seconds: int = _SECONDS
-    """How long each request may take."""
-    sandbox: bool = False
-    """Whether it starts machines at sandbox sites."""
-    where: str
-    """File and line for messages."""
 
 
 def phantoms_schema() -> Schema:
@@ -47,9 +23,8 @@ def phantoms_schema() -> Schema:
             "description": "The service's address: for the query API its end point, for the web "
             "API what stands before /api/dev.",
             "type": "string",
-            "pattern": "^https?://[^/?#@\\s]+(/[^?#\\s]*)?$",
-            "errorMessage": "must be a URL without credentials, such as "
-            "https://phantom.example.org:8445",
+            "pattern": "^https?://[^/?#\\s]+(/[^?#\\s]*)?$",
+            "errorMessage": "must be a URL such as https://phantom.example.org:8445",
             "examples": ["https://phantom.example.org:8445"],
         },
         "api": choice(
@@ -72,7 +47,7 @@ def phantoms_schema() -> Schema:
             "type": "integer",
             "minimum": 1,
             "maximum": 3600,
-            "default": _SECONDS,
+            "default": SECONDS,
             "examples": [120],
         },
         "sandbox": flag("true: a local Phantom, which starts machines at sandbox sites."),
@@ -107,16 +82,21 @@ def load_phantoms(path: Path | None) -> dict[str, PhantomService]:
     file = read_yaml(path)
     if not file.broken:
         check_schema(file, {"type": "object", "properties": {"phantoms": phantoms_schema()}})
-    raise_mistakes([file], _TODO)
     said = file.value(("phantoms",))
+    known = said if isinstance(said, dict) else {}
+    for name in known:
+        # No pattern of the schema's: its message would show the password.
+        if "@" in (file.text(("phantoms", name, "url")) or ""):
+            file.add("the URL holds credentials: take them out", ("phantoms", name, "url"))
+    raise_mistakes([file], _TODO)
     return {
         name: _make(name, options, file.where(("phantoms", name), key=True))
-        for name, options in (said if isinstance(said, dict) else {}).items()
+        for name, options in known.items()
     }
 
 
 def _make(name: str, options: Mapping[str, Any], where: str) -> PhantomService:
-    files = {
+    files: dict[str, Any] = {
         key: Path(options[key]).expanduser()
         for key in ("credentials", "ca_bundle")
         if key in options

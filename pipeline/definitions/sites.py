@@ -60,8 +60,8 @@ def select_sites(
     built-in one. Raises UsageError for an unknown name, and for a site that is on none of the
     named clouds.
     """
-    _check_words("site", site or (), [known.name for known in sites])
-    _check_words("cloud", cloud or (), list(dict.fromkeys(known.cloud for known in sites)))
+    check_words("site", site or (), [known.name for known in sites])
+    check_words("cloud", cloud or (), list(dict.fromkeys(known.cloud for known in sites)))
     if site:
         chosen = tuple(known for known in sites if known.name in site)
         for named in chosen:
@@ -107,7 +107,8 @@ def _make_sites(file: YamlFile, clouds: Mapping[str, type[Cloud]]) -> list[Site]
     return sites
 
 
-def _check_words(kind: str, words: Iterable[str], known: Sequence[str]) -> None:
+def check_words(kind: str, words: Iterable[str], known: Sequence[str]) -> None:
+    """Raises UsageError for a word of a `kind`, site or cloud, that is not known."""
     for word in words:
         if word not in known:
             what = f"there is no site {word!r}" if kind == "site" else f"no site has cloud {word!r}"

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from pipeline.definitions.phantoms import WEB, PhantomService
 from pipeline.phantom.connection import Connection
 from pipeline.phantom.credentials import find_credentials
 from pipeline.phantom.failures import Explainer
+from pipeline.phantom.named import WEB, PhantomService
 
 Clouds = tuple[tuple[str, int], ...]
 """The sites of a domain in the order in which they are filled, each with its maximum (-1: no

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.build.launch import params_of
 from pipeline.errors import InUseError, NotPublishedError
 from pipeline.phantom.client import Client, Configuration, SiteParams
 
@@ -55,7 +54,7 @@ def check_published(content: Mapping[str, Any], sites: Sequence[str], *, sandbox
     about, section = content["appliance"], content["phantom"]
     build = f"{about['name']} {about['version']}, build {about['build']},"
     publish = f"`phantom-image publish {about['name']} --build {about['build']}"
-    known = [*params_of(section)]
+    known = [*section["launch_configuration"]["cloud_params"]]
     if not known:
         raise NotPublishedError(
             f"{build} is published at no site",

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies, proxy_bypass
 
-from pipeline.definitions.phantoms import PhantomService
 from pipeline.errors import DefinitionError, PhantomServiceError, SiteUnreachableError
+from pipeline.phantom.named import PhantomService
 from pipeline.phantom.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ class Connection:
                 data = self._read(response, deadline)
             finally:
                 response.close()
+        except known.NewConnectionError as error:
+            raise self._make_unreachable(_reason(error)) from error
         except (known.ConnectTimeoutError, known.ReadTimeoutError, TimeoutError) as error:
             raise self._make_unreachable(f"nothing came within {limit} seconds") from error
         except known.HTTPError as error:
@@ -124,9 +126,7 @@ class Connection:
             raise self._make_unreachable(f"{found.status} {self.hide(found.words or found.reason)}")
         place = found.headers.get("Location")
         # 302 with its own location is how the web API says that a name exists.
-        if 300 <= found.status < 400 and not (
-            found.status == 302 and "/api/dev/" in (place or "")
-        ):
+        if 300 <= found.status < 400 and not (found.status == 302 and "/api/dev/" in (place or "")):
             raise self.make_foreign(f"a redirection to {self.hide(place or 'nowhere')}")
         return found
 
@@ -178,9 +178,9 @@ class Connection:
         """The proxy of this host's environment; none leads to a local Phantom."""
         parts = urlsplit(self.service.url)
         host = parts.hostname or ""
-        if self.service.sandbox or proxy_bypass_environment(host):
+        if self.service.sandbox or proxy_bypass(host):
             return None
-        proxy = getproxies_environment().get(parts.scheme)
+        proxy = getproxies().get(parts.scheme)
         return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
 
 

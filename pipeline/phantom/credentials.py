@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.definitions.phantoms import WEB, PhantomService
 from pipeline.errors import CredentialsError
 from pipeline.phantom.local import ACCESS_KEY, PROFILE, SECRET_KEY, TOKEN
+from pipeline.phantom.named import WEB, PhantomService
 from pipeline.phantom.signature import User
 
 USUAL = ".phantom/credentials"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.definitions.phantoms import PhantomService
 from pipeline.errors import (
     ClockError,
     CredentialsError,
@@ -14,6 +13,7 @@ from pipeline.errors import (
     PhantomServiceError,
 )
 from pipeline.phantom.credentials import Credentials
+from pipeline.phantom.named import PhantomService
 from pipeline.phantom.refusal import Refusal
 
 _AGAIN = "run the same command again: it goes on where it was"
@@ -58,9 +58,7 @@ class Explainer:
                 "run the same command again",
             )
         return PhantomServiceError(
-            f"{action} is refused ({said})"
-            if refusal.status < 500
-            else f"{action} fails ({said})",
+            f"{action} is refused ({said})" if refusal.status < 500 else f"{action} fails ({said})",
             todo=_find_todo(refusal, action),
         )
 

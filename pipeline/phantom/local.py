@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.definitions.phantoms import LOCAL, PhantomService
 from pipeline.errors import SiteUnreachableError
+from pipeline.phantom.named import LOCAL, PhantomService
 
 FOLDER = ".phantom"
 """The Phantom's folder in that of builds, where no appliance has such a name."""
@@ -14,7 +14,7 @@ CREDENTIALS = "credentials"
 ADDRESS = "address"
 """The name of the file that has the URL, while the Phantom runs."""
 PROFILE = "default"
-ACCESS_KEY, SECRET_KEY, TOKEN = "aws_access_key_id", "aws_secret_access_key", "phantom_token"  # noqa: S105 (names of keys in the file)
+ACCESS_KEY, SECRET_KEY, TOKEN = "aws_access_key_id", "aws_secret_access_key", "phantom_token"
 
 
 def find_local(builds: Path) -> PhantomService:

@@ -71,7 +71,9 @@ class QueryClient:
     def put_site(self, wanted: Configuration, site: str, before: Configuration | None) -> None:
         name = f"{wanted.name}@{site}"
         if before is not None and site in before.sites:
-            self._call("DeleteLaunchConfiguration", f"deleting {name}", LaunchConfigurationName=name)
+            self._call(
+                "DeleteLaunchConfiguration", f"deleting {name}", LaunchConfigurationName=name
+            )
         params = wanted.sites[site]
         more = {}
         if isinstance(wanted.user_data, str):

@@ -23,11 +23,14 @@ ask phantom-image bui
 ask phantom-image build hello
 ask phantom-image image --site ho
 ask phantom-image build --stop
+ask phantom-image launch-config --phantom ho
+ask phantom-image launch-config --phantom l
 """
 
 
 def test_words_are_completed_in_bash(project: Project) -> None:
-    project.write("sites.yaml", "sites:\n  hotel: {cloud: nimbus, sandbox: true}\n")
+    hotel = "sites:\n  hotel: {cloud: nimbus, sandbox: true}\n\n"
+    project.write("sites.yaml", f"{hotel}phantoms:\n  hopper: {{url: 'https://a.example.org'}}\n")
     project.write("completion.bash", project.succeed("completion", "bash").out)
     told = subprocess.run(
         ["bash", "-eu", "-c", ASK], cwd=project.folder, capture_output=True, text=True, check=True
@@ -37,6 +40,8 @@ def test_words_are_completed_in_bash(project: Project) -> None:
         "hello-base hello-phantom",
         "hotel",
         "--stop-after",
+        "hopper",
+        "local",
     ]
     assert told.stderr == ""
 

@@ -12,9 +12,12 @@ import yaml
 from definition_texts import Write
 
 from pipeline.clouds import Cloud, clouds
+from pipeline.definitions.phantoms import load_phantoms, phantoms_schema
 from pipeline.definitions.sites import load_sites, select_sites, sites_schema
+from pipeline.definitions.yaml import shown
 from pipeline.errors import DefinitionError, UsageError
 from pipeline.model import Site
+from pipeline.phantom.named import PhantomService
 
 REPOSITORY = Path(__file__).parents[2]
 UNSUPPORTED = (
@@ -262,6 +265,16 @@ def test_the_example_shows_each_option_of_its_cloud() -> None:
             assert part["description"], option
             # The example leaves out an option that weakens security, because people copy it.
             assert f"{option}: " in text or option == "self_signed", option
+    options = phantoms_schema()["additionalProperties"]["properties"]
+    assert [option for option in options if f"{option}: " not in text] == []
+    line = text[: text.index("\n  nimbus:\n")].count("\n") + 2
+    nimbus = PhantomService(
+        name="nimbus",
+        url="https://phantom.example.org:8445",
+        credentials=Path("~/nimbus/phantom-credentials").expanduser(),
+        where=f"{shown(path)}:{line}:3",
+    )
+    assert load_phantoms(path) == {"nimbus": nimbus}
 
 
 def test_the_schema_is_sound_and_takes_what_we_take() -> None:

@@ -1,0 +1,32 @@
+"""A Phantom as `sites.yaml` names it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+LOCAL = "local"
+"""The name of the Phantom that `phantom-image phantom-sandbox` runs, unless sites.yaml has it."""
+QUERY, WEB = "query", "web"
+SECONDS = 60
+"""How long a request may take where sites.yaml does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhantomService:
+    """Where a Phantom is, and how it is asked."""
+
+    name: str
+    url: str
+    """Of its API, without `/api/dev`."""
+    api: str = QUERY
+    """`query` (AutoScaling) or `web`."""
+    credentials: Path | None = None
+    """The file that holds them."""
+    ca_bundle: Path | None = None
+    seconds: int = SECONDS
+    """How long each request may take."""
+    sandbox: bool = False
+    """Whether it starts machines at sandbox sites."""
+    where: str
+    """File and line for messages."""
