@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.base_images import measure_base_images
+from benchmarks.boot import measure_boot
 from benchmarks.layers import measure_edits
 from benchmarks.measure import ROOT, Figure, Run, make_project, phantom, seconds_of
 from benchmarks.phantom import measure_phantom
@@ -78,6 +79,7 @@ def measure(folder: Path) -> Iterator[Figure]:
         unit=" s",
         at_most=0.3,
     )
+    yield from measure_boot(project)
     yield from _compression(project, cold.answer)
     yield from measure_base_images(project)
     yield from _disk_size(project, cold.seconds)
