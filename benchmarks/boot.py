@@ -22,10 +22,12 @@ from pipeline.model import Machine, Site
 from pipeline.stages.boot import edit_as_node, parse_report
 
 TURNS = 3
-CHECK = "images/hello-phantom/check.sh"
-# Runs the check script, and tells how long it took and how long ago the network was there.
+IMAGE = "images/hello-phantom"
+# Runs the user-data and the check script, and tells how long the script took and how long ago the
+# network was there.
 _REPORT = """#!/bin/sh
 uptime() { cut -d ' ' -f 1 /proc/uptime; }
+echo USER_DATA | base64 -d | sh
 echo CHECK | base64 -d >/tmp/check
 before=$(uptime)
 sh /tmp/check >/dev/null 2>&1 </dev/null
@@ -62,8 +64,11 @@ def _boot_alone(project: Path) -> tuple[float, float]:
     """The seconds from power-on to network-online, and those that the check script takes."""
     machine = _machine()
     (stored,) = (project / "build/store/artifacts").glob("disk-*/disk.raw")
-    check = base64.b64encode((project / CHECK).read_bytes()).decode()
-    service = NimbusMetadata(user_data=_REPORT.replace("CHECK", check).encode())
+    script = _REPORT
+    for word, file in (("USER_DATA", "user-data.sh"), ("CHECK", "check.sh")):
+        packed = base64.b64encode((project / IMAGE / file).read_bytes()).decode()
+        script = script.replace(word, packed)
+    service = NimbusMetadata(user_data=script.encode())
     with tempfile.TemporaryDirectory(dir=project) as folder:
         disk = Path(folder, "disk.raw")
         subprocess.run(["cp", "--no-preserve=mode", str(stored), str(disk)], check=True)
@@ -84,8 +89,8 @@ def _boot_alone(project: Path) -> tuple[float, float]:
                     process.kill()
     assert report is not None, "the machine told nothing"
     told = parse_report(report)
-    ago, script = (float(told[name][0]) for name in ("ago", "check"))
-    return ended - started - ago, script
+    ago, check = (float(told[name][0]) for name in ("ago", "check"))
+    return ended - started - ago, check
 
 
 def _machine() -> Machine:
