@@ -291,7 +291,11 @@ REBOOT = """the definition's script customise shut down the machine that it ran 
 
 
 @pytest.mark.parametrize(
-    ("command", "says"), [("reboot -f", "Rebooting."), ("halt -f", "Halting.")]
+    ("command", "says"),
+    [
+        ("reboot -f", "Rebooting."),
+        pytest.param("halt -f", "Halting.", marks=pytest.mark.only_soak),
+    ],
 )
 def test_a_script_that_reboots(
     guest: Guest, files: ImageFiles, tmp_path: Path, command: str, says: str

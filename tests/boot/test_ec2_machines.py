@@ -158,6 +158,7 @@ exec sh /tmp/user-data
 """
 
 
+@pytest.mark.only_soak
 def test_image_whose_fetcher_uses_no_token(image: Artifact, tmp_path: Path) -> None:
     folder = tmp_path / "image"
     folder.mkdir()

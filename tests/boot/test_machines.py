@@ -75,6 +75,7 @@ def test_metadata_service_that_fails_first(first: Ended) -> None:
     ]
 
 
+@pytest.mark.only_soak
 def test_machine_without_serial_port(disk: Path, first: Ended) -> None:
     """Nimbus's machines have none. Two machines of one image share no host key or machine-id."""
     service = NimbusMetadata(user_data=REPORT.encode())

@@ -102,7 +102,7 @@ def test_hooks_and_scripts_reach_servers_of_the_authority(
     assert_clean(project)
 
 
-@pytest.mark.slow
+@pytest.mark.only_soak
 def test_scripts_in_a_base_image_have_certificates_that_files_may_keep(
     bases: Bases, project: Project, authority: tuple[Path, ssl.SSLContext]
 ) -> None:

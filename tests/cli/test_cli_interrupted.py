@@ -99,6 +99,7 @@ def test_killed_again_and_again(copied: Callable[..., Project], hello: Hello) ->
         assert_clean(project)
 
 
+@pytest.mark.only_soak
 def test_interrupted_in_the_transaction(copied: Callable[..., Project]) -> None:
     """By a terminal's control-C, which reaches the command and all that it started."""
     project = copied()

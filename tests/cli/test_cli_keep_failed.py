@@ -49,7 +49,7 @@ def test_a_shell_where_a_script_failed(copied: Callable[..., Project]) -> None:
     assert_clean(project)
 
 
-@pytest.mark.slow
+@pytest.mark.only_soak
 def test_what_a_script_left_in_a_base_image(bases: Bases, project: Project) -> None:
     project.write("images/web/fails.sh", SCRIPT, 0o755)
     source = f"source: {{base_image: {{location: {bases.path('simple.raw')}}}}}\ndisk_size: 2GiB\n"

@@ -132,7 +132,7 @@ def test_a_missing_secret_is_told_before_anything_is_built(project: Project) -> 
     assert project.artifacts() == []
 
 
-@pytest.mark.slow
+@pytest.mark.only_soak
 def test_a_base_image_gets_secrets_in_memory_alone(
     bases: Bases, project: Project, tmp_path: Path
 ) -> None:
