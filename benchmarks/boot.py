@@ -18,8 +18,9 @@ from pipeline.clouds.nimbus.metadata import NimbusMetadata
 from pipeline.machine import qemu
 from pipeline.machine.accelerator import find_accelerator
 from pipeline.machine.metadata import MetadataServer
+from pipeline.machine.node import edit_as_node
 from pipeline.model import Machine, Site
-from pipeline.stages.boot import edit_as_node, parse_report
+from pipeline.stages.boot import parse_report
 
 TURNS = 3
 IMAGE = "images/hello-phantom"
