@@ -51,6 +51,11 @@ def output_schemas() -> dict[str, Schema]:
         "launch-config": whole(
             "What a Phantom was sent: `launch-config --json`", **_launch_config()
         ),
+        "domain": {
+            "$schema": DRAFT,
+            "title": "A Phantom's domains, one of them, or what was done: `domain --json`",
+            "anyOf": [a_list(_domain()), _domain(), an_object(**_domain_change())],
+        },
         "diff": whole("What differs between manifests: `manifest diff --json`", **_diff()),
     }
 
@@ -97,6 +102,29 @@ def _launch_config() -> dict[str, Schema]:
                 changes=told(a_list(TEXT), "What differs from what Phantom had."),
             )
         ),
+    }
+
+
+def _domain() -> Schema:
+    return an_object(
+        name=TEXT,
+        launch_configuration=told(TEXT, "Without @site."),
+        size=told(COUNT, "How many machines it is to have."),
+        clouds=told(
+            or_null(a_list(an_object(site=TEXT, max_vms=told(COUNT, "-1: no limit.")))),
+            "In the order in which they are filled; null where Phantom does not tell.",
+        ),
+        machines=told(
+            or_null(a_list(an_object(id=TEXT, site=TEXT, state=TEXT))),
+            "Null in a list by the web API.",
+        ),
+    )
+
+
+def _domain_change() -> dict[str, Schema]:
+    return {
+        "action": {"enum": ["create", "resize", "delete", "unchanged"]},
+        "domain": told(or_null(_domain()), "As it is now; null where there is none."),
     }
 
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "inspect": "tell what an image file is, which clouds it would boot on, and why not",
     "doctor": "look at this host: what is missing, and what mends it",
     "launch-config": "send a build's launch configurations to a Phantom",
+    "domain": "create, show, list, resize or delete a Phantom's groups of machines",
     "phantom-sandbox": "run a local Phantom, whose machines are guests of this host",
     "schema": "print the JSON Schema of definitions, or of what commands print",
     "completion": "print what completes commands in bash or zsh",

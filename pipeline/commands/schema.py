@@ -25,6 +25,7 @@ _OF = (
     "prune",
     "diff",
     "launch-config",
+    "domain",
 )
 
 

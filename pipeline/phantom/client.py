@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from pipeline.phantom.connection import Connection
@@ -63,7 +63,8 @@ class DomainState:
     """How many machines it is to have."""
     clouds: Clouds | None = None
     """None where Phantom does not tell them."""
-    machines: Sequence[DomainMachine] = field(default=())
+    machines: Sequence[DomainMachine] | None = None
+    """None where they were not asked for."""
     id: str = ""
     """By which the web API knows it."""
 
@@ -87,7 +88,7 @@ class Client(Protocol):
         Raises InUseError, NameTakenError."""
 
     def list_domains(self) -> list[DomainState]:
-        """All domains, by name."""
+        """All domains, by name, perhaps without their machines."""
 
     def find_domain(self, name: str) -> DomainState | None:
         """The domain of a name, with its machines; None where there is none."""

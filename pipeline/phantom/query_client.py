@@ -111,7 +111,7 @@ class QueryClient:
             name=_text(group, "AutoScalingGroupName"),
             configuration=_text(group, "LaunchConfigurationName").partition("@")[0],
             size=int(size),
-            clouds=parse_clouds(tags.get("clouds", "")),
+            clouds=_parse_clouds(tags.get("clouds", "")),
             machines=[
                 DomainMachine(
                     id=_text(each, "InstanceId"),
@@ -138,7 +138,6 @@ class QueryClient:
                 LaunchConfigurationName=f"{configuration}@{clouds[0][0]}",
                 MinSize="0",
                 MaxSize=str(max(most, size)),
-                DesiredCapacity=str(size),
                 **{
                     f"AvailabilityZones.member.{number}": site
                     for number, (site, _) in enumerate(clouds, 1)
@@ -163,7 +162,6 @@ class QueryClient:
             "DeleteAutoScalingGroup",
             f"deleting domain {domain.name}",
             AutoScalingGroupName=domain.name,
-            ForceDelete="true",
         )
 
     # ---- calls
@@ -218,7 +216,7 @@ def _describe_text(connection: Connection, answer: Answer) -> str:
     return f"what is no XML ({words!r})" if words else "nothing"
 
 
-def parse_clouds(text: str) -> Clouds | None:
+def _parse_clouds(text: str) -> Clouds | None:
     """The sites of a group's tag `clouds`; None where it cannot be read."""
     clouds = []
     for word in text.split(","):
