@@ -9,6 +9,7 @@ from pipeline.clouds import clouds
 from pipeline.commands.output import print_json
 from pipeline.definitions.appliance import appliance_schema
 from pipeline.definitions.sites import sites_schema
+from pipeline.nightly.report_schema import report_schema
 
 EXAMPLES = ("phantom-image schema >appliance.schema.json", "phantom-image schema manifest")
 
@@ -26,6 +27,7 @@ _OF = (
     "diff",
     "launch-config",
     "domain",
+    "report",
 )
 
 
@@ -42,5 +44,7 @@ def run(options: Namespace) -> None:
         print_json(sites_schema(clouds()))
     elif options.of == "definition":
         print_json(appliance_schema())
+    elif options.of == "report":
+        print_json(report_schema())
     else:
         print_json(output_schemas()[options.of])

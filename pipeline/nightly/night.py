@@ -20,6 +20,15 @@ class State(StrEnum):
     """Not tried, because of something else that failed, or because the night had to end."""
 
 
+class NightState(StrEnum):
+    """What became of a night."""
+
+    WELL = "well"
+    FAILED = "failed"
+    """Something failed or was skipped."""
+    COULD_NOT_RUN = "could_not_run"
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageTime:
     """One stage that was needed."""
@@ -71,6 +80,9 @@ class Outcome:
     changes: tuple[str, ...] = ()
     """What differs from the build before: packages' old and new versions, files, size; lines."""
     warnings: tuple[str, ...] = ()
+    last_success: float | None = None
+    """When this appliance was last neither failed nor skipped at the site; None where no report of
+    an earlier night says so. The reports fill it in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +119,18 @@ class Night:
     """Why nothing ran at all: one line."""
     environment: dict[str, str] = field(default_factory=dict)
     """What the reader of a report wants to know of the host: host name, version of the program."""
+
+    @property
+    def state(self) -> NightState:
+        if self.could_not_run is not None:
+            return NightState.COULD_NOT_RUN
+        bad = any(each.state in (State.FAILED, State.SKIPPED) for each in self.outcomes)
+        return NightState.FAILED if bad else NightState.WELL
+
+    @property
+    def seconds(self) -> float:
+        """How long it took; 0 where the host's clock went backwards."""
+        return max(self.ended - self.started, 0.0)
 
     @property
     def failed(self) -> tuple[Outcome, ...]:

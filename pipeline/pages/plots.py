@@ -11,6 +11,7 @@ from pipeline.terminal import escape
 
 _HEIGHT = 100
 _STEP, _BAR = 10, 8  # units from one column to the next, and of a column
+_LEAST_COLUMNS = 12  # that a plot has room for, so that a single one is no wall
 _LEAST = 1.5  # units of height: what is not zero can be seen
 _WIDTH, _LOW = 100, 24  # of a sparkline
 _FLAT = 0.05  # of the value: what changes less is noise, and a sparkline shows it as such
@@ -19,7 +20,7 @@ _FIGURE = Markup(
     '<figure class="plot"><figcaption>{}</figcaption><div class="plot-area">'
     '<span class="plot-top">{}</span>'
     '<svg viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
-    '</div><div class="plot-ends"><span>{}</span><span>{}</span></div></figure>'
+    '</div><div class="plot-ends" style="width: {}%"><span>{}</span><span>{}</span></div></figure>'
 )
 _GROUP = Markup(
     '<g><title>{}: {}</title><rect class="hover" x="{}" y="0" width="{}" height="{}"/>{}</g>'
@@ -61,8 +62,9 @@ def columns(title: str, values: Sequence[Column], *, top: str) -> Markup:
     told = "; ".join(f"{each.label}: {each.text}" for each in values)
     first, last = (values[0].label, values[-1].label) if values else ("", "")
     return _FIGURE.format(
-        *_safe(title, top, max(len(values), 12) * _STEP, _HEIGHT),
-        *_safe(f"{title}: {told or 'nothing yet'}", drawn, first, last if len(values) > 1 else ""),
+        *_safe(title, top, max(len(values), _LEAST_COLUMNS) * _STEP, _HEIGHT),
+        *_safe(f"{title}: {told or 'nothing yet'}", drawn),
+        *_safe(min(100 * len(values) // _LEAST_COLUMNS, 100), first, last if values[1:] else ""),
     )
 
 
