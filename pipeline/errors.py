@@ -327,5 +327,10 @@ class NotPublishedError(PhantomError, status=66):
     """A build is not published where its machines are to start."""
 
 
+class ClusterCheckError(PhantomError, status=67):
+    """Several machines of an image did not work together: one did not come up, its user-data or
+    its check script failed, or it was late."""
+
+
 class ManifestError(PhantomError, status=70):
     """The manifest that a command is to read is damaged, or of another version."""

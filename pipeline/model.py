@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NewType, Protocol
 
+from pipeline.cluster_policy import ClusterPolicy
 from pipeline.file_copies import Copy, PackageFile, TextFile
 
 ContentKey = NewType("ContentKey", str)
@@ -121,6 +122,8 @@ class BootCheckPolicy:
     """Run in the guest; its exit status decides."""
     seconds: int | None = None
     """Time limit from power-on to report; with None, the host's accelerator decides."""
+    cluster: ClusterPolicy | None = None
+    """A further check, of several machines."""
 
 
 @dataclass(frozen=True, kw_only=True)

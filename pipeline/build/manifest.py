@@ -52,6 +52,7 @@ SHAPE = {
             "disk_bytes": int,
             "disk_sha256": str,
             "boot_checks": [{"machine": str, "boot_seconds?": float}],
+            "cluster_check?": {"seconds": float, "guests": [{"name": str}]},
         }
     ],
     "publications": [records.PUBLICATION],
@@ -69,6 +70,8 @@ class ManifestImage:
     image: Image
     root_sha256: Sha256
     reports: Sequence[BootReport]
+    cluster: Mapping[str, Any] | None = None
+    """The facts of its cluster check."""
     identities: Mapping[str, Any] | None = None
     """What each machine makes for itself at boot (`made_at_boot`), and what all of them share and
     perhaps should not (`shared`); None where that is not known."""
@@ -174,6 +177,7 @@ def _image(entry: ManifestImage) -> dict[str, Any]:
         "boot_checks": [
             {"machine": each.machine, "passed": each.passed, **each.facts} for each in entry.reports
         ],
+        **({"cluster_check": {"passed": True, **entry.cluster}} if entry.cluster else {}),
     }
 
 

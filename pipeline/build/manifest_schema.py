@@ -61,7 +61,7 @@ def _manifest() -> dict[str, Schema]:
         ),
         "inputs": _inputs(),
         "root_filesystem": an_object(sha256=SHA256, identities=identities()),
-        "images": a_list(an_object(**image_of_site())),
+        "images": a_list(an_object(cluster_check(), **image_of_site())),
         "publications": a_list(an_object(**publication())),
         "phantom": _phantom(),
         "launch_templates": told(
@@ -200,6 +200,26 @@ def image_of_site() -> dict[str, Schema]:
         "disk_sha256": SHA256,
         "boot_checks": a_list(an_object(**_boot_check())),
     }
+
+
+def cluster_check() -> dict[str, Schema]:
+    """What an image has where its definition asks for a cluster check."""
+    guest = an_object(
+        name=told(TEXT, "With a number behind it where several are alike: worker.2"),
+        address=told(TEXT, "In the private network."),
+        seconds=told(SECONDS, "From power-on to its report."),
+        printed=told(or_null(TEXT), "The last lines of its script; null for a guest without one."),
+    )
+    check = an_object(
+        passed={"const": True},
+        accelerator={"enum": ["kvm", "tcg"]},
+        seconds=told(SECONDS, "Until all guests had reported."),
+        guests=a_list(guest),
+        started_by_phantom=told(
+            or_null(COUNT), "Machines beside these guests; null where there was no Phantom."
+        ),
+    )
+    return {"cluster_check": check}
 
 
 def _boot_check() -> dict[str, Schema]:

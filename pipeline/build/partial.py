@@ -70,7 +70,7 @@ def stages_called(plan: Plan, word: str) -> list[Stage]:
 
 def stages_without_boot(plan: Plan) -> list[Stage]:
     """What is made of the images before they are booted."""
-    leaves = [stage for each in plan.targets for stage in each.leaves if stage not in each.boots]
+    leaves = [stage for each in plan.targets for stage in each.leaves if stage not in each.checks]
     return list({stage.key: stage for stage in leaves}.values())
 
 

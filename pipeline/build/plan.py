@@ -14,15 +14,18 @@ from pathlib import Path
 from pipeline import records
 from pipeline.build import manifest
 from pipeline.clouds import Cloud, make_cloud
+from pipeline.cluster_policy import ClusterPolicy
 from pipeline.errors import BaseNotBuiltError, HostError, ImageNameError
 from pipeline.layouts import LAYOUTS
 from pipeline.model import Appliance, ApplianceBuild, Disk, Machine, Sha256, Site
 from pipeline.sources import BaseFile, Request, Source, plan_source
 from pipeline.sources.base_disk import stamp_of
 from pipeline.stages.base import LocalFile, Stage, key_of, local_file, own_file, to_json
-from pipeline.stages.boot import REPORT, BootCheck
+from pipeline.stages.boot import BootCheck
+from pipeline.stages.cluster import ClusterCheck, GuestFiles
 from pipeline.stages.disk import TOOL_VERSIONS, AssembleDisk
 from pipeline.stages.drivers import CheckDrivers
+from pipeline.stages.guest_report import REPORT
 from pipeline.stages.image import CompressImage, HashDisk
 from pipeline.store import Store
 from pipeline.tools import run
@@ -42,6 +45,8 @@ class Target:
     boots: tuple[BootCheck, ...]
     """One for each of the site's machines, in its order."""
     drivers: Stage
+    cluster: ClusterCheck | None = None
+    """On the first machine, where the definition asks for it."""
     contents: Stage | None = None
     """Describes a base image's root file system, whose content is known only once it is made."""
 
@@ -50,10 +55,15 @@ class Target:
         return self.cloud.site
 
     @property
+    def checks(self) -> tuple[Stage, ...]:
+        """The stages that boot the image."""
+        return self.boots if self.cluster is None else (*self.boots, self.cluster)
+
+    @property
     def leaves(self) -> tuple[Stage, ...]:
         """The stages whose artifacts the manifest needs."""
         contents = () if self.contents is None else (self.contents,)
-        return (*contents, self.image, self.hash, self.drivers, *self.boots)
+        return (*contents, self.image, self.hash, self.drivers, *self.checks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,14 +210,14 @@ def _plan_target(appliance: Appliance, cloud: Cloud, source: Source) -> Target:
     drivers = CheckDrivers(
         inputs=(root,), label=site, hardware=cloud.hardware, base_image=source.from_base_image
     )
+    boots = [_plan_boot(appliance, site, machine, image, drivers) for machine in cloud.machines]
     return Target(
         cloud=cloud,
         image=image,
         hash=HashDisk(inputs=(disk,), after=() if image is disk else (image,), label=wanted.layout),
-        boots=tuple(
-            _plan_boot(appliance, site, machine, image, drivers) for machine in cloud.machines
-        ),
+        boots=tuple(boots),
         drivers=drivers,
+        cluster=_plan_cluster(appliance.boot_check.cluster, site, boots[0]),
     )
 
 
@@ -224,6 +234,29 @@ def _plan_boot(
         user_data=_optional(appliance.phantom.user_data),
         check=_optional(appliance.boot_check.script),
         seconds=appliance.boot_check.seconds,
+    )
+
+
+def _plan_cluster(policy: ClusterPolicy | None, site: str, boot: BootCheck) -> ClusterCheck | None:
+    """The check of several guests on the machine of a boot check, which it follows."""
+    if policy is None:
+        return None
+    return ClusterCheck(
+        inputs=boot.inputs,
+        after=(boot,),
+        label=site,
+        machine=boot.machine,
+        report=boot.report,
+        guests={
+            guest.name: GuestFiles(
+                count=guest.count,
+                user_data=_optional(guest.user_data),
+                script=_optional(guest.script),
+            )
+            for guest in policy.guests
+        },
+        phantom=policy.phantom,
+        seconds=policy.seconds,
     )
 
 

@@ -103,7 +103,9 @@ def _value(where: str, name: str, old: Any, new: Any) -> Iterator[Reason]:
     """What differs in a value, down to its parts; `name` is that of the innermost field."""
     if old == new:
         return
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
+    if _is_file(old) or _is_file(new):
+        yield from _file(where, old, new)
+    elif isinstance(old, Mapping) and isinstance(new, Mapping):
         for part in sorted({*old, *new}):
             inner = f"{where} {part.replace('_', ' ')}".strip() if part.islower() else part
             if part in old and part in new:

@@ -48,6 +48,7 @@ def make_entry(target: Target, artifacts: Artifacts, name: str) -> ManifestImage
             BootReport(machine=boot.machine.name, passed=True, facts=artifacts[boot.key].facts)
             for boot in target.boots
         ],
+        cluster=None if target.cluster is None else artifacts[target.cluster.key].facts,
     )
 
 

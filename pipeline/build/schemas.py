@@ -7,7 +7,13 @@ any change of its keys is a new `schema` number.
 from __future__ import annotations
 
 from pipeline.build.differences import PARTS
-from pipeline.build.manifest_schema import identities, image_of_site, manifest_schema, publication
+from pipeline.build.manifest_schema import (
+    cluster_check,
+    identities,
+    image_of_site,
+    manifest_schema,
+    publication,
+)
 from pipeline.build.schema_terms import (
     BUILD,
     BYTES,
@@ -238,7 +244,7 @@ def _image() -> dict[str, Schema]:
         "build": BUILD,
         "manifest": told(TEXT, "The manifest's path; the images lie in its folder."),
         "stages": a_list(an_object(**_stage_made())),
-        "images": a_list(an_object(**image_of_site())),
+        "images": a_list(an_object(cluster_check(), **image_of_site())),
         "publications": a_list(an_object(**publication())),
         "identities": identities(),
     }

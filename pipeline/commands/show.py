@@ -47,14 +47,17 @@ def _rows(content: Mapping[str, Any], path: Path) -> Iterator[tuple[str, str]]:
     yield "packages", str(len(content["inputs"]["packages"]))
     yield "root", f"sha256 {content['root_filesystem']['sha256']}"
     for image in content["images"]:
-        booted = ", ".join(
+        checks = [
             f"booted by {check['machine']} in {check.get('boot_seconds', 0):.0f} s"
             for check in image["boot_checks"]
-        )
+        ]
+        if (cluster := image.get("cluster_check")) is not None:
+            count, seconds = len(cluster["guests"]), cluster["seconds"]
+            checks.append(f"a cluster of {count} passed in {seconds:.0f} s")
         file = path.parent / image["file"]
         gone = "" if file.is_file() else " (no longer there)"
         size = format_size(image["bytes"])
-        lines = [f"{shown(file)}{gone}", f"{size}, {booted}", f"sha256 {image['sha256']}"]
+        lines = [f"{shown(file)}{gone}", ", ".join([size, *checks]), f"sha256 {image['sha256']}"]
         yield "image", cell(lines)
     for publication in content["publications"]:
         place = format_place(publication) + (" (sandbox)" if publication["sandbox"] else "")

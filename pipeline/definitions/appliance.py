@@ -21,6 +21,7 @@ from typing import Any
 from pipeline.customizations import CUSTOMIZATIONS
 from pipeline.definitions.bounds import bounded
 from pipeline.definitions.build_secrets import merge_secrets
+from pipeline.definitions.cluster import check_cluster, make_cluster, merge_guests
 from pipeline.definitions.copies import Grounds, merge_copies
 from pipeline.definitions.customizations import check_customizations
 from pipeline.definitions.environment import check_environment
@@ -99,6 +100,7 @@ def load_appliance(
     raise_mistakes(files, _TODO)
     data = reduce(_merge, (part.data for part in reversed(parts)))
     _check_base_image(files, data, images, pinned=pinned)
+    check_cluster(files, data)
     raise_mistakes(files, _TODO)
     return _make_appliance(data, [file.path for file in files], _merge_positions(files))
 
@@ -260,6 +262,8 @@ def _merge_value(key: str, parent: Any, child: Any) -> Any:
             return merge_packages(parent, child)
         if key == "build_secrets":
             return merge_secrets(parent, child)
+        if key == "guests":
+            return merge_guests(parent, child)
         known = set(parent)
         return parent + [item for item in child if item not in known]
     return child
@@ -281,6 +285,9 @@ def _make_appliance(data: dict[str, Any], paths: Sequence[Path], positions: Posi
     if "user" in data.get("login", {}):
         optional["login_user"] = data["login"]["user"]
     overrides = {name: CloudOverride(**keys) for name, keys in data.get("clouds", {}).items()}
+    boot_check = dict(data.get("boot_check", {}))
+    if "cluster" in boot_check:
+        boot_check["cluster"] = make_cluster(boot_check["cluster"])
     phantom = dict(data.get("phantom", {}))
     phantom["instance_type"] = MappingProxyType(phantom.get("instance_type", {}))
     of_sites = {name: SitePolicy(**keys) for name, keys in phantom.get("sites", {}).items()}
@@ -292,7 +299,7 @@ def _make_appliance(data: dict[str, Any], paths: Sequence[Path], positions: Posi
         **lists,
         source=_make_source(data.get("source", {})),
         clouds=MappingProxyType(overrides),
-        boot_check=BootCheckPolicy(**data.get("boot_check", {})),
+        boot_check=BootCheckPolicy(**boot_check),
         phantom=PhantomPolicy(**phantom),
         keep=Keep(**data["keep"]) if "keep" in data else None,
         environment=MappingProxyType(dict(data.get("environment", {}))),

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.customizations import CUSTOMIZATIONS
 from pipeline.definitions.build_certificates import read_certificates
 from pipeline.definitions.build_secrets import resolve_secrets
+from pipeline.definitions.cluster import MAX_BYTES
 from pipeline.definitions.copies import Grounds, OutsideError, Targets, is_text, walk
 from pipeline.definitions.messages import label, quote, suggest
 from pipeline.definitions.packages import is_file, read_package_file
@@ -75,8 +76,16 @@ class _Resolver:
             ("clouds", "*", "image_name"): self._template,
             ("scripts", "*"): self._script,
             ("boot_check", "script"): self._script,
+            ("boot_check", "cluster", "guests", "*", "script"): self._script,
+            ("boot_check", "cluster", "guests", "*", "user_data"): partial(
+                self._ascii_text, most=MAX_BYTES, why="user-data has at most {most:,}"
+            ),
             ("source", "base_image", "location"): self._location,
-            ("phantom", "user_data"): self._user_data,
+            ("phantom", "user_data"): partial(
+                self._ascii_text,
+                most=MAX_USER_DATA,
+                why="Phantom's database holds {most:,}: put the rest into the image",
+            ),
             ("files",): self._copies,
             ("packages", "*"): self._package,
             ("build_certificates", "*"): self._certificates,
@@ -181,7 +190,8 @@ class _Resolver:
             self._add(keys, f"{text!r} has Windows line ends; save it with Unix ones")
         return content.path
 
-    def _user_data(self, keys: Keys, text: str) -> Path:
+    def _ascii_text(self, keys: Keys, text: str, *, most: int, why: str) -> Path:
+        """A file of user-data, of at most so many characters; `why` says why no more."""
         content = self._find(keys, text)
         if content is None:
             return self._folder / text
@@ -197,12 +207,9 @@ class _Resolver:
             )
         elif b"\r\n" in content.head:
             self._add(keys, f"{text!r} has Windows line ends; save it with Unix ones")
-        elif content.size > MAX_USER_DATA:
-            self._add(
-                keys,
-                f"{text!r} has {content.size:,} characters; Phantom's database holds "
-                f"{MAX_USER_DATA:,}: put the rest into the image",
-            )
+        elif content.size > most:
+            reason = why.format(most=most)
+            self._add(keys, f"{text!r} has {content.size:,} characters; {reason}")
         return content.path
 
     def _text_file(

@@ -13,6 +13,7 @@ from pipeline.customizations import CUSTOMIZATIONS
 from pipeline.customizations.accounts import OWNER
 from pipeline.definitions.build_certificates import BUILD_CERTIFICATES
 from pipeline.definitions.build_secrets import BUILD_SECRETS
+from pipeline.definitions.cluster_schema import cluster_schema
 from pipeline.definitions.environment import ENVIRONMENT
 from pipeline.definitions.keep_schema import keep_schema
 from pipeline.definitions.login import LOGIN
@@ -200,6 +201,7 @@ def _uses(clouds: list[str]) -> dict[str, Schema]:
                     [600],
                     **_SECONDS,
                 ),
+                "cluster": cluster_schema(),
             },
         ),
         "phantom": _phantom_schema(clouds),

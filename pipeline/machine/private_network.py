@@ -8,10 +8,12 @@ import ipaddress
 import socket
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
+
+from pipeline.errors import StageFailedError
 
 _LOOPBACK = "127.0.0.1"
 _FRAME = 65_535
@@ -21,6 +23,7 @@ _MASK, _REQUESTED, _LEASE, _TYPE, _SERVER, _END = 1, 50, 51, 53, 54, 255
 _FOREVER = b"\xff" * 4  # so no guest asks again of a server that may have gone
 _BROADCAST = b"\xff" * 6
 _OWN_MAC = bytes.fromhex("525400dc0001")
+_FIRST_NUMBER, _LAST_NUMBER = 2, 254  # 1 is the DHCP server's
 _IP, _UDP = b"\x08\x00", 17
 
 
@@ -47,6 +50,15 @@ def choose_group(name: str) -> Group:
 def choose_mac(name: str) -> str:
     """The address of a guest's card, by a name that no other guest of the network has."""
     return "52:54:00:" + hashlib.sha256(name.encode()).digest()[:3].hex(":")
+
+
+def choose_number(used: Collection[int]) -> int:
+    """The lowest number of an address in a network that no guest has. Raises StageFailedError."""
+    for number in range(_FIRST_NUMBER, _LAST_NUMBER + 1):
+        if number not in used:
+            return number
+    most = _LAST_NUMBER - _FIRST_NUMBER + 1
+    raise StageFailedError(f"a private network has at most {most} machines")
 
 
 class PrivateNetwork:

@@ -46,6 +46,9 @@ class Network:
     """A port of this host's loopback that leads to the machine's SSH server."""
     forwards: tuple[tuple[int, int], ...] = ()
     """Further ports of this host's loopback, each with the machine's port that it leads to."""
+    services: tuple[tuple[str, str], ...] = ()
+    """Further services that the machine reaches, each by `ADDRESS:PORT` in its network, with the
+    abstract name of the socket where it listens."""
     outside: bool = False
     """Whether the machine reaches the world. A check must not depend on it."""
     private: tuple[str, str] | None = None
@@ -180,10 +183,10 @@ def _netdev(machine: Machine, network: Network) -> str:
     words = [
         f"user,id=net,net={machine.network},restrict={'off' if network.outside else 'on'}",
         *_gateway(machine.network),
-        # A program for each connection: the built-in forwarding serves only one.
-        f"guestfwd=tcp:{machine.metadata_address}-cmd:socat - "
-        f"ABSTRACT-CONNECT:{network.metadata_socket}",
     ]
+    for address, name in ((machine.metadata_address, network.metadata_socket), *network.services):
+        # A program for each connection: the built-in forwarding serves only one.
+        words.append(f"guestfwd=tcp:{address}-cmd:socat - ABSTRACT-CONNECT:{name}")
     ssh = () if network.ssh_port is None else ((network.ssh_port, 22),)
     for here, there in (*ssh, *network.forwards):
         words.append(f"hostfwd=tcp:127.0.0.1:{here}-:{there}")

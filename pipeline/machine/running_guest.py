@@ -21,6 +21,7 @@ from pipeline.machine.metadata import USER_DATA_PATH, MetadataServer
 from pipeline.tools import run
 
 _CONSOLE_LINES, _CONSOLE_KEPT = 25, 100_000  # lines that are shown, and characters that are kept
+_LAST_WORDS = 2.0  # seconds from a machine's end to the last line that it has printed
 _USER_DATA = USER_DATA_PATH.removeprefix("/latest")  # cloud-init asks for a dated version
 
 HOPELESS = re.compile(
@@ -46,6 +47,11 @@ class RunningGuest:
         self._text = ""
         self._reader = threading.Thread(target=self._listen, daemon=True)
         self._reader.start()
+
+    def end(self) -> None:
+        """Ends the machine, and hears it out."""
+        self._process.kill()  # the disk is thrown away: nothing has to be shut down
+        self._reader.join(_LAST_WORDS)
 
     def wait(self, server: MetadataServer, limit: int, watch: Callable[[], None]) -> bytes:
         """The guest's report. Raises what `look` and `watch` raise, and the error that fits what
@@ -73,7 +79,7 @@ class RunningGuest:
         if report is not None:
             return report
         if self._process.poll() is not None:
-            self._reader.join(2)
+            self._reader.join(_LAST_WORDS)
             raise self.error(server, "the machine stopped before it reported")
         if HOPELESS.search(self._text) or _GAVE_UP.search(self._text):
             time.sleep(1)  # what it says next tells more

@@ -27,13 +27,18 @@ from pipeline.machine import qemu
 from pipeline.machine.local_http import make_socket_name
 from pipeline.machine.metadata import MetadataServer
 from pipeline.machine.node import edit_as_node
-from pipeline.machine.private_network import Group, PrivateNetwork, choose_group, choose_mac
+from pipeline.machine.private_network import (
+    Group,
+    PrivateNetwork,
+    choose_group,
+    choose_mac,
+    choose_number,
+)
 from pipeline.model import Machine
 from pipeline.phantom.machines import Order, ProcessMachines
 from pipeline.tools.run import capture
 
 _DISK, _OVERLAY, _RECORD, _KEY = "disk.raw", "disk.qcow2", "guest.json", "phantomkey"
-_FIRST_ADDRESS, _LAST_ADDRESS = 2, 254  # 1 is the DHCP server's
 _SHAPE = {
     "domain": int,
     "number": int,
@@ -170,11 +175,7 @@ class Guests(ProcessMachines):
 
     def _choose_number(self, domain: int) -> int:
         used = {guest.number for guest in self._guests.values() if guest.domain == domain}
-        for number in range(_FIRST_ADDRESS, _LAST_ADDRESS + 1):
-            if number not in used:
-                return number
-        most = _LAST_ADDRESS - _FIRST_ADDRESS + 1
-        raise StageFailedError(f"a domain's private network has at most {most} machines")
+        return choose_number(used)
 
     def _public_key(self) -> str:
         """The key `phantomkey`, which a node writes into images; made when it is first needed."""

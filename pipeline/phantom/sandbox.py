@@ -17,7 +17,7 @@ from pipeline.files import make_folder
 from pipeline.phantom.controller import USUAL, Controller, Policy
 from pipeline.phantom.local import ACCESS_KEY, ADDRESS, CREDENTIALS, PROFILE, SECRET_KEY, TOKEN
 from pipeline.phantom.machines import Machines
-from pipeline.phantom.service import PhantomServer
+from pipeline.phantom.service import Inside, PhantomServer
 from pipeline.phantom.signature import User
 from pipeline.phantom.state import State
 from pipeline.store import write_atomically
@@ -29,6 +29,7 @@ class Running:
 
     url: str
     credentials: Path
+    user: User
 
 
 @contextmanager
@@ -38,12 +39,13 @@ def run_phantom(
     machines: Machines,
     *,
     port: int = 0,
+    inside: Inside | None = None,
     policy: Policy = USUAL,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Running]:
-    """A Phantom for as long as the block; its machines end with it. Raises InUseError where another
-    one uses the folder, StoreError where the folder cannot be used, UsageError for a port that is
-    taken."""
+    """A Phantom for as long as the block; its machines end with it. `port` and `inside` are those
+    of `PhantomServer`. Raises InUseError where another one uses the folder, StoreError where the
+    folder cannot be used, UsageError for a port that is taken."""
     with ExitStack() as stack:
         try:
             make_folder(folder)
@@ -53,7 +55,9 @@ def run_phantom(
             stack.callback(state.close)
             user = _load_user(folder / CREDENTIALS)
             controller = Controller(state, machines, policy, tell)
-            server = PhantomServer(state, [user], sites, port=port, changed=controller.wake)
+            server = PhantomServer(
+                state, [user], sites, port=port, inside=inside, changed=controller.wake
+            )
             stack.enter_context(controller)
         except (OSError, sqlite3.Error, ValueError, configparser.Error) as error:
             raise StoreError(
@@ -70,7 +74,7 @@ def run_phantom(
             ) from error
         write_atomically(folder / ADDRESS, f"{server.url}\n")
         stack.callback((folder / ADDRESS).unlink, missing_ok=True)
-        yield Running(url=server.url, credentials=folder / CREDENTIALS)
+        yield Running(url=server.url, credentials=folder / CREDENTIALS, user=user)
 
 
 @contextmanager

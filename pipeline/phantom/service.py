@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from urllib.parse import parse_qsl
@@ -30,7 +31,12 @@ class PhantomHandler(LocalHandler):
 
     server: PhantomServer
     timeout = IDLE_SECONDS
-    disable_nagle_algorithm = True  # or an answer in two writes waits for the client's kernel
+
+    def setup(self) -> None:
+        if self.server.address_family == socket.AF_INET:
+            # Or an answer in two writes waits for the client's kernel.
+            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        super().setup()
 
     def answer(self) -> None:
         try:
@@ -124,11 +130,22 @@ class PhantomHandler(LocalHandler):
             self.wfile.write(body)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inside:
+    """Where guests reach a Phantom that nobody else can reach."""
+
+    url: str
+    """As guests see it, without a slash at the end."""
+    socket_name: str
+    """The abstract name of the socket of this host that the URL leads to."""
+
+
 class PhantomServer(LocalServer):
     """Serves a state for as long as the `with` block lasts.
 
     `sites` are the names of the sites that it knows. `changed` is called after a request by which
-    machines may have to start or end.
+    machines may have to start or end. With `inside`, only guests reach it, and it has no
+    port.
     """
 
     def __init__(
@@ -138,11 +155,21 @@ class PhantomServer(LocalServer):
         sites: Collection[str],
         *,
         port: int = 0,
+        inside: Inside | None = None,
         changed: Callable[[], None] = lambda: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        super().__init__(PhantomHandler, port=port)
+        socket_name = None if inside is None else inside.socket_name
+        super().__init__(
+            PhantomHandler, port=port, private=inside is not None, socket_name=socket_name
+        )
+        self._inside = inside
         self.users = {user.access_key: user for user in users}
         self.query = Query(state, sites, changed)
         self.web = Web(state, sites, changed)
         self.clock = clock
+
+    @property
+    def url(self) -> str:
+        """By which clients reach it, without a slash at the end."""
+        return super().url if self._inside is None else self._inside.url

@@ -86,6 +86,9 @@ def _scripts(appliance: Appliance) -> Iterator[tuple[str, Path]]:
         yield positions.find("phantom", "user_data"), policy.user_data
     if appliance.boot_check.script is not None:
         yield positions.find("boot_check", "script"), appliance.boot_check.script
+    for guest in appliance.boot_check.cluster.guests if appliance.boot_check.cluster else ():
+        for script in filter(None, (guest.user_data, guest.script)):
+            yield positions.find("boot_check", "cluster", "guests"), script
 
 
 def _read(script: Path) -> bytes:

@@ -7,8 +7,6 @@ the fetcher was also tried with the other answers that the service can give (`us
 
 from __future__ import annotations
 
-import base64
-import gzip
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +16,6 @@ from typing import Any, ClassVar
 
 from pipeline.clouds import metadata_service
 from pipeline.disk import ext4
-from pipeline.disk.untrusted import lines_of, to_number, to_printable
 from pipeline.errors import (
     GuestCheckError,
     GuestUserDataError,
@@ -26,19 +23,27 @@ from pipeline.errors import (
 )
 from pipeline.machine import qemu
 from pipeline.machine.accelerator import find_accelerator
-from pipeline.machine.metadata import MetadataServer, MetadataService
+from pipeline.machine.metadata import MetadataServer
 from pipeline.machine.node import edit_as_node, find_root
 from pipeline.machine.running_guest import RunningGuest
 from pipeline.model import MIB, Machine
 from pipeline.stages import userdata_cases
 from pipeline.stages.base import Context, LocalFile, Stage, read_unchanged
+from pipeline.stages.guest_report import (
+    make_metadata,
+    make_report_script,
+    number_of,
+    output_of,
+    parse_report,
+    public_key_of,
+    status_of,
+)
 from pipeline.stages.image import data_bytes, unpack_image
 from pipeline.store import Artifact
 from pipeline.tools import run
 
 # From power-on to report. Without KVM 25 s on a fast host, 311 s on a slow and busy one.
 BOOT_SECONDS = {"tcg": 900, "kvm": 60}
-REPORT = Path(__file__).with_name("boot_report.sh")
 AUTHORIZED_KEYS = PurePosixPath("/root/.ssh/authorized_keys")
 """Where the public keys lie that root may log in with."""
 _DISK = "disk.raw"  # the machine's, in the folder for what is not kept
@@ -78,9 +83,7 @@ class BootCheck(Stage):
 
     @property
     def requires(self) -> tuple[str, ...]:
-        if self.machine.kernel is not None and self.machine.kernel.kernel is None:
-            return (self.name, "boot with a site's kernel")
-        return (self.name, "boot by UEFI") if self.machine.firmware == "uefi" else (self.name,)
+        return needs_of(self.machine)
 
     @property
     def memory(self) -> int:
@@ -96,13 +99,23 @@ class BootCheck(Stage):
         context.progress.step("making the machine's disk")
         context.store.check_space(data_bytes(image))
         unpack_image(image, disk)
-        edit_as_node(self.machine, disk, _public_key(nonce), self.metadata_url())
+        edit_as_node(self.machine, disk, public_key_of(nonce), self.metadata_url())
         _check_no_host_keys(find_root(disk))
         qemu.ready_disk(self.machine, disk)
         service = metadata_service(self.machine.metadata)
         cases = userdata_cases.make_cases(service, nonce)
-        metadata = _make_metadata(
-            service, self._report_script(nonce, cases), public_key=_public_key(nonce)
+        metadata = make_metadata(
+            service,
+            make_report_script(
+                self.report,
+                nonce=nonce,
+                metadata_url=self.metadata_url(),
+                cases=" ".join(case.name for case in cases),
+                login_user=self.login_user,
+                user_data=None if self.user_data is None else read_unchanged(self.user_data),
+                check=None if self.check is None else read_unchanged(self.check),
+            ),
+            public_key=public_key_of(nonce),
         )
         others = {case.name: service(user_data=case.user_data) for case in cases}
         context.progress.step(f"booting ({accelerator})", seconds=limit)
@@ -112,12 +125,11 @@ class BootCheck(Stage):
             network = qemu.Network(metadata_socket=server.socket_name)
             argv = qemu.command(self.machine, disk, network, accelerator)
             with run.start(argv) as process:
+                guest = RunningGuest(process, context.log, context.progress.output)
                 try:
-                    report = RunningGuest(process, context.log, context.progress.output).wait(
-                        server, limit, context.store.check_space
-                    )
+                    report = guest.wait(server, limit, context.store.check_space)
                 finally:
-                    process.kill()  # the disk is thrown away: nothing has to be shut down
+                    guest.end()
         facts = parse_report(report)
         self._check_whole(facts, context.log)
         self._judge(facts, nonce, cases, context.log)
@@ -134,17 +146,6 @@ class BootCheck(Stage):
     def writes_key(self) -> bool:
         """Whether the site's node writes a public key into the image."""
         return any("{public_key}" in edit.text for edit in self.machine.edits)
-
-    def _report_script(self, nonce: str, cases: Sequence[userdata_cases.Case]) -> bytes:
-        names = " ".join(case.name for case in cases)
-        head = [f"nonce={nonce}", f"metadata_url={self.metadata_url()}", f"cases='{names}'"]
-        head.append(f"login_user={self.login_user}")
-        for name, script in (("user_data", self.user_data), ("check", self.check)):
-            if script is not None:
-                packed = base64.b64encode(read_unchanged(script)).decode()
-                head.append(f"{name}={packed}")
-        shebang, _, body = self.report.path.read_text().partition("\n")
-        return "\n".join([shebang, *head, body]).encode("ascii")
 
     def _check_whole(self, facts: Mapping[str, list[str]], log: Path) -> None:
         """Checks that a report says all that is kept of it, in numbers where it is a number. Raises
@@ -174,18 +175,18 @@ class BootCheck(Stage):
         """Raises the error that fits what a guest reported, if anything in it is wrong."""
         if facts.get("nonce") != [nonce]:
             raise StageFailedError("the report is of another machine", log=log)
-        if _status(facts, "user_data") != 0:
+        if status_of(facts, "user_data") != 0:
             raise GuestUserDataError(
-                f"the default user-data ended with status {_status(facts, 'user_data')} in the "
+                f"the default user-data ended with status {status_of(facts, 'user_data')} in the "
                 "guest",
                 todo="correct the definition's phantom.user_data",
                 log=log,
-                detail=_output(facts, "user_data"),
+                detail=output_of(facts, "user_data"),
             )
         faults = [*self._faults(facts, nonce)]
         wrong_cases = [*userdata_cases.find_faults(cases, facts)] if "fetcher" in facts else []
         if faults or wrong_cases:
-            details = [_output(facts, "check")] if _status(facts, "check") != 0 else []
+            details = [output_of(facts, "check")] if status_of(facts, "check") != 0 else []
             details += facts.get("case_said", []) if wrong_cases else []
             raise GuestCheckError(
                 f"the guest is not as it should be: {'; '.join(faults + wrong_cases)}",
@@ -195,8 +196,8 @@ class BootCheck(Stage):
             )
 
     def _faults(self, facts: Mapping[str, list[str]], nonce: str) -> Iterator[str]:
-        if _status(facts, "check") != 0:
-            yield f"its check script ended with status {_status(facts, 'check')}"
+        if status_of(facts, "check") != 0:
+            yield f"its check script ended with status {status_of(facts, 'check')}"
         if facts.get("failed_unit"):
             yield f"failed units: {', '.join(facts['failed_unit'])}"
         if facts.get("idle_unit"):
@@ -209,14 +210,14 @@ class BootCheck(Stage):
             yield "cloud-init is to run its user-data, and found none; the fetcher ran it"
         for runner in facts.get("run_again", []):
             yield f"its user-data ran twice: by {_runner(facts)}, and by {runner}"
-        if self.writes_key and _public_key(nonce) not in facts.get("authorized_key", []):
+        if self.writes_key and public_key_of(nonce) not in facts.get("authorized_key", []):
             yield f"the key that the node wrote is not in {AUTHORIZED_KEYS}"
         if self._lacks_login(facts, nonce):
             yield f"the launch's key is not in the authorized_keys of {self.login_user}"
         if not _has_grown(facts):
-            root, disk = _number(facts, "root_bytes"), _number(facts, "disk_bytes")
+            root, disk = number_of(facts, "root_bytes"), number_of(facts, "disk_bytes")
             yield f"root did not grow: {root} bytes on a disk of {disk}"
-        tries = _number(facts, "fetcher_tries")
+        tries = number_of(facts, "fetcher_tries")
         # cloud-init tries again by itself.
         late = "fetcher" in facts and _runner(facts) == "fetcher" and "cloud_init" not in facts
         if late and tries <= _LATE_REQUESTS:
@@ -231,34 +232,14 @@ class BootCheck(Stage):
         root = self.login_user == "root"
         if "login_user" not in facts or (root and (self.writes_key or _runner(facts) != "fetcher")):
             return False
-        return _public_key(nonce) not in facts.get("login_key", [])
+        return public_key_of(nonce) not in facts.get("login_key", [])
 
 
-def _make_metadata(
-    service: type[MetadataService], user_data: bytes, *, public_key: str
-) -> MetadataService:
-    """A service that hands out this user-data, packed where it would be too long."""
-    if service.ANY_BYTES and len(user_data) > service.LIMIT:
-        user_data = gzip.compress(user_data, mtime=0)
-    try:
-        return service(user_data=user_data, public_key=public_key)
-    except ValueError as error:
-        raise GuestCheckError(
-            f"the check script is too long to be handed to the guest: {error}",
-            todo="keep the check script and the default user-data shorter, or copy what the "
-            "check needs into the image",
-        ) from error
-
-
-def parse_report(report: bytes) -> dict[str, list[str]]:
-    """The guest's lines, `name value`, by name. The guest is not trusted: control characters become
-    `?`, and lines that say nothing are left out."""
-    facts: dict[str, list[str]] = {}
-    for line in lines_of(report.decode("utf-8", "replace")):
-        name, _, value = to_printable(line).partition(" ")
-        if value.strip():
-            facts.setdefault(name, []).append(value)
-    return facts
+def needs_of(machine: Machine) -> tuple[str, ...]:
+    """What a host needs to boot a machine, in the words of `machine/requirements.py`."""
+    if machine.kernel is not None and machine.kernel.kernel is None:
+        return (BootCheck.name, "boot with a site's kernel")
+    return (BootCheck.name, "boot by UEFI") if machine.firmware == "uefi" else (BootCheck.name,)
 
 
 def _told(facts: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -267,15 +248,15 @@ def _told(facts: Mapping[str, list[str]]) -> dict[str, Any]:
         **{name: facts[name][0] for name in ("release", "kernel", "firmware")},
         "addresses": facts.get("address", []),
         "failed_units": facts.get("failed_unit", []),
-        "root_bytes": _number(facts, "root_bytes"),
+        "root_bytes": number_of(facts, "root_bytes"),
         **{name: facts.get(name, [""])[0] for name in ("disk_driver", "network_driver")},
         "ssh_host_keys": [line.split()[-1].strip("()") for line in facts.get("ssh_host_key", [])],
         "user_data_by": _runner(facts),
-        "fetcher_tries": _number(facts, "fetcher_tries"),
+        "fetcher_tries": number_of(facts, "fetcher_tries"),
         "fetcher_protocol": facts.get("fetcher_protocol", [""])[0],
         "boot_seconds": float(facts["boot_seconds"][0]),
-        "user_data_status": _status(facts, "user_data") if "user_data_status" in facts else None,
-        "check_status": _status(facts, "check") if "check_status" in facts else None,
+        "user_data_status": status_of(facts, "user_data") if "user_data_status" in facts else None,
+        "check_status": status_of(facts, "check") if "check_status" in facts else None,
     }
 
 
@@ -287,7 +268,7 @@ def _outcomes(
     if "fetcher" not in facts:
         return None
     runner = _runner(facts)
-    tries = f"after {_number(facts, 'fetcher_tries')} tries"
+    tries = f"after {number_of(facts, 'fetcher_tries')} tries"
     late = f"run {tries if runner == 'fetcher' else f'by {runner}'}"
     return {"present": "run", "late": late, **{case.name: case.outcome for case in cases}}
 
@@ -302,26 +283,10 @@ def _has_grown(facts: Mapping[str, list[str]]) -> bool:
 
     It compares bytes and not shares: a share of a large disk may be more than all that root grows.
     """
-    start, end = _number(facts, "root_start"), _number(facts, "root_end")
-    behind = _number(facts, "disk_bytes") - end
-    unused = end - start - _number(facts, "file_system_bytes")
+    start, end = number_of(facts, "root_start"), number_of(facts, "root_end")
+    behind = number_of(facts, "disk_bytes") - end
+    unused = end - start - number_of(facts, "file_system_bytes")
     return 0 <= behind <= _TAIL_ROOM and 0 <= unused <= _GROUP_ROOM
-
-
-def _status(facts: Mapping[str, list[str]], part: str) -> int:
-    return _number(facts, f"{part}_status")
-
-
-def _number(facts: Mapping[str, list[str]], name: str) -> int:
-    return to_number(facts.get(name, [""])[0]) or 0
-
-
-def _output(facts: Mapping[str, list[str]], part: str) -> str:
-    packed = facts.get(f"{part}_output", [""])[0]
-    try:
-        return base64.b64decode(packed).decode("utf-8", "replace")
-    except ValueError:
-        return "(its output came damaged)"
 
 
 def _check_no_host_keys(root: ext4.FileSystem) -> None:
@@ -332,8 +297,3 @@ def _check_no_host_keys(root: ext4.FileSystem) -> None:
             f"the image holds SSH host keys, which all its machines would share: {', '.join(keys)}",
             todo="remove them in the element or script that makes them",
         )
-
-
-def _public_key(nonce: str) -> str:
-    """A line for authorized_keys whose key is not a key, so that it admits no login."""
-    return f"ssh-ed25519 {nonce} phantom-boot-check"

@@ -18,7 +18,7 @@ from pipeline.machine import accelerator, qemu
 from pipeline.machine.metadata import MetadataServer, MetadataService
 from pipeline.machine.node import edit_as_node
 from pipeline.model import Machine, Site
-from pipeline.stages.boot import parse_report
+from pipeline.stages.guest_report import parse_report
 
 # As the boot check has it (pipeline/stages/boot.py).
 BOOT_SECONDS = 900.0

@@ -19,9 +19,10 @@ from pipeline.machine import site_kernel
 from pipeline.machine.node import find_root
 from pipeline.model import GIB, ContentKey, NoProgress, Site
 from pipeline.stages.base import Context, LocalFile, digest_of_file
-from pipeline.stages.boot import REPORT, BootCheck
+from pipeline.stages.boot import BootCheck
 from pipeline.stages.disk import DISK, AssembleDisk
 from pipeline.stages.drivers import CheckDrivers
+from pipeline.stages.guest_report import REPORT
 from pipeline.store import Artifact, Store
 from pipeline.tools import apt
 

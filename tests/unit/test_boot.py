@@ -21,9 +21,9 @@ from pipeline.errors import GuestCheckError, PhantomError
 from pipeline.layouts import LAYOUTS
 from pipeline.machine.running_guest import HOPELESS
 from pipeline.model import GIB, MIB, Sha256, Site
-from pipeline.stages import boot
 from pipeline.stages.base import LocalFile
-from pipeline.stages.boot import REPORT, BootCheck, _outcomes, _told, parse_report
+from pipeline.stages.boot import BootCheck, _outcomes, _told
+from pipeline.stages.guest_report import REPORT, parse_report, public_key_of
 from pipeline.stages.userdata_cases import make_cases
 
 LAYOUT = LAYOUTS["hybrid"]
@@ -259,7 +259,7 @@ def test_runners_of_user_data() -> None:
 
 def test_who_may_log_in() -> None:
     """Not asked of images without the fetcher, nor of what a node or cloud-init does."""
-    key = boot._public_key("nonce")
+    key = public_key_of("nonce")
     facts = {**make_grown(2 * GIB).facts, "login_user": ["as told"]}
     ops = replace(CHECK, login_user="ops")
     lacks = "the launch's key is not in the authorized_keys of {}"

@@ -15,11 +15,14 @@ from pipeline.sources.scratch import ScratchRoot
 from pipeline.store import Store
 
 SITE = Site(name="nimbus-sandbox", cloud="nimbus", sandbox=True, where="built in")
-FROM_ROOT = ["root", "disk mbr", "image mbr raw gzip", "drivers", "boot", "hash mbr"]
+FROM_ROOT = ["root", "disk mbr", "image mbr raw gzip", "drivers", "boot", "cluster", "hash mbr"]
+HEAD = "{name: head, user_data: head.sh, script: pair.sh}"
 FILES = {
     "motd": "Hello\n",
     "script.sh": "#!/bin/sh\ntouch /etc/one\n",
     "check.sh": "#!/bin/sh\nexit 0\n",
+    "head.sh": "#!/bin/sh\necho @address:head@\n",
+    "pair.sh": "#!/bin/sh\nexit 0\n",
     "user-data.sh": "#!/bin/sh\necho hello\n",
 }
 LINES = (
@@ -29,7 +32,7 @@ LINES = (
     "packages: [less]",
     "files: [{from: motd, to: /etc/motd}]",
     "scripts: [script.sh]",
-    "boot_check: {script: check.sh}",
+    "boot_check: {script: check.sh, cluster: {guests: [" + HEAD + "]}}",
     "phantom: {user_data: user-data.sh}",
     "disk_size: 2GiB",
 )
@@ -91,8 +94,14 @@ def changed(before: Plan, now: Plan, store: Store) -> dict[str, list[str]]:
         (
             "disk_size: 2GiB",
             "disk_size: 3GiB",
-            ["disk mbr", "image mbr raw gzip", "boot", "hash mbr"],
+            ["disk mbr", "image mbr raw gzip", "boot", "cluster", "hash mbr"],
             {"disk mbr": "size 2 GiB -> 3 GiB"},
+        ),
+        (
+            "boot_check: {script: check.sh, cluster: {guests: [" + HEAD + "]}}",
+            "boot_check: {script: check.sh, cluster: {guests: [" + HEAD + ", {name: db}]}}",
+            ["cluster"],
+            {"cluster": "guests db is new"},
         ),
         ("summary: A web server", "summary: A server", [], {}),
     ],
@@ -120,6 +129,8 @@ def test_an_edit_repeats_what_depends_on_it(
         ("motd", FROM_ROOT),
         ("script.sh", FROM_ROOT),
         ("check.sh", ["boot"]),
+        ("head.sh", ["cluster"]),
+        ("pair.sh", ["cluster"]),
         ("user-data.sh", ["boot"]),
     ],
 )
@@ -129,7 +140,12 @@ def test_an_edited_file_repeats_what_depends_on_it(
     files = {**FILES, file: FILES[file] + "# more\n"}
     told = changed(before, plan_for(tmp_path, store, LINES, files), store)
     assert sorted(told) == sorted(stages)
-    where = {"motd": "files: /etc/motd", "script.sh": "scripts: script.sh"}.get(file, file)
+    where = {
+        "motd": "files: /etc/motd",
+        "script.sh": "scripts: script.sh",
+        "head.sh": "guests head user data",
+        "pair.sh": "guests head script",
+    }.get(file, file)
     assert told[stages[0]] == [f"{where} changed"]
 
 

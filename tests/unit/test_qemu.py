@@ -111,6 +111,17 @@ def test_older_firmware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert qemu.find_firmware() == (tmp_path / "OVMF_CODE.fd", tmp_path / "OVMF_VARS.fd")
 
 
+def test_further_services_of_this_host(tmp_path: Path) -> None:
+    """Only what is named is reached."""
+    network = qemu.Network(metadata_socket="m", services=(("169.254.169.200:8445", "p"),))
+    command = qemu.command(EC2, tmp_path / "disk", network, "tcg")
+    assert command[command.index("-netdev") + 1] == (
+        "user,id=net,net=169.254.169.0/24,restrict=on,host=169.254.169.1,"
+        "guestfwd=tcp:169.254.169.254:80-cmd:socat - ABSTRACT-CONNECT:m,"
+        "guestfwd=tcp:169.254.169.200:8445-cmd:socat - ABSTRACT-CONNECT:p"
+    )
+
+
 def test_ports_of_this_host_lead_to_the_machine(tmp_path: Path) -> None:
     network = qemu.Network(metadata_socket="m", ssh_port=2222, forwards=((8080, 80), (5000, 443)))
     command = qemu.command(EC2, tmp_path / "disk", network, "tcg")

@@ -60,6 +60,7 @@ from pipeline.model import KIB, MIB, Site
 from pipeline.sources import transport, unpacking
 from pipeline.sources.base_disk import look
 from pipeline.stages import boot
+from pipeline.stages.guest_report import parse_report
 from pipeline.stages.userdata_cases import make_cases
 from pipeline.tools import aws, curl
 
@@ -138,7 +139,7 @@ def _judge_report(text: str) -> None:
         check=None,
         seconds=None,
     )
-    facts = boot.parse_report(_bytes(text))
+    facts = parse_report(_bytes(text))
     check._check_whole(facts, Path("log"))
     json.dumps([boot._told(facts), boot._outcomes(facts, CASES)], allow_nan=False)
     check._judge(facts, "nonce", CASES, Path("log"))
