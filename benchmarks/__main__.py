@@ -18,7 +18,7 @@ from benchmarks.base_images import measure_base_images
 from benchmarks.boot import measure_boot
 from benchmarks.layers import measure_edits
 from benchmarks.measure import ROOT, Figure, Run, make_project, phantom, seconds_of
-from benchmarks.phantom import measure_phantom
+from benchmarks.phantom import measure_domain, measure_phantom
 from benchmarks.uploads import measure_uploads
 
 MIB = 1 << 20
@@ -80,6 +80,7 @@ def measure(folder: Path) -> Iterator[Figure]:
         at_most=0.3,
     )
     yield from measure_boot(project)
+    yield from measure_domain(project)
     yield from _compression(project, cold.answer)
     yield from measure_base_images(project)
     yield from _disk_size(project, cold.seconds)

@@ -1,5 +1,5 @@
 """What the local Phantom costs with 50 domains whose machines are processes: its requests a second,
-and its memory.
+and its memory; and how long a domain of three guests takes.
 
 .venv/bin/python3 -m benchmarks.phantom            # prints the figures
 .venv/bin/python3 -m benchmarks.phantom FOLDER     # runs the Phantom that is measured
@@ -8,6 +8,7 @@ and its memory.
 from __future__ import annotations
 
 import http.client
+import os
 import re
 import subprocess
 import sys
@@ -19,12 +20,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
-from benchmarks.measure import ROOT, Figure
+from benchmarks.boot import boot_check_seconds
+from benchmarks.measure import ROOT, Figure, phantom
 from pipeline.phantom.machines import Order, ProcessMachines
 from pipeline.phantom.sandbox import run_phantom
 from pipeline.phantom.signature import Signed, User, sign
 
 DOMAINS, CLIENTS, SECONDS = 50, 4, 10.0
+MACHINES, CONFIGURED = 3, b"the user-data ended with status 0"
 POLICY = {
     "PHANTOM_DEFINITION": "error_overflow_n_preserving",
     "clouds": "hotel:4",
@@ -72,6 +75,35 @@ def measure_phantom() -> Iterator[Figure]:
         value=peak / 1e6,
         unit=" MB",
         at_most=100,
+    )
+
+
+def measure_domain(project: Path) -> Iterator[Figure]:
+    """How long a domain of three guests takes until all have run their user-data, beside a boot
+    check of the same image: hello-phantom, which the project has published to Nimbus's sandbox."""
+    alone = boot_check_seconds(project)
+    argv = [sys.executable, "-m", "pipeline.cli", "phantom-sandbox", "--site", "nimbus-sandbox"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PHANTOM_STORE", None)
+    with subprocess.Popen(
+        argv, cwd=project, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("sites: "))
+        to_phantom = ("hello-phantom", "--phantom", "local")
+        phantom(project, "launch-config", *to_phantom)
+        started = time.monotonic()
+        phantom(project, "domain", "create", *to_phantom, "--size", str(MACHINES))
+        logs = project / "build/.phantom/machines"
+        while sum(CONFIGURED in log.read_bytes() for log in logs.glob("*/console.log")) < MACHINES:
+            time.sleep(0.1)
+        seconds = time.monotonic() - started
+        process.terminate()
+    yield Figure(
+        name=f"`domain create --size {MACHINES}` to configured machines / boot check",
+        value=seconds / alone,
+        unit=" x",
+        at_most=2.0,
     )
 
 
