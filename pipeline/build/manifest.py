@@ -23,11 +23,12 @@ from pipeline.model import Appliance, BootReport, Image, Publication, Sha256
 from pipeline.stages.base import key_of, read_own
 from pipeline.store import write_atomically
 
-SCHEMA = 4
+SCHEMA = 5
 FILE = "manifest.json"
 LATEST = "latest"
 """The name of the link to the build that was published last."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_DOCUMENT = {"file": records.FILE_NAME, "sha256": records.HEX64}
 SHAPE = {
     "schema": int,
     "appliance": {
@@ -39,6 +40,7 @@ SHAPE = {
     },
     "inputs": {"packages": list},
     "root_filesystem": {"sha256": str},
+    "sbom": (_DOCUMENT, None),
     "images": [
         {
             "site": str,
@@ -127,11 +129,12 @@ def make_manifest(
     before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest's content. `inputs` tells what the image was made of: `definition`, `source`,
-    `packages` and `elements`. `launch` has, by site, what Phantom needs besides the image's id:
-    `instance_type` and `common`. `templates` start images by their cloud's own means, without
-    Phantom: each has a `site`, a `region` and, in the cloud's terms, `data`. `order` names the
-    sites as sites.yaml has them. `before` is the build's earlier manifest, whose entries of sites
-    that `images` lacks are kept; `publications` has those sites' publications already."""
+    `packages` and `elements`. `launch` has, by
+    site, what Phantom needs besides the image's id: `instance_type` and `common`. `templates` start
+    images by their cloud's own means, without Phantom: each has a `site`, a `region` and, in the
+    cloud's terms, `data`. `order` names the sites as sites.yaml has them. `before` is the build's
+    earlier manifest, whose entries of sites that `images` lacks are kept; `publications` has those
+    sites' publications already."""
     section = launching.make_section(
         appliance,
         sorted(publications, key=lambda publication: publication.site),
@@ -153,6 +156,7 @@ def make_manifest(
             "sha256": root_sha256,
             "identities": next((each.identities for each in images), None),
         },
+        "sbom": None,  # until it is written
         "images": [_image(each) for each in sorted(images, key=lambda each: each.image.site)],
         "publications": [asdict(each) for each in sorted(publications, key=lambda p: p.site)],
         "phantom": section,

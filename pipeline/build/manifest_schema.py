@@ -61,6 +61,10 @@ def _manifest() -> dict[str, Schema]:
         ),
         "inputs": _inputs(),
         "root_filesystem": an_object(sha256=SHA256, identities=identities()),
+        "sbom": told(
+            or_null(_document()),
+            "The bill of materials, CycloneDX as JSON; null in builds of earlier versions.",
+        ),
         "images": a_list(an_object(cluster_check(), **image_of_site())),
         "publications": a_list(an_object(**publication())),
         "phantom": _phantom(),
@@ -69,6 +73,10 @@ def _manifest() -> dict[str, Schema]:
             "What starts images by their cloud's own means; for EC2, RequestLaunchTemplateData.",
         ),
     }
+
+
+def _document() -> Schema:
+    return an_object(file=told(TEXT, "Its name in the folder of the manifest."), sha256=SHA256)
 
 
 def _phantom() -> Schema:

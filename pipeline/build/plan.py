@@ -20,6 +20,7 @@ from pipeline.layouts import LAYOUTS
 from pipeline.model import Appliance, ApplianceBuild, Disk, Machine, Sha256, Site
 from pipeline.sources import BaseFile, Request, Source, plan_source
 from pipeline.sources.base_disk import stamp_of
+from pipeline.sources.epoch import read_epoch
 from pipeline.stages.base import LocalFile, Stage, key_of, local_file, own_file, to_json
 from pipeline.stages.boot import BootCheck
 from pipeline.stages.cluster import ClusterCheck, GuestFiles
@@ -27,6 +28,7 @@ from pipeline.stages.disk import TOOL_VERSIONS, AssembleDisk
 from pipeline.stages.drivers import CheckDrivers
 from pipeline.stages.guest_report import REPORT
 from pipeline.stages.image import CompressImage, HashDisk
+from pipeline.stages.inventory import ListSoftware
 from pipeline.store import Store
 from pipeline.tools import run
 
@@ -45,6 +47,8 @@ class Target:
     boots: tuple[BootCheck, ...]
     """One for each of the site's machines, in its order."""
     drivers: Stage
+    inventory: Stage
+    """Lists the software in the root file system: the same for all targets."""
     cluster: ClusterCheck | None = None
     """On the first machine, where the definition asks for it."""
     contents: Stage | None = None
@@ -63,7 +67,7 @@ class Target:
     def leaves(self) -> tuple[Stage, ...]:
         """The stages whose artifacts the manifest needs."""
         contents = () if self.contents is None else (self.contents,)
-        return (*contents, self.image, self.hash, self.drivers, *self.checks)
+        return (*contents, self.image, self.hash, self.inventory, self.drivers, *self.checks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +222,7 @@ def _plan_target(appliance: Appliance, cloud: Cloud, source: Source) -> Target:
         boots=tuple(boots),
         drivers=drivers,
         cluster=_plan_cluster(appliance.boot_check.cluster, site, boots[0]),
+        inventory=ListSoftware(inputs=(root,), after=(image,), epoch=read_epoch()),
     )
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import customizations, records
+from pipeline.attestations import sbom
+from pipeline.attestations.documents import write_document
 from pipeline.build import manifest
 from pipeline.build.builder import Builder, Built
 from pipeline.build.delivery import Delivery, check_sites, raise_defects, run_side_by_side
@@ -21,6 +23,7 @@ from pipeline.errors import PhantomError
 from pipeline.machine import accelerator, requirements
 from pipeline.model import Appliance, ContentKey, Publication, Site
 from pipeline.stages.base import read_own
+from pipeline.stages.inventory import read_inventory
 from pipeline.store import write_atomically
 from pipeline.workspace import Workspace
 
@@ -125,16 +128,19 @@ def _write(
             known = manifest.publications_of(before)
             published += [each for each in known if each.site not in sites]
             before["images"] = keep_true(folder / build, before["images"], entries)
-        definition, script = describe_definition(plan.appliance), plan.appliance.phantom.user_data
+        script = plan.appliance.phantom.user_data
+        inputs = {
+            "definition": describe_definition(plan.appliance),
+            "customizations": customizations.describe(plan.appliance.customizations),
+            **plan.source.describe_inputs(described),
+            **({"python": entries[0].python} if entries[0].python else {}),
+        }
+        inventory = read_inventory(built[plan.targets[0].inventory.key].artifact)
+        text = sbom.make_sbom(plan.appliance, build, root_sha256, inputs, inventory)
         written = manifest.make_manifest(
             appliance=plan.appliance,
             build=build,
-            inputs={
-                "definition": definition,
-                "customizations": customizations.describe(plan.appliance.customizations),
-                **plan.source.describe_inputs(described),
-                **({"python": entries[0].python} if entries[0].python else {}),
-            },
+            inputs=inputs,
             root_sha256=root_sha256,
             images=entries,
             publications=published,
@@ -145,6 +151,7 @@ def _write(
             order=order,
             before=before,
         )
+        written["sbom"] = write_document(folder / build / sbom.FILE, text)
         path = manifest.write_manifest(folder, written, latest=latest)
         stages = describe(plan)
         _write_stages(folder, stages)

@@ -89,9 +89,15 @@ def _upgrade_from_3(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {**manifest, "schema": 4, "phantom": section}
 
 
+def _upgrade_from_4(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Builds of schema 4 had no bill of materials."""
+    return {**manifest, "schema": 5, "sbom": None}
+
+
 _Step = Callable[[Mapping[str, Any]], dict[str, Any]]
 _STEPS: Mapping[int, tuple[Mapping[str, Any], _Step]] = {
     1: (_FIRST, _upgrade_from_1),
     2: (_SECOND, _upgrade_from_2),
     3: (_THIRD, _upgrade_from_3),
+    4: ({}, _upgrade_from_4),
 }

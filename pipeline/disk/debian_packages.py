@@ -1,14 +1,13 @@
-"""Debian packages in a root file system: what is installed, versions, and their changelogs."""
+"""Debian packages in a root file system: what is installed, versions, changelogs and licences."""
 
 from __future__ import annotations
 
 import re
-import stat
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import zip_longest
 
-from pipeline.disk.ext4_reader import Reader
+from pipeline.disk.ext4_reader import Reader, read_lines
 from pipeline.disk.untrusted import to_printable
 from pipeline.model import MIB
 
@@ -16,42 +15,87 @@ _STATUS = "var/lib/dpkg/status"
 _MOST = 16 * MIB  # of a changelog, unpacked
 _LONGEST_STATUS = 64 * MIB
 _HEADING = re.compile(r"(?P<name>[a-z0-9][a-z0-9+.-]{1,99}) \((?P<version>[^\s()]{1,200})\) ")
+_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]*")
+_SOURCE = re.compile(r"(?P<name>[^\s()]+)(?: \((?P<version>[^\s()]+)\))?")
+_FORMAT = re.compile(r"Format(-Specification)?:\s*\S*(copyright-format|dep5)", re.IGNORECASE)
+_LICENCE = re.compile(r"License:[ \t]*(\S.{0,199})", re.IGNORECASE)
+_MOST_COPYRIGHT = 4 * MIB
 _BINARY_ONLY = re.compile(r"\+b[0-9]{1,9}$")  # a rebuild of the same source
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class DebianPackage:
+    """An installed package, as dpkg's database has it."""
+
+    name: str
+    version: str
+    architecture: str
+    source: str
+    """The source package that it was built from."""
+    source_version: str
 
 
 def read_installed(reader: Reader) -> dict[str, tuple[str, str]]:
     """Version and architecture of each installed package, by name; empty where there is no dpkg.
     Raises FileSystemError."""
-    found, fields = {}, dict[str, str]()
-    for line in _lines(reader, _STATUS, _LONGEST_STATUS):
+    return {each.name: (each.version, each.architecture) for each in read_packages(reader)}
+
+
+def read_packages(reader: Reader) -> list[DebianPackage]:
+    """The installed packages, in the order of the database; none where there is no dpkg. Raises
+    FileSystemError."""
+    return [package for fields in _stanzas(reader) for package in _installed(fields)]
+
+
+def _stanzas(reader: Reader) -> Iterator[dict[str, str]]:
+    fields = dict[str, str]()
+    for line in read_lines(reader, _STATUS, _LONGEST_STATUS):
         name, _, value = line.partition(": ")
         if line == "":
-            found.update(_installed(fields))
+            yield fields
             fields = {}
-        elif name in ("Package", "Version", "Architecture", "Status"):
+        elif name in ("Package", "Version", "Architecture", "Status", "Source"):
             fields[name] = to_printable(value)
-    found.update(_installed(fields))
-    return found
+    yield fields
 
 
-def _installed(fields: dict[str, str]) -> dict[str, tuple[str, str]]:
-    if (
-        not {"Package", "Version"} <= fields.keys()
-        or fields.get("Status") != "install ok installed"
-    ):
-        return {}
-    return {fields["Package"]: (fields["Version"], fields.get("Architecture", ""))}
+def _installed(fields: Mapping[str, str]) -> Iterator[DebianPackage]:
+    if {"Package", "Version"} <= fields.keys() and fields.get("Status", "").partition(" ")[
+        2
+    ] == "ok installed":
+        name, version = fields["Package"], fields["Version"]
+        source = _SOURCE.fullmatch(fields.get("Source", name))
+        yield DebianPackage(
+            name=name,
+            version=version,
+            architecture=fields.get("Architecture", ""),
+            source=source["name"] if source else name,
+            source_version=(source and source["version"]) or version,
+        )
+
+
+def read_licences(reader: Reader, package: str) -> list[str]:
+    """The short names of the licences that a package's copyright file names, sorted; none where the
+    image has no such file, or one that is not machine-readable (Debian's copyright-format 1.0).
+    Raises FileSystemError."""
+    if not _NAME.fullmatch(package):
+        return []
+    lines = read_lines(reader, f"usr/share/doc/{package}/copyright", _MOST_COPYRIGHT)
+    if not _FORMAT.match(next(lines, "")):
+        return []
+    found = (_LICENCE.match(line) for line in lines)
+    return sorted({to_printable(match[1].strip()) for match in found if match is not None})
 
 
 def read_changes(reader: Reader, package: str, old: str, new: str) -> list[str]:
     """The lines of a package's changelog in the image from version `new` down to `old`, without
     `old` itself; empty where the image has none, or where `new` is no later one. Raises
     FileSystemError."""
-    if not re.fullmatch("[a-z0-9][a-z0-9+.-]*", package) or compare_versions(old, new) >= 0:
+    if not _NAME.fullmatch(package) or compare_versions(old, new) >= 0:
         return []
     folder = f"usr/share/doc/{package}"
     for name in ("changelog.Debian.gz", "changelog.gz", "changelog.Debian", "changelog"):
-        lines = [*_entries(_lines(reader, f"{folder}/{name}", _MOST), old)]
+        lines = [*_entries(read_lines(reader, f"{folder}/{name}", _MOST), old)]
         if lines:
             return lines
     return []
@@ -68,27 +112,6 @@ def _entries(lines: Iterator[str], old: str) -> Iterator[str]:
             begun = True
         if begun and line.strip():
             yield to_printable(line.rstrip().replace("\t", "        "))
-
-
-def _lines(reader: Reader, path: str, most: int) -> Iterator[str]:
-    """The lines of a text file, unpacked where its name ends with `.gz`, up to so many bytes."""
-    inode = reader.find(path)
-    if inode is None or not stat.S_ISREG(inode.mode):
-        return
-    packed = zlib.decompressobj(31) if path.endswith(".gz") else None
-    rest, done = b"", 0
-    for chunk in reader.content(inode):
-        try:
-            data = chunk if packed is None else packed.decompress(chunk, most)
-        except zlib.error:
-            break
-        done += len(data)
-        *lines, rest = (rest + data).split(b"\n")
-        yield from (line.decode(errors="replace") for line in lines)
-        if done >= most:
-            return
-    if rest:
-        yield rest.decode(errors="replace")
 
 
 def compare_versions(one: str, other: str) -> int:

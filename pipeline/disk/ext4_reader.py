@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -283,3 +284,25 @@ class Reader:
             here = found
             trail.append(found)
         return here
+
+
+def read_lines(reader: Reader, path: str, most: int) -> Iterator[str]:
+    """The lines of a text file, unpacked where its name ends with `.gz`, up to so many bytes;
+    none where there is no such file. Raises FileSystemError."""
+    inode = reader.find(path)
+    if inode is None or not stat.S_ISREG(inode.mode):
+        return
+    packed = zlib.decompressobj(31) if path.endswith(".gz") else None
+    rest, done = b"", 0
+    for chunk in reader.content(inode):
+        try:
+            data = chunk if packed is None else packed.decompress(chunk, most)
+        except zlib.error:
+            break
+        done += len(data)
+        *lines, rest = (rest + data).split(b"\n")
+        yield from (line.decode(errors="replace") for line in lines)
+        if done >= most:
+            return
+    if rest:
+        yield rest.decode(errors="replace")

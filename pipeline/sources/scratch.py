@@ -18,11 +18,9 @@ from pipeline.customizations.customization import Step
 from pipeline.customizations.python import WHEELS
 from pipeline.customizations.repositories import find_repositories
 from pipeline.definitions.yaml import shown
-from pipeline.disk.untrusted import to_number
 from pipeline.errors import (
     DiskTooSmallError,
     StageFailedError,
-    UsageError,
     located,
 )
 from pipeline.guest import cloud_init
@@ -47,6 +45,7 @@ from pipeline.sources.build_secrets import (
 from pipeline.sources.copied import Copied, CopiedFile, copied_files, write_tree
 from pipeline.sources.element_facts import check_supported, unwanted_packages, wanted_packages
 from pipeline.sources.element_trees import ElementTree, describe_elements
+from pipeline.sources.epoch import read_epoch
 from pipeline.sources.interpreters import check_interpreters
 from pipeline.sources.kernels import choose_kernel
 from pipeline.sources.package_tree import TREE, PackageTree, limit_memory, plan_packages
@@ -68,11 +67,6 @@ from pipeline.tools.mmdebstrap import SYSTEM_PATH
 ROOT = "root.ext4"
 PACKAGES = "packages.tsv"
 _IDENTITIES = "identities.json"
-EPOCH = 1_704_067_200
-"""2024-01-01: no file of an image is younger, unless SOURCE_DATE_EPOCH says another time. A build's
-own time would make two builds of the same inputs differ."""
-
-_LATEST = (1 << 32) - 1  # what fits into an inode's time
 _APPLIANCE_ELEMENT = "phantom-appliance"
 _WHEELS_IN_IMAGE = "/tmp/phantom-appliance/wheels"  # noqa: S108  (while it is made)
 _HANDED_OVER = ("appliance", "automatic", "certificates", "cloud-init", "lib", "sources.list")
@@ -394,7 +388,7 @@ def _plan_root(
     check_interpreters(appliance, names)
     runner = appliance.user_data_runner if "cloud-init" in names else None
     settings = cloud_init.settings(runner) if runner else {}
-    epoch = _epoch()
+    epoch = read_epoch()
     tree = plan_packages(
         resolution,
         archive,
@@ -475,13 +469,3 @@ def _check_disk_size(appliance: Appliance, cloud: Cloud, installed: int) -> None
             where=appliance.positions.find("disk_size"),
             todo="ask for a larger disk_size, or for fewer packages",
         )
-
-
-def _epoch() -> int:
-    text = os.environ.get("SOURCE_DATE_EPOCH") or str(EPOCH)
-    seconds = to_number(text)
-    if seconds is None or seconds > _LATEST:
-        raise UsageError(
-            f"SOURCE_DATE_EPOCH is {text[:40]!r}", todo="set it to seconds since 1970, or unset it"
-        )
-    return seconds

@@ -111,6 +111,7 @@ def test_guest_whose_check_fails(shared: Project) -> None:
         "disk mbr": "reuse",
         "image mbr raw gzip": "reuse",
         "hash mbr": "reuse",
+        "inventory": "reuse",
         "drivers nimbus-sandbox": "reuse",
         "boot nimbus-sandbox bios": "build",
     }

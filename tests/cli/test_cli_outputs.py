@@ -30,6 +30,7 @@ def test_summary_of_a_build(hello: Hello) -> None:
         "disk mbr",
         "image mbr raw gzip",
         "hash mbr",
+        "inventory",
         "drivers nimbus-sandbox",
         "boot nimbus-sandbox bios",
     ]
@@ -48,12 +49,13 @@ def test_manifest(hello: Hello) -> None:
         "appliance",
         "inputs",
         "root_filesystem",
+        "sbom",
         "images",
         "publications",
         "phantom",
         "launch_templates",
     ]
-    assert manifest["schema"] == 4
+    assert manifest["schema"] == 5
     assert manifest["appliance"] == {
         "name": "hello-phantom",
         "version": definition["version"],
@@ -290,6 +292,7 @@ def test_plan_for_people(variant: Project) -> None:
         "disk mbr                  build: size 2 GiB -> 3 GiB\n"
         "image mbr raw gzip        build: its input disk mbr changed\n"
         "hash mbr                  build: its input disk mbr changed\n"
+        "inventory                 reuse\n"
         "drivers nimbus-sandbox    reuse\n"
         "boot nimbus-sandbox bios  build: its input image mbr raw gzip changed\n"
         "\n"

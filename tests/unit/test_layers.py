@@ -15,7 +15,10 @@ from pipeline.sources.scratch import ScratchRoot
 from pipeline.store import Store
 
 SITE = Site(name="nimbus-sandbox", cloud="nimbus", sandbox=True, where="built in")
-FROM_ROOT = ["root", "disk mbr", "image mbr raw gzip", "drivers", "boot", "cluster", "hash mbr"]
+FROM_ROOT = [
+    *("root", "disk mbr", "image mbr raw gzip", "drivers", "boot", "cluster", "hash mbr"),
+    "inventory",
+]
 HEAD = "{name: head, user_data: head.sh, script: pair.sh}"
 FILES = {
     "motd": "Hello\n",

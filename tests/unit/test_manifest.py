@@ -438,5 +438,5 @@ def test_manifests_of_the_third_schema_are_put_in_order(tmp_path: Path) -> None:
 
 def test_a_later_schema_is_not_guessed_at(tmp_path: Path) -> None:
     (tmp_path / BUILD).mkdir()
-    (tmp_path / BUILD / manifest.FILE).write_text(json.dumps({**make(HOTEL), "schema": 5}))
+    (tmp_path / BUILD / manifest.FILE).write_text(json.dumps({**make(HOTEL), "schema": 6}))
     assert manifest.read_manifest(tmp_path, BUILD) is None

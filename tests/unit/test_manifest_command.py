@@ -42,7 +42,7 @@ def test_valid_manifests(project: Project) -> None:
     write(project, "older.json", older)
     done = project.succeed("manifest", "validate", "build/web/latest", "older.json")
     assert done.out == (
-        "build/web/latest/manifest.json: valid, schema 4\n"
+        "build/web/latest/manifest.json: valid, schema 5\n"
         "older.json: valid, schema 3, an earlier one: read in today's terms\n"
     )
 
@@ -67,8 +67,8 @@ INVALID: list[tuple[object, str]] = [
     (json.dumps(make(HOTEL))[:-9], f"{EMPTY}holds no JSON"),
     ([], f"{EMPTY}is not an object"),
     ({"name": "left-pad", "version": "1.0.0"}, f"{EMPTY}has no 'schema'"),
-    ({"schema": 9}, f"{EMPTY}has schema 9, and this program knows 4"),
-    ({"schema": 0}, f"{EMPTY}has schema 0, and this program knows 4"),
+    ({"schema": 9}, f"{EMPTY}has schema 9, and this program knows 5"),
+    ({"schema": 0}, f"{EMPTY}has schema 0, and this program knows 5"),
     ({"schema": 2}, f"{EMPTY}has no 'inputs'"),
     (edit(lambda told: told.pop("images")), "it has no 'images'"),
     (
@@ -158,10 +158,10 @@ def test_several_manifests_one_of_a_later_version(project: Project) -> None:
     write(project, "later.json", {"schema": 9})
     write(project, "cut.json", "{")
     done = project.run("manifest", "validate", "later.json", "good.json", "cut.json")
-    assert (done.status, done.out) == (70, "good.json: valid, schema 4\n")
+    assert (done.status, done.out) == (70, "good.json: valid, schema 5\n")
     assert done.err == (
         "error: 2 of 3 manifests are not valid\n"
-        "  | later.json: the manifest cannot be used: it has schema 9, and this program knows 4\n"
+        "  | later.json: the manifest cannot be used: it has schema 9, and this program knows 5\n"
         "  | cut.json: the manifest cannot be used: it holds no JSON\n"
         "  do: build or publish the appliance again, which writes its manifest anew\n"
     )

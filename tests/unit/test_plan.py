@@ -56,6 +56,7 @@ def test_one_root_for_both_clouds(both: Plan) -> None:
             "disk mbr",
             "image mbr raw gzip",
             "hash mbr",
+            "inventory",
             "drivers nimbus-sandbox",
             "boot nimbus-sandbox bios",
             "disk hybrid",
