@@ -117,6 +117,10 @@ class MirrorError(PhantomError, status=13):
     signature does not cover."""
 
 
+class IndexMovedError(MirrorError):
+    """An archive changed its index while plans of one snapshot were made."""
+
+
 class HostError(PhantomError, status=14):
     """The build host lacks a program, a package or a kernel feature that a stage needs."""
 
@@ -135,6 +139,10 @@ class NoSpaceError(PhantomError, status=17):
 
 class StageFailedError(PhantomError, status=18):
     """A program that a stage runs failed; the error carries its last lines and its log."""
+
+
+class StageLimitError(StageFailedError):
+    """A stage took longer than it may."""
 
 
 class StoreError(PhantomError, status=19):
@@ -334,3 +342,11 @@ class ClusterCheckError(PhantomError, status=67):
 
 class ManifestError(PhantomError, status=70):
     """The manifest that a command is to read is damaged, or of another version."""
+
+
+class NightFailedError(PhantomError, status=71):
+    """A night ran, and something of it failed; the report names it."""
+
+
+class NightNotRunError(PhantomError, status=72):
+    """A night could not run: another one does, or there is nothing to run it with."""

@@ -15,8 +15,8 @@ from pipeline.files import make_folder
 from pipeline.model import Progress
 from pipeline.store import Store, temporary_name
 
-STORE, SITES, LATEST = "store", "sites", "latest"
-RESERVED = (STORE, SITES, LATEST)
+STORE, SITES, LATEST, NIGHTLY = "store", "sites", "latest", "nightly"
+RESERVED = (STORE, SITES, LATEST, NIGHTLY)
 """Names in the folder of builds that no appliance can have."""
 
 

@@ -21,7 +21,7 @@ from pipeline.progress import failing
 from pipeline.store import Artifact
 from pipeline.workspace import Workspace, link
 
-_PATIENCE = 5.0  # seconds that uploads get, when interrupted, to close what they have open
+PATIENCE = 5.0  # seconds that uploads get, when interrupted, to close what they have open
 
 
 class SiteThread(threading.Thread):
@@ -33,15 +33,19 @@ class SiteThread(threading.Thread):
         self.site = site
         self.error: PhantomError | None = None
         self.defect: BaseException | None = None
+        self.seconds = 0.0
         self._work = work
 
     def run(self) -> None:
+        started = time.monotonic()
         try:
             self._work()
         except PhantomError as error:
             self.error = error
         except BaseException as defect:  # noqa: BLE001 # the main thread raises it
             self.defect = defect
+        finally:
+            self.seconds = time.monotonic() - started
 
 
 class Sending(SiteThread):
@@ -59,6 +63,8 @@ class Sending(SiteThread):
     ) -> None:
         super().__init__(cloud.site.name, work)
         self.published: tuple[Publication, ...] = ()
+        self.sent = False
+        """Whether the site lacked the image, and took it."""
         self.cloud = cloud
         self._stopping = stopping
         self._workspace = workspace
@@ -95,6 +101,7 @@ class Sending(SiteThread):
             publication = cloud.find(image, release)
             if publication is None:
                 publication = cloud.upload(make_booted(), release, progress)
+                self.sent = True
             else:
                 progress.step(f"{release.name} is there already")
             # Even if it was there: an earlier run may have ended between upload and publish.
@@ -189,7 +196,7 @@ def run_side_by_side(deliveries: Sequence[SiteThread], builder: Builder) -> None
             delivery.join()
     except BaseException:
         builder.stop()
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         for delivery in deliveries:
             delivery.join(max(0.0, deadline - time.monotonic()))
         raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,25 @@ def explain(plan: Plan, store: Store, before: Mapping[str, Any]) -> list[Step]:
     return steps
 
 
+def find_changes(plan: Plan, before: Mapping[str, Any]) -> list[str]:
+    """What changed since the build that `describe` said this of: each reason once, those of a
+    stage's inputs before its own."""
+    found: dict[str, None] = {}
+    differs = False
+    for stage in plan.stages:
+        told: Any = before.get(stage.title)
+        if not _is_description(told):
+            found[f"{stage.title} is new"] = None
+        elif told["key"] != stage.key:
+            differs = True
+            inputs = [
+                (_fields(before.get(source.title)), describe_fields(source))
+                for source in stage.inputs
+            ]
+            found |= dict.fromkeys(each.text for each in _own_differences(stage, told, inputs))
+    return list(found) or ["what it is made of changed"] * differs
+
+
 def describe(plan: Plan) -> dict[str, Any]:
     """What decides each stage's output, by the stage's title, as JSON can hold it."""
     return {
@@ -76,13 +95,10 @@ def _reasons(
 def _differences(
     stage: Stage, before: Mapping[str, Any], others: Mapping[str, Any]
 ) -> Iterator[Reason]:
-    if before["revision"] != stage.revision:
-        revisions = f"revision {before['revision']} -> {stage.revision}"
-        yield Reason(f"this version of phantom-image makes it in another way: {revisions}")
     inputs = [
         (_fields(others.get(source.title)), describe_fields(source)) for source in stage.inputs
     ]
-    yield from find_differences(before["fields"], describe_fields(stage), inputs)
+    yield from _own_differences(stage, before, inputs)
     for source in stage.inputs:
         old = before["inputs"].get(source.title)
         if old is None:
@@ -91,6 +107,18 @@ def _differences(
             yield Reason(
                 f"its input {source.title} changed", f"{str(old)[:12]} -> {source.key[:12]}"
             )
+
+
+def _own_differences(
+    stage: Stage,
+    before: Mapping[str, Any],
+    inputs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
+) -> Iterator[Reason]:
+    """What differs in a stage itself. `inputs` are the fields of its inputs, old and new."""
+    if before["revision"] != stage.revision:
+        revisions = f"revision {before['revision']} -> {stage.revision}"
+        yield Reason(f"this version of phantom-image makes it in another way: {revisions}")
+    yield from find_differences(before["fields"], describe_fields(stage), inputs)
 
 
 def _fields(description: Any) -> Mapping[str, Any]:

@@ -31,6 +31,7 @@ from pipeline.stages.image import CompressImage, HashDisk
 from pipeline.stages.inventory import ListSoftware
 from pipeline.store import Store
 from pipeline.tools import run
+from pipeline.tools.snapshot import Snapshot
 
 NO_BUILD = "0" * 12
 """Stands for the name of a build that is not made yet."""
@@ -103,10 +104,17 @@ class Plan:
 
 
 def make_plan(
-    appliance: Appliance, sites: Sequence[Site], store: Store, *, builds: Path, keep: bool = True
+    appliance: Appliance,
+    sites: Sequence[Site],
+    store: Store,
+    *,
+    builds: Path,
+    keep: bool = True,
+    snapshot: Snapshot | None = None,
 ) -> Plan:
     """The plan for an appliance on these sites. `builds` is the folder of all appliances' builds.
-    With `keep` false, the store is only read.
+    With `keep` false, the store is only read. Plans with one `snapshot` see every archive at the
+    same moment.
 
     Raises UnknownElementError, UnknownPackageError, MirrorError, ImageNameError, DefinitionError,
     KernelError, DiskTooSmallError, VolumeTooSmallError, ChecksumError, BaseNotBuiltError.
@@ -122,6 +130,7 @@ def make_plan(
             store=store,
             keep=keep,
             find_build=partial(_find_build, builds),
+            snapshot=snapshot or Snapshot(kept=False),
         )
     )
     targets = plan_targets(appliance, made, source)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from pipeline.build import manifest
 from pipeline.build.retention import KnownBuild, decide
 from pipeline.build.run import STAGES, read_stages
+from pipeline.definitions.appliance import FILE_NAME, list_appliances
 from pipeline.errors import ManifestError
 from pipeline.model import ContentKey, Keep
 from pipeline.store import Artifact
@@ -19,6 +22,7 @@ from pipeline.workspace import RESERVED, Workspace
 
 TAG = "keep"
 """The label of a definition, or the file in a build's folder, that lets a build stay."""
+_DIGITS = re.compile(r"\b[0-9a-f]{12}\b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,17 @@ class _Found:
     @property
     def appliance(self) -> str:
         return self.folder.parent.name
+
+
+def find_starts(images: Path) -> dict[str, str]:
+    """The builds that definitions start from, by their digits, each with the definition's name. All
+    that looks like one counts: a definition that cannot be read may name it, too."""
+    found: dict[str, str] = {}
+    for name in list_appliances(images):
+        with suppress(OSError):
+            text = (images / name / FILE_NAME).read_text(errors="replace")
+            found |= dict.fromkeys(_DIGITS.findall(text), name)
+    return found
 
 
 def plan_prune(

@@ -76,7 +76,7 @@ def produce(
                 run_side_by_side(deliveries, builder)
             finally:  # the manifest names what was published, whatever ended the others
                 whole = [each for each in deliveries if not each.is_alive() and not each.defect]
-                written = _write(plan, whole, builder.results(), workspace, order, latest=publish)
+                written = write(plan, whole, builder.results(), workspace, order, latest=publish)
     errors |= {each.site: each.error for each in deliveries if each.error is not None}
     raise_defects(deliveries)
     if errors or written is None:
@@ -94,11 +94,11 @@ def produce(
     )
 
 
-_Written = tuple[Path, dict[str, Any]]
+Written = tuple[Path, dict[str, Any]]
 """A manifest's path and content."""
 
 
-def _write(
+def write(
     plan: Plan,
     deliveries: Sequence[Delivery],
     built: Mapping[ContentKey, Built],
@@ -106,7 +106,7 @@ def _write(
     order: Sequence[str],
     *,
     latest: bool,
-) -> _Written | None:
+) -> Written | None:
     """Writes the manifest of what was built and published; None where nothing was. With `latest`,
     others find a published build as the latest one."""
     entries = [each.entry for each in deliveries if each.entry is not None]
@@ -174,7 +174,7 @@ def _read_stages(folder: Path) -> dict[str, Any]:
     return {} if told is None else dict(told["stages"])
 
 
-def join_errors(errors: Sequence[PhantomError], written: _Written | None = None) -> PhantomError:
+def join_errors(errors: Sequence[PhantomError], written: Written | None = None) -> PhantomError:
     """The first error, with the others and what was published in its detail. Sites that share a
     stage share its error."""
     first, *others = dict.fromkeys(errors)

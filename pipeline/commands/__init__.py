@@ -7,6 +7,7 @@ A new command is a module in this folder and a line in `COMMANDS`. The module ha
 
 COMMANDS = {
     "image": "build, boot, publish, and write the manifest",
+    "nightly": "build and publish what changed of all appliances, for build servers",
     "plan": "tell what would be done, and why; writes nothing",
     "build": "build and boot, without publishing",
     "boot": "start a site's machine, with its console on this terminal",

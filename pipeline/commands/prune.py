@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from pipeline.build.prune import Line, carry_out, count_bytes, plan_prune
+from pipeline.build.prune import Line, carry_out, count_bytes, find_starts, plan_prune
 from pipeline.commands import options as shared
 from pipeline.commands.output import print_json, print_line, print_table
-from pipeline.definitions.appliance import FILE_NAME, list_appliances, load_appliance
+from pipeline.definitions.appliance import list_appliances, load_appliance
 from pipeline.errors import PhantomError, UsageError
 from pipeline.model import Appliance, Keep, format_size
-
-_DIGITS = re.compile(r"\b[0-9a-f]{12}\b")
 
 EXAMPLES = ("phantom-image prune", "phantom-image prune web --yes")
 
@@ -40,7 +36,7 @@ def run(options: Namespace) -> None:
                 f"there is no build of {name!r}", todo="`phantom-image list` lists the builds"
             )
     definitions = _load_definitions(options)
-    starts = dict(_find_starts(options.images))
+    starts = find_starts(options.images)
 
     def plan() -> list[Line]:
         return plan_prune(
@@ -68,18 +64,6 @@ def _load_definitions(options: Namespace) -> dict[str, Appliance]:
             told = f"warning: {error.where or name}: {error.what}; all builds of {name} stay"
             print_line(told, file=sys.stderr)
     return loaded
-
-
-def _find_starts(images: Path) -> Iterator[tuple[str, str]]:
-    """The builds that definitions start from, by their digits, each with the definition's name. All
-    that looks like one counts: a definition that cannot be read may name it, too."""
-    for name in list_appliances(images):
-        try:
-            text = (images / name / FILE_NAME).read_text(errors="replace")
-        except OSError:
-            continue
-        for build in _DIGITS.findall(text):
-            yield build, name
 
 
 def _rule(definitions: Mapping[str, Appliance], name: str) -> Keep | None:

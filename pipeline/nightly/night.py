@@ -117,6 +117,8 @@ class Night:
     """What the night was expected to need of the store's file system."""
     could_not_run: str | None = None
     """Why nothing ran at all: one line."""
+    interrupted: int = 0
+    """The exit status of the interrupt that ended it early; 0: none did."""
     environment: dict[str, str] = field(default_factory=dict)
     """What the reader of a report wants to know of the host: host name, version of the program."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from pipeline.errors import UnknownElementError
 from pipeline.model import Appliance, ApplianceBuild, BaseImageSource, ScratchSource, Sha256
 from pipeline.stages.base import Stage
 from pipeline.store import Artifact, Store
+from pipeline.tools.snapshot import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,8 @@ class Request:
     """Whether what planning finds out may be written to the store."""
     find_build: Callable[[ApplianceBuild], BaseFile]
     """Finds an image of another appliance's build. Raises BaseNotBuiltError."""
+    snapshot: Snapshot = field(default_factory=lambda: Snapshot(kept=False))
+    """What earlier requests found in archives and elements."""
 
 
 class Source(Protocol):

@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -405,7 +406,10 @@ def _plan_root(
         user_data_runner=runner,
         cloud_init={str(path): text for path, text in settings.items()},
         login_user=appliance.login_user,
-        elements=tuple(ElementTree.read(name, folder) for name, folder in elements.items()),
+        elements=tuple(
+            request.snapshot.once(("element", *element), partial(ElementTree.read, *element))
+            for element in elements.items()
+        ),
         requested=resolution.requested,
         apt_sources=mirrors.image_sources(),
         files=copied_files(appliance),
@@ -415,9 +419,7 @@ def _plan_root(
         environment=dict(appliance.environment),
         tools={
             "diskimage-builder": dib.version(),
-            "e2fsprogs": run.capture(
-                ["dpkg-query", "--show", "--showformat=${Version}", "e2fsprogs"]
-            ),
+            "e2fsprogs": _e2fsprogs_version(),
         },
         epoch=epoch,
         room=min(
@@ -442,11 +444,14 @@ def _resolve(
         "PHANTOM_KERNEL": kernel,
     }
     with located(appliance.positions.find("elements")):
-        asked = dib.packages(elements, variables)
+        asked = request.snapshot.once(
+            ("packages", *elements.items(), *sorted(variables.items())),
+            lambda: dib.packages(elements, variables),
+        )
     repositories = find_repositories(appliance.customizations, appliance.positions)
     mirrors = apt.find_mirrors(source.release, source.components, repositories)
     files = deb.read_packages(appliance.package_files)
-    archive = apt.Archive(mirrors, source.architecture, request.store, files)
+    archive = apt.Archive(mirrors, source.architecture, request.store, files, request.snapshot)
     with located(appliance.positions.find("packages")):
         resolution = archive.resolve(
             wanted_packages(appliance, elements, asked),
@@ -469,3 +474,8 @@ def _check_disk_size(appliance: Appliance, cloud: Cloud, installed: int) -> None
             where=appliance.positions.find("disk_size"),
             todo="ask for a larger disk_size, or for fewer packages",
         )
+
+
+@cache
+def _e2fsprogs_version() -> str:
+    return run.capture(["dpkg-query", "--show", "--showformat=${Version}", "e2fsprogs"])

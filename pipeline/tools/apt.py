@@ -16,6 +16,7 @@ import urllib.parse
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from pipeline.tools import deb, run
 from pipeline.tools.apt_complaints import check_components
 from pipeline.tools.apt_lists import MIRROR, NOTHING, SECURITY_MIRROR, Lists, check_dates
 from pipeline.tools.apt_request import Wanted, check_exist, choose, merge
+from pipeline.tools.snapshot import Snapshot
 
 _HELPER = "/usr/lib/apt/apt-helper"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -144,6 +146,7 @@ def find_mirrors(
     )
 
 
+@cache
 def _host_mirrors() -> tuple[str | None, str | None]:
     """Debian's archive and its security archive in the host's apt configuration."""
     main = security = None
@@ -185,12 +188,15 @@ class Archive:
         architecture: str,
         store: Store,
         files: Sequence[deb.LocalPackage] = (),
+        snapshot: Snapshot | None = None,
     ) -> None:
-        """`files` are packages of a definition, which take the place of the archive's."""
+        """`files` are packages of a definition, which take the place of the archive's. With a
+        `snapshot`, the archive is as that saw it first."""
         self._mirrors = mirrors
         self.files = files
         self._architecture = architecture
         self._store = store
+        self._snapshot = snapshot or Snapshot(kept=False)
 
     def resolve(
         self,
@@ -208,32 +214,53 @@ class Archive:
         """
         wanted = merge(Wanted.parse(each) if isinstance(each, str) else each for each in requested)
         with tempfile.TemporaryDirectory(prefix="phantom-apt-") as temporary:
-            index = self._fetch_index(Path(temporary))
+            indexes = ("index", *self._mirrors.indexes())
+            index = self._snapshot.once(indexes, lambda: self._fetch_index(Path(temporary)))
             words = [[each.word, each.preferred] for each in wanted]
             kept_out = [f"{each.name}-" for each in without]
             own = [f"./{each.file}" for each in self.files]
             told = [*self._others(), *kept_out, *own]
             asked = json.dumps([2, index, self._architecture, words, *told])
             key = hashlib.sha256(asked.encode()).hexdigest()
-            stored = self._store.folder / "resolutions" / f"{key}.json"
-            answer = records.read(stored, _ANSWER, sealed=True)
-            if answer is not None:
-                with suppress(OSError):
-                    if keep:
-                        os.utime(stored)
-                return _resolution(answer)
-            if not keep:
-                return _resolution(self._resolve_in(Path(temporary), wanted, without))
-            lines = f"{self._architecture} {self._mirrors.sources()}{''.join(self._others())}"
-            # apt's own files are not for other users: each of a shared store has lists of its own.
-            name = f"apt-{hashlib.sha256(lines.encode()).hexdigest()[:16]}-{os.geteuid()}"
-            folder = self._store.path("archives") / name
-            self._store.check_space(_LISTS_BYTES)
-            with self._store.lock(folder.name):
-                answer = self._resolve_with(folder, wanted, without)
-                self._store.path("resolutions")
-                write_atomically(stored, json.dumps(records.seal(answer)))
+            if not keep and self._read_answer(key) is None:
+                return _resolution(self._resolve_in(Path(temporary), index, wanted, without))
+            return self._snapshot.once(
+                ("answer", key), lambda: self._answer(key, index, wanted, without, keep=keep)
+            )
+
+    def _read_answer(self, key: str) -> Any:
+        """The stored answer to a request; None where there is none."""
+        return records.read(self._answer_file(key), _ANSWER, sealed=True)
+
+    def _answer_file(self, key: str) -> Path:
+        return self._store.folder / "resolutions" / f"{key}.json"
+
+    def _answer(
+        self,
+        key: str,
+        index: Mapping[str, str],
+        wanted: Sequence[Wanted],
+        without: Sequence[Wanted],
+        *,
+        keep: bool,
+    ) -> Resolution:
+        """The answer to a request, from the store or from apt."""
+        stored, answer = self._answer_file(key), self._read_answer(key)
+        if answer is not None:
+            with suppress(OSError):
+                if keep:
+                    os.utime(stored)
             return _resolution(answer)
+        lines = f"{self._architecture} {self._mirrors.sources()}{''.join(self._others())}"
+        # apt's own files are not for other users: each of a shared store has lists of its own.
+        name = f"apt-{hashlib.sha256(lines.encode()).hexdigest()[:16]}-{os.geteuid()}"
+        folder = self._store.path("archives") / name
+        self._store.check_space(_LISTS_BYTES)
+        with self._store.lock(folder.name):
+            answer = self._resolve_with(folder, index, wanted, without)
+            self._store.path("resolutions")
+            write_atomically(stored, json.dumps(records.seal(answer)))
+        return _resolution(answer)
 
     def download(self, resolution: Resolution, progress: Progress) -> Path:
         """Downloads the packages that the store lacks, and checks all of them by their digests.
@@ -287,11 +314,15 @@ class Archive:
         return found
 
     def _resolve_in(
-        self, folder: Path, wanted: Sequence[Wanted], without: Sequence[Wanted]
+        self,
+        folder: Path,
+        index: Mapping[str, str],
+        wanted: Sequence[Wanted],
+        without: Sequence[Wanted],
     ) -> dict[str, Any]:
         """Updates the lists and has apt solve the request against an empty system."""
         lists = self._lists(folder, without={each.name: each.asker for each in without})
-        lists.update()
+        self._snapshot.update(lists, folder, index)
         named = [*wanted, *without]
         check_exist(lists, named, release=self._mirrors.release, others=self._other_components)
         chosen, printed = choose(lists, wanted)
@@ -321,7 +352,11 @@ class Archive:
             found["uri"] = f"file:{local.file}"
 
     def _resolve_with(
-        self, folder: Path, wanted: Sequence[Wanted], without: Sequence[Wanted]
+        self,
+        folder: Path,
+        index: Mapping[str, str],
+        wanted: Sequence[Wanted],
+        without: Sequence[Wanted],
     ) -> dict[str, Any]:
         """As `_resolve_in`, with kept lists; where these are damaged, with new ones."""
         if folder.is_symlink():
@@ -330,7 +365,7 @@ class Archive:
         with suppress(OSError):
             make_folder(folder)
         try:
-            return self._resolve_in(folder, wanted, without)
+            return self._resolve_in(folder, index, wanted, without)
         except MirrorError:
             raise
         except (OSError, LookupError, ValueError, PhantomError) as error:
@@ -338,7 +373,8 @@ class Archive:
                 raise
         discard(folder, shutil.rmtree)
         make_folder(folder)
-        return self._resolve_in(folder, wanted, without)
+        self._snapshot.forget(folder)
+        return self._resolve_in(folder, index, wanted, without)
 
     @contextmanager
     def _other_components(self) -> Iterator[Lists | None]:

@@ -6,6 +6,7 @@ a mirror must prove, signatures and their validity, is said here.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import defaultdict
@@ -171,6 +172,11 @@ class Lists:
     def update(self) -> None:
         """Fetches the lists. Raises MirrorError."""
         self.run(["apt-get", "update", "-q", "--error-on=any"])
+
+    def indexes(self) -> set[str]:
+        """The digests of the signed indexes that the lists were fetched with."""
+        found = (self._folder / "lists").glob("*InRelease")
+        return {hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
     def solve(self, words: Iterable[str]) -> str:
         """What `apt-get install` would fetch into an empty system: these packages, `name` or

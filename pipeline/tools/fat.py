@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from pipeline.tools import run
@@ -12,6 +13,7 @@ _SECTOR = 512
 _ENVIRONMENT = {"MTOOLSRC": "/dev/null", "SOURCE_DATE_EPOCH": "315619200", "TZ": "UTC"}
 
 
+@cache
 def version() -> str:
     """The version of the host's mtools, whose output lands in the image."""
     return run.capture(["mformat", "--version"]).splitlines()[0].split()[-1]

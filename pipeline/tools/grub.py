@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from pipeline.errors import HostError, StageFailedError
@@ -22,6 +23,7 @@ _BOOT_CODE = 440  # bytes of an MBR before its own data
 _KERNEL_SECTOR, _BLOCK_LIST = 0x5C, _SECTOR - 12
 
 
+@cache
 def version() -> str:
     """The version of the host's GRUB, whose code lands in the image."""
     return run.capture(["grub-mkimage", "--version"]).split()[-1]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from pipeline.model import KIB, MIB, Package
@@ -19,7 +20,8 @@ AHEAD_BYTES = 450 * MIB
 """How much of the packages may lie there unpacked, ahead of dpkg."""
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """The versions of the programs whose output lies in a tree, or whose order decides it."""
     apt = run.capture(["dpkg-query", "--show", "--showformat=${Version}", "apt"])
     return {"apt": apt, "mmdebstrap": run.capture(["mmdebstrap", "--version"]).split()[-1]}

@@ -37,10 +37,10 @@ _NOTHING = re.compile("(?!)")
 Process = subprocess.Popen[str]
 """A running program."""
 
-_running: dict[Process, bool] = {}
-"""The running programs, and whether each has a lifeline."""
-_stops: list[Callable[[], None]] = []
-"""Functions that end long work in this process."""
+_running: dict[Process, tuple[bool, int]] = {}
+"""The running programs: whether each has a lifeline, and the thread that started it."""
+_stops: list[tuple[Callable[[], None], int]] = []
+"""Functions that end long work in this process, each with the thread that does it."""
 
 INHERITED = (
     *("HOME", "LOGNAME", "USER", "PATH", "TERM", "TMPDIR", "TZ", "XDG_CACHE_HOME"),
@@ -301,11 +301,15 @@ def leave_running(argv: Sequence[str], *, note: Path, log: Path, held: int) -> P
             raise _cannot_start(argv, error) from error
 
 
-def stop_all() -> None:
-    """Ends every running program; whoever waits for one sees it fail."""
-    for stop in tuple(_stops):
-        stop()
-    for process, lifeline in tuple(_running.items()):
+def stop_all(thread: int | None = None) -> None:
+    """Ends every running program, or those that one thread started; whoever waits for one sees it
+    fail."""
+    for stop, owner in tuple(_stops):
+        if thread in (None, owner):
+            stop()
+    for process, (lifeline, owner) in tuple(_running.items()):
+        if thread not in (None, owner):
+            continue
         if lifeline and process.stdin is not None:
             process.stdin.close()  # reaches programs that we may not signal
         else:
@@ -316,17 +320,18 @@ def stop_all() -> None:
 def stopped_by(stop: Callable[[], None]) -> Iterator[None]:
     """Has `stop_all` call `stop` too during the block, for long work in this process. The call
     comes from another thread, and may come several times."""
-    _stops.append(stop)
+    entry = (stop, threading.get_ident())
+    _stops.append(entry)
     try:
         yield
     finally:
-        _stops.remove(stop)
+        _stops.remove(entry)
 
 
 @contextmanager
 def _listed(process: Process, *, lifeline: bool) -> Iterator[None]:
     """Lists a program for `stop_all`."""
-    _running[process] = lifeline
+    _running[process] = lifeline, threading.get_ident()
     try:
         yield
     finally:

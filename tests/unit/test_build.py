@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pipeline.build.builder import Builder, Resources
+from pipeline.build.builder import Builder
+from pipeline.build.executor import Resources
 from pipeline.errors import NoSpaceError, StageFailedError, StoreError
 from pipeline.model import NoProgress
 from pipeline.stages.base import HERE_ONLY, Context, Stage, to_json
