@@ -15,7 +15,7 @@ WHERE = $${CLOUD:+--cloud "$$CLOUD"} $${SITE:+--site "$$SITE"} $${ALL_SITES:+--a
 VERBOSE = $(if $(V),-v)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev image plan boot doctor test soak lint bench clean requirements
+.PHONY: help setup setup-dev image nightly plan boot doctor test soak lint bench clean requirements
 
 help: ## this list
 	@echo 'make TARGET [CLOUD=cloud] [SITE=site] [ALL_SITES=1] [IMAGE=$(IMAGE)] [V=1]'
@@ -28,6 +28,9 @@ help: ## this list
 
 image: ## builds, boots and publishes an appliance and writes its manifest
 	@$(PHANTOM) image $(VERBOSE) "$$IMAGE" $(WHERE)
+
+nightly: ## builds and publishes what changed of all appliances, for a build server
+	@$(PHANTOM) nightly $(VERBOSE) $(WHERE)
 
 plan: ## says what `make image` would do, and why
 	@$(PHANTOM) plan "$$IMAGE" $(WHERE)

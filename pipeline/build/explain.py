@@ -45,20 +45,22 @@ def explain(plan: Plan, store: Store, before: Mapping[str, Any]) -> list[Step]:
 def find_changes(plan: Plan, before: Mapping[str, Any]) -> list[str]:
     """What changed since the build that `describe` said this of: each reason once, those of a
     stage's inputs before its own."""
+    # A stage that two sites share has the title of the first.
+    known = {title: told for title, told in before.items() if _is_description(told)}
+    keys = {told["key"] for told in known.values()}
+    changed = [stage for stage in plan.stages if stage.key not in keys]
     found: dict[str, None] = {}
-    differs = False
-    for stage in plan.stages:
-        told: Any = before.get(stage.title)
-        if not _is_description(told):
+    for stage in changed:
+        alike = (told for title, told in known.items() if title.partition(" ")[0] == stage.name)
+        told = known.get(stage.title) or next(alike, None)
+        if told is None:
             found[f"{stage.title} is new"] = None
-        elif told["key"] != stage.key:
-            differs = True
-            inputs = [
-                (_fields(before.get(source.title)), describe_fields(source))
-                for source in stage.inputs
-            ]
-            found |= dict.fromkeys(each.text for each in _own_differences(stage, told, inputs))
-    return list(found) or ["what it is made of changed"] * differs
+            continue
+        inputs = [
+            (_fields(known.get(source.title)), describe_fields(source)) for source in stage.inputs
+        ]
+        found |= dict.fromkeys(each.text for each in _own_differences(stage, told, inputs))
+    return list(found) or ["what it is made of changed"] * bool(changed)
 
 
 def describe(plan: Plan) -> dict[str, Any]:

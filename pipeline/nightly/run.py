@@ -195,7 +195,12 @@ class _Run:
         yield from tasks.values()
 
     def _survey(self, appliance: Appliance) -> Task:
-        return survey(appliance, self._order, self._workspace, self._memory, self._snapshot)
+        order = self._order
+        try:
+            return survey(appliance, order, self._workspace, self._memory, self._snapshot)
+        except Exception as defect:  # noqa: BLE001 # it must not end the night of all others
+            error = PhantomError(f"a mistake of this program: {defect!r}")
+            return fail(appliance.name, order, error, appliance)
 
     def _check_space(self) -> None:
         """Raises NightNotRunError where the disk will not do, even after old things went."""
