@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -16,13 +14,17 @@ from typing import Any
 from pipeline.build.plan import make_plan
 from pipeline.build.prune import find_starts
 from pipeline.commands import options as shared
-from pipeline.commands.output import cell, print_json, print_line, print_table
+from pipeline.commands.output import cell, print_json, print_lines, print_table
 from pipeline.definitions.appliance import list_appliances, load_appliance
 from pipeline.errors import NightFailedError, NightNotRunError, UsageError
 from pipeline.model import Appliance, Site, format_size, parse_size
-from pipeline.nightly.night import Night, Outcome, State
+from pipeline.nightly import reports
+from pipeline.nightly.night import State
 from pipeline.nightly.order import STAGE_SECONDS, STORE_BYTES, Order
+from pipeline.nightly.places import Places
+from pipeline.nightly.report_json import to_report
 from pipeline.nightly.run import look_ahead, run_night
+from pipeline.nightly.summary import to_lines
 from pipeline.nightly.survey import Task
 from pipeline.tools.snapshot import Snapshot
 from pipeline.workspace import Workspace
@@ -59,13 +61,17 @@ def run(options: Namespace) -> None:
     if options.dry_run:
         _look_ahead(options)
         return
+    reports.check()
     with shared.open_shown_workspace(options, uses_store=False) as workspace:
         order = _make_order(options, workspace)
         night = run_night(order, workspace)
+    folder = Places(workspace).folder
+    with workspace.errors():
+        paths = reports.write(night, reports.history(folder), folder)
     if options.json:
-        print_json(_describe(night))
+        print_json(to_report(night))
     else:
-        _print(night)
+        print_lines(to_lines(night, paths.page))
     if night.interrupted:
         raise KeyboardInterrupt(night.interrupted)
     if night.could_not_run is not None:
@@ -77,7 +83,7 @@ def run(options: Namespace) -> None:
         names = ", ".join(dict.fromkeys(each.appliance for each in bad))
         raise NightFailedError(
             f"{len(bad)} of {len(night.outcomes)} failed or were skipped: {names}",
-            todo="see above what failed; the next night tries it again",
+            todo=f"{paths.page} says why; the next night tries them again",
         )
 
 
@@ -187,29 +193,3 @@ def _rows(task: Task, order: Order) -> list[tuple[str, str, str, list[str]]]:
         for site, wanted in task.wanted.items()
     ]
     return sorted(rows, key=lambda row: row[1])
-
-
-def _print(night: Night) -> None:
-    if night.outcomes:
-        rows = [_row(each) for each in night.outcomes]
-        print_table(rows, ("appliance", "site", "what", "build", "time", "why"))
-    for each in night.kept:
-        if each.action != "kept":
-            print_line(f"{each.action} {each.appliance} {each.build}: {each.reason}")
-    for text in night.warnings:
-        print_line(f"warning: {text}", file=sys.stderr)
-    moment = f"{datetime.fromtimestamp(night.started, UTC):%Y-%m-%d %H:%M} UTC"
-    took = night.ended - night.started
-    space = f"the store has {format_size(night.store_bytes)}, {format_size(night.free_bytes)} free"
-    print_line(f"night {night.name}, begun {moment}, took {took:.0f} s; {space}")
-
-
-def _row(each: Outcome) -> tuple[str, ...]:
-    why = [each.message or each.because, *each.reasons] if each.message or each.because else []
-    took = f"{each.seconds:.1f} s" if each.seconds else ""
-    told = cell(filter(None, why or each.reasons))
-    return (each.appliance, each.site, str(each.state), each.build or "", took, told)
-
-
-def _describe(night: Night) -> dict[str, Any]:
-    return asdict(night)

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from pipeline import records
 from pipeline.errors import NightNotRunError
@@ -101,9 +100,3 @@ class Places:
         """Notes that the night came to its end."""
         with self._errors():
             self._state.unlink(missing_ok=True)
-
-    def reports(self, name: str) -> Path:
-        """The folder of a night's reports."""
-        with self._errors():
-            make_folder(self.folder / name)
-        return self.folder / name
