@@ -350,3 +350,7 @@ class NightFailedError(PhantomError, status=71):
 
 class NightNotRunError(PhantomError, status=72):
     """A night could not run: another one does, or there is nothing to run it with."""
+
+
+class GateError(PhantomError, status=75):
+    """An image has what no image that others boot may have: a password, a key, an identity."""

@@ -193,6 +193,18 @@ def identities() -> Schema:
     )
 
 
+def finding() -> Schema:
+    """Something that the gate found in an image."""
+    return an_object(
+        rule=told(TEXT, "The rule's id."),
+        severity={"enum": ["error", "warning"]},
+        path=TEXT,
+        detail=TEXT,
+        reason=told(TEXT, "Why an image that others boot should not be so."),
+        todo=told(TEXT, "How to mend it."),
+    )
+
+
 def image_of_site() -> dict[str, Schema]:
     """One site's image, with its boot checks."""
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pipeline.build.differences import PARTS
 from pipeline.build.manifest_schema import (
     cluster_check,
+    finding,
     identities,
     image_of_site,
     manifest_schema,
@@ -53,6 +54,7 @@ def output_schemas() -> dict[str, Schema]:
             **a_list(_validation()),
         },
         "changes": whole("What differs between builds or images: `diff --json`", **_changes()),
+        "check": whole("What an image file should not have: `check FILE --json`", **_check()),
         "prune": whole("Which builds stay, and why: `prune --json`", **_prune()),
         "launch-config": whole(
             "What a Phantom was sent: `launch-config --json`", **_launch_config()
@@ -63,6 +65,16 @@ def output_schemas() -> dict[str, Schema]:
             "anyOf": [a_list(_domain()), _domain(), an_object(**_domain_change())],
         },
         "diff": whole("What differs between manifests: `manifest diff --json`", **_diff()),
+    }
+
+
+def _check() -> dict[str, Schema]:
+    return {
+        "file": TEXT,
+        "rules": told(COUNT, "How many there are."),
+        "errors": COUNT,
+        "warnings": COUNT,
+        "findings": told(a_list(finding()), "Errors first."),
     }
 
 

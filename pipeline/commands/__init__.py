@@ -11,7 +11,7 @@ COMMANDS = {
     "plan": "tell what would be done, and why; writes nothing",
     "build": "build and boot, without publishing",
     "boot": "start a site's machine, with its console on this terminal",
-    "check": "run the boot check's script in the machine that `boot` has running",
+    "check": "look for faults in an image file, or run the boot check's script in a machine",
     "shell": "open a shell in the root file system of the last build, on a copy",
     "logs": "list the logs of stages, or print one",
     "new": "write a definition to start from",

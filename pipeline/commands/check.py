@@ -1,8 +1,10 @@
-"""`phantom-image check`: runs the boot check's script in the machine that `boot` has running."""
+"""`phantom-image check`: looks for what an image file should not have, or runs the boot check's
+script in the machine that `boot` has running."""
 
 from __future__ import annotations
 
 import fcntl
+import os
 import secrets
 import shlex
 import sys
@@ -11,14 +13,25 @@ from base64 import b64encode
 from pathlib import Path
 
 from pipeline.commands import options as shared
+from pipeline.commands.findings import check_file, tell, tell_programs
+from pipeline.commands.image_files import FORMATS
 from pipeline.commands.output import print_line
 from pipeline.definitions.yaml import shown
+from pipeline.disk.formats import from_user_name
 from pipeline.errors import GuestCheckError, UsageError
 from pipeline.stages.base import read_own
 from pipeline.tools.run import start
 
-EXAMPLES = ("phantom-image check web",)
+EXAMPLES = (
+    "phantom-image check web",
+    "phantom-image check cluster.qcow2",
+    "phantom-image check cluster.raw --json",
+)
 
+_IMAGE_SUFFIXES = (
+    *(".raw", ".img", ".qcow2", ".vmdk", ".vhd", ".vhdx", ".vdi", ".ext4", ".iso"),
+    *(".gz", ".xz", ".zst", ".bz2", ".zip"),
+)
 _SECONDS = 30  # until the machine answers
 # The script comes with the command, and reads nothing, as in the boot check. Its status comes after
 # a word that the script does not know: ssh's own failures have statuses of scripts, too.
@@ -36,10 +49,48 @@ echo "{mark} $?"
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments."""
-    shared.add(parser, "appliance")
+    shared.add(parser, "verbose", "json")
+    parser.add_argument(
+        "appliance",
+        nargs="?",
+        default=shared.DEFAULT_APPLIANCE,
+        metavar="APPLIANCE|FILE",
+        help="an appliance, whose script runs in its machine; or a disk image, which is only read "
+        f"({shared.DEFAULT_APPLIANCE})",
+    )
+    text = "the format of a disk image, if no header tells it"
+    parser.add_argument("--format", choices=FORMATS, help=text)
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> int | None:
+    """Checks the image file, or runs the appliance's script. Returns an exit status for programs.
+
+    Raises GateError where the image breaks a rule of severity `error`, and what `check_file` and
+    `_run_appliance` raise.
+    """
+    word = options.appliance
+    if not _is_image(word):
+        _run_appliance(options)
+        return None
+    declared = options.format and from_user_name(options.format)
+    with shared.open_shown_workspace(options) as workspace:
+        progress = workspace.progress("check")
+        findings = check_file(Path(word), declared, workspace.store, progress)
+    if options.json:
+        return tell_programs(Path(word), findings)
+    tell(Path(word), findings)
+    return None
+
+
+def _is_image(word: str) -> bool:
+    """Whether a word names an image file. A definition is a name, a folder, or ends in .yaml."""
+    path = Path(word)
+    if path.suffix in (".yaml", ".yml"):
+        return False
+    return os.path.isfile(path) or path.suffix in _IMAGE_SUFFIXES
+
+
+def _run_appliance(options: Namespace) -> None:
     """Runs the script as it is now, shows what it prints, and tells how it ended.
 
     Raises UsageError where there is no script, or no machine that answers, and GuestCheckError

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.clouds import clouds, make_cloud
 from pipeline.commands import options as shared
 from pipeline.commands.compatibility import Inside, judge
+from pipeline.commands.image_files import FORMATS, opened_disk, stoppable
 from pipeline.commands.output import print_json, print_line, print_lines, print_table
 from pipeline.disk import foreign_kernel, fstab, kernel
 from pipeline.disk.boot_entries import find_entry
@@ -21,20 +21,15 @@ from pipeline.disk.kernel import Kernel
 from pipeline.disk.partitions import read_geometry
 from pipeline.disk.system import Place, System
 from pipeline.disk.tree import Tree
-from pipeline.errors import ApplianceError, KernelError, PhantomError, UsageError
+from pipeline.errors import KernelError
 from pipeline.guest.appliance import Drive, launched
 from pipeline.guest.inspection import inspect_system, to_facts
 from pipeline.guest.mounting import describe_place, mounted
 from pipeline.guest.remarks import find_remarks
 from pipeline.guest.tree import GuestTree
 from pipeline.model import Progress, Site, format_size
-from pipeline.sources.base_disk import Looked, look, unpack_disk
-from pipeline.stages.base import key_of
+from pipeline.sources.base_disk import Looked
 from pipeline.store import Store
-from pipeline.tools.run import stop_all
-
-_FORMATS = ("raw", "qcow2", "vmdk", "vhd", "vdi")
-_MOST_BYTES = 2 << 40  # of the disk in the file; a larger one would take hours to unpack
 
 EXAMPLES = ("phantom-image inspect cluster.qcow2",)
 
@@ -43,7 +38,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments."""
     shared.add(parser, "verbose", "json")
     parser.add_argument("file", type=Path, metavar="FILE", help="a disk image; it is only read")
-    parser.add_argument("--format", choices=_FORMATS, help="its format, if no header tells it")
+    parser.add_argument("--format", choices=FORMATS, help="its format, if no header tells it")
 
 
 def run(options: Namespace) -> None:
@@ -62,49 +57,19 @@ def examine(file: Path, declared: str | None, store: Store, progress: Progress) 
 
     Raises UsageError for anything but a readable file, and what `BaseDisk` and `guest/` raise.
     """
-    # On a thread of its own: a call of libguestfs would keep this one from hearing control-c.
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="inspect") as pool:
-        future = pool.submit(_examine, file, declared, store, progress)
-        try:
-            wait([future])
-        except KeyboardInterrupt:
-            while not future.done():
-                stop_all()
-                wait([future], timeout=0.05)
-            raise
-        return future.result()
+    return stoppable("inspect", partial(_examine, file, declared, store, progress))
 
 
 def _examine(file: Path, declared: str | None, store: Store, progress: Progress) -> dict[str, Any]:
-    if not file.is_file():
-        raise UsageError(
-            f"{file} is {'no file' if file.exists() else 'not there'}",
-            todo="name the file of a disk image: raw, qcow2, vmdk, vhd or vdi, packed or not",
-        )
-    if not os.access(file, os.R_OK):
-        raise UsageError(f"{file} cannot be read", todo="see who may read it")
-    looked = look(file, str(file), declared)
-    disk = file.absolute()
-    key = key_of(["inspect", str(disk)])
-    waiting = "another command inspects this image; waiting for it"
-    lock = store.lock(f"inspect-{key}", lambda: progress.step(waiting))
-    with lock, store.making("inspect", key) as folder, store.errors():
-        log = store.new_log("inspect", key)
-        if (looked.format, looked.compression) != ("raw", None):
-            disk = unpack_disk(disk, declared, _MOST_BYTES, folder, log, store, progress)
-        try:
-            geometry, drive = read_geometry(disk), Drive(file=disk, name="disk")
-            with launched([drive], store=store.folder, log=log, progress=progress) as guest:
-                progress.step("looking into the image")
-                system = inspect_system(guest, geometry, drive)
-                progress.step("looking at its kernel")
-                with mounted(guest, system, drive):
-                    inside = _look_inside(GuestTree(guest), folder)
-        except PhantomError as error:
-            if not isinstance(error, ApplianceError):  # that one is not about the file
-                error.where = error.where or str(file)
-            raise
-        progress.finish("done")
+    with opened_disk("inspect", file, declared, store, progress) as opened:
+        looked, log = opened.looked, opened.log
+        geometry, drive = read_geometry(opened.disk), Drive(file=opened.disk, name="disk")
+        with launched([drive], store=store.folder, log=log, progress=progress) as guest:
+            progress.step("looking into the image")
+            system = inspect_system(guest, geometry, drive)
+            progress.step("looking at its kernel")
+            with mounted(guest, system, drive):
+                inside = _look_inside(GuestTree(guest), opened.work)
     return {
         "file": str(file),
         "bytes": file.stat().st_size,

@@ -27,7 +27,7 @@ from pipeline.tools import dib_environment
 from pipeline.tools.namespace import remove_tree
 from pipeline.workspace import STORE, Workspace
 
-_DEFAULT_APPLIANCE = "hello-phantom"
+DEFAULT_APPLIANCE = "hello-phantom"
 _STORE = "PHANTOM_STORE"  # the variable that names the store's folder
 
 
@@ -36,8 +36,8 @@ def add(parser: ArgumentParser, *names: str) -> None:
     verbose, json."""
     add = parser.add_argument
     if "appliance" in names:
-        text = f"name or definition ({_DEFAULT_APPLIANCE})"
-        add("appliance", nargs="?", default=_DEFAULT_APPLIANCE, help=text)
+        text = f"name or definition ({DEFAULT_APPLIANCE})"
+        add("appliance", nargs="?", default=DEFAULT_APPLIANCE, help=text)
     if "manifest" in names:
         text = "a manifest, a build's folder, or an appliance"
         add("manifest", metavar="MANIFEST", help=text)

@@ -23,6 +23,7 @@ _OF = (
     "list",
     "validation",
     "changes",
+    "check",
     "prune",
     "diff",
     "launch-config",

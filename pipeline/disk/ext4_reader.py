@@ -100,6 +100,7 @@ class Reader:
         if shift > 6 or not self._per_group or self._inode_size < 128 or self._group_size < 32:
             raise self._damaged("its superblock is")
         self._block: int = 1024 << shift
+        self.uuid, self.label = found.uuid, found.label
         self._blocks = found.bytes // self._block
         self.bytes = found.bytes
         """Of the file system."""

@@ -12,11 +12,12 @@ from pipeline.guest.files import TEMPORARY, ImageFiles
 from pipeline.guest.image import Image
 
 _ALL = ("*",)
-_HISTORIES = (
+HISTORIES = (
     *(".bash_history", ".ash_history", ".sh_history", ".zsh_history", ".history", ".lesshst"),
     *(".viminfo", ".python_history", ".node_repl_history", ".mysql_history", ".psql_history"),
     *(".sqlite_history", ".rediscli_history", ".wget-hsts"),
 )
+"""In homes, what programs keep of what was typed or visited."""
 # What is removed from these folders, whole trees included.
 _REMOVED: Mapping[str, Sequence[str]] = {
     # made anew by each machine
@@ -52,7 +53,7 @@ _REMOVED: Mapping[str, Sequence[str]] = {
     "/usr/sbin": (f"{TEMPORARY}*",),
     **dict.fromkeys(("/tmp", "/var/tmp"), _ALL),  # noqa: S108
     **dict.fromkeys(("/var/crash", "/var/lib/systemd/coredump"), _ALL),
-    "/root": _HISTORIES,
+    "/root": HISTORIES,
     # what can be fetched again
     "/var/lib/apt/lists": _ALL,
     "/var/cache/apt": ("*.bin",),
@@ -140,7 +141,7 @@ def find_cleaned(files: ImageFiles, paths: Iterable[PurePosixPath]) -> list[Pure
     def is_cleaned(place: str) -> bool:
         if place.startswith(whole):
             return True
-        if (match := _IN_HOME.fullmatch(place)) and match[1] in _HISTORIES:
+        if (match := _IN_HOME.fullmatch(place)) and match[1] in HISTORIES:
             return True
         return any(
             fnmatchcase(place.removeprefix(f"{above}/").partition("/")[0], pattern)
@@ -162,7 +163,7 @@ def _searches(files: ImageFiles, sparing: PurePosixPath | None) -> Iterator[str]
     yield f"{_words(places)} -mindepth 1 -maxdepth 1 {spared}{_any_of('-path', paths)} {remove}"
     homes = _places(files, ["/home"])
     if homes:
-        yield f"{_words(homes)} -mindepth 2 -maxdepth 2 {_any_of('-name', _HISTORIES)} {remove}"
+        yield f"{_words(homes)} -mindepth 2 -maxdepth 2 {_any_of('-name', HISTORIES)} {remove}"
     emptied = _places(files, _EMPTIED)
     if emptied:
         yield f"{_words(emptied)} -xdev -mindepth 1 -not -type d -delete"
