@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pipeline.definitions.nightly import nightly_schema
 from pipeline.definitions.phantoms import phantoms_schema
 from pipeline.definitions.schema import DIALECT, SITE_NAME, Schema, choice, flag
 
@@ -48,6 +49,7 @@ def make_sites_check(clouds: Iterable[str]) -> Schema:
                 },
             },
             "phantoms": phantoms_schema(),
+            "nightly": nightly_schema(),
         },
     }
 

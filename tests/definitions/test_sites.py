@@ -12,6 +12,7 @@ import yaml
 from definition_texts import Write
 
 from pipeline.clouds import Cloud, clouds
+from pipeline.definitions.nightly import Hooks, load_hooks, nightly_schema
 from pipeline.definitions.phantoms import load_phantoms, phantoms_schema
 from pipeline.definitions.sites import load_sites, select_sites, sites_schema
 from pipeline.definitions.yaml import shown
@@ -275,6 +276,48 @@ def test_the_example_shows_each_option_of_its_cloud() -> None:
         where=f"{shown(path)}:{line}:3",
     )
     assert load_phantoms(path) == {"nimbus": nimbus}
+    hooks = nightly_schema()["properties"]["hooks"]["properties"]
+    assert [each for each in hooks if f"{each}: " not in text] == []
+    assert load_hooks(path) == Hooks()
+
+
+def test_hooks_of_a_night(write: Write) -> None:
+    assert load_hooks(None) == load_hooks(Path("nowhere.yaml")) == Hooks()
+    assert load_hooks(write("sites.yaml", "sites: {}\n")) == Hooks(commands={}, seconds=60)
+    path = write(
+        "sites.yaml",
+        "sites: {}\nnightly:\n  hooks:\n    always: cat\n    failure: |\n      a\n      b\n"
+        "    seconds: 5\n",
+    )
+    assert load_hooks(path) == Hooks(commands={"failure": "a\nb\n", "always": "cat"}, seconds=5)
+    assert load_sites(path, CLOUDS) == BUILT_IN_SITES
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nightly: []", "1:10: 'nightly' must be a mapping, not a list"),
+        ("nightly: {hook: {}}", "1:11: unknown key 'hook' in 'nightly'; did you mean 'hooks'?"),
+        (
+            "nightly: {hooks: {failed: x}}",
+            "1:19: unknown key 'failed' in 'nightly.hooks'; did you mean 'failure'?",
+        ),
+        (
+            "nightly: {hooks: {always: [a]}}",
+            "1:27: 'nightly.hooks.always' must be a string, not a list",
+        ),
+        ("nightly: {hooks: {always: ''}}", "1:27: 'nightly.hooks.always' must not be empty"),
+        (
+            "nightly: {hooks: {seconds: 0}}",
+            "1:28: 'nightly.hooks.seconds' must be at least 1, not 0",
+        ),
+    ],
+)
+def test_mistakes_of_hooks(write: Write, text: str, message: str) -> None:
+    path = write("sites.yaml", f"{text}\nsites: {{}}\n")
+    with pytest.raises(DefinitionError) as caught:
+        load_hooks(path)
+    assert str(caught.value) == f"sites.yaml:{message}\n{TODO.format('it')}"
 
 
 def test_the_schema_is_sound_and_takes_what_we_take() -> None:
