@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pipeline.build.plan import make_plan
 from pipeline.build.prune import find_starts
 from pipeline.commands import options as shared
-from pipeline.commands.output import cell, print_json, print_lines, print_table
+from pipeline.commands.night_output import print_night
+from pipeline.commands.output import cell, print_error, print_json, print_lines, print_table
 from pipeline.definitions.appliance import list_appliances, load_appliance
-from pipeline.errors import NightFailedError, NightNotRunError, UsageError
+from pipeline.definitions.nightly import load_hooks
+from pipeline.errors import NightFailedError, NightNotRunError, PhantomError, UsageError
 from pipeline.model import Appliance, Site, format_size, parse_size
 from pipeline.nightly import reports
-from pipeline.nightly.night import State
+from pipeline.nightly.hooks import run_hooks
+from pipeline.nightly.night import Night, State
 from pipeline.nightly.order import STAGE_SECONDS, STORE_BYTES, Order
 from pipeline.nightly.places import Places
 from pipeline.nightly.report_json import to_report
 from pipeline.nightly.run import look_ahead, run_night
-from pipeline.nightly.summary import to_lines
 from pipeline.nightly.survey import Task
 from pipeline.tools.snapshot import Snapshot
 from pipeline.workspace import Workspace
@@ -55,36 +60,59 @@ def add_arguments(parser: ArgumentParser) -> None:
     shared.add(parser, "verbose", "json")
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> int | None:
     """Runs a night, writes its reports and prints what came of it. Raises NightFailedError where
     something failed, NightNotRunError where nothing ran, UsageError."""
     if options.dry_run:
         _look_ahead(options)
-        return
+        return None
     reports.check()
+    hooks = load_hooks(options.sites)
     with shared.open_shown_workspace(options, uses_store=False) as workspace:
         order = _make_order(options, workspace)
         night = run_night(order, workspace)
     folder = Places(workspace).folder
-    with workspace.errors():
-        paths = reports.write(night, reports.history(folder), folder)
+    history, paths = reports.history(folder), reports.Paths.of(night, folder)
+    unwritten = None
+    try:
+        with workspace.errors():
+            reports.write(night, history, folder)
+    except PhantomError as error:  # a full disk is what people want to be told of
+        unwritten = error
+        told = f"the report could not be written: {error.where}: {error.what}"
+        night = replace(night, warnings=(*night.warnings, told))
+    warnings = run_hooks(hooks, night, history, paths)
     if options.json:
         print_json(to_report(night))
     else:
-        print_lines(to_lines(night, paths.page))
+        print_night(night, paths.page)
+    print_lines((f"warning: {warning}" for warning in warnings), file=sys.stderr)
     if night.interrupted:
         raise KeyboardInterrupt(night.interrupted)
+    ended = unwritten or _find_error(night, paths.page)
+    if ended is None:
+        return None
+    if not options.json:
+        raise ended
+    print_error(ended)  # standard output has its one value already
+    return ended.exit_code
+
+
+def _find_error(night: Night, page: Path) -> PhantomError | None:
+    """What the command ends with where not all is well."""
     if night.could_not_run is not None:
-        raise NightNotRunError(
+        return NightNotRunError(
             f"the night could not run: {night.could_not_run}",
             todo="mend that; what should have been built, the next night builds",
         )
-    if bad := [each for each in night.outcomes if each.state in (State.FAILED, State.SKIPPED)]:
-        names = ", ".join(dict.fromkeys(each.appliance for each in bad))
-        raise NightFailedError(
-            f"{len(bad)} of {len(night.outcomes)} failed or were skipped: {names}",
-            todo=f"{paths.page} says why; the next night tries them again",
-        )
+    bad = [each for each in night.outcomes if each.state in (State.FAILED, State.SKIPPED)]
+    if not bad:
+        return None
+    names = ", ".join(dict.fromkeys(each.appliance for each in bad))
+    return NightFailedError(
+        f"{len(bad)} of {len(night.outcomes)} failed or were skipped: {names}",
+        todo=f"{page} says why; the next night tries them again",
+    )
 
 
 # ---- what is asked for

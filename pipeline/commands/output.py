@@ -40,12 +40,16 @@ def print_error(error: PhantomError) -> None:
 
 
 class Cell(str):
-    """A table's cell of several lines, which `cell` makes."""
+    """A table's cell of several lines or with a style, which `cell` makes."""
+
+    style: str = ""
 
 
-def cell(lines: Iterable[str]) -> Cell:
-    """A table's cell of several lines."""
-    return Cell("\n".join(map(escape, lines)))
+def cell(lines: Iterable[str], style: str = "") -> Cell:
+    """A table's cell of several lines, on a terminal in a style of rich's, such as `red`."""
+    made = Cell("\n".join(map(escape, lines)))
+    made.style = style
+    return made
 
 
 def print_table(
@@ -78,8 +82,8 @@ def print_table(
         table.add_column(names[number], min_width=None if number else first)
     for row in filled:
         texts = (row[number] for number in shown)
-        safe = (text if isinstance(text, Cell) else escape(text) for text in texts)
-        table.add_row(*(Text(text, overflow="fold") for text in safe))
+        cells = (text if isinstance(text, Cell) else cell([text]) for text in texts)
+        table.add_row(*(Text(each, style=each.style, overflow="fold") for each in cells))
     with console.capture() as captured:
         console.print(Padding(table, (0, 0, 0, indent)))
     for line in captured.get().split("\n")[:-1]:

@@ -53,10 +53,8 @@ def _find_bad(night: Night) -> tuple[str | None, set[tuple[str, str]]]:
 
 
 def _run(when: str, hooks: Hooks, night: Night, paths: Paths) -> str | None:
-    command, log = hooks.commands[when], paths.report.with_name(LOG)
-    with run.open_log(log) as written:
-        written.write(f"$ {command}\n")
-    begun = log.stat().st_size
+    command = hooks.commands[when]
+    log, begun = _begin_log(paths.report.with_name(LOG), command)
     try:
         run.capture(
             # timeout ends what the command has started, too; what goes on in the background holds
@@ -74,6 +72,16 @@ def _run(when: str, hooks: Hooks, night: Night, paths: Paths) -> str | None:
     except PhantomError as error:
         return f"the hook for {when!r}: {error.what}"
     return None
+
+
+def _begin_log(log: Path, command: str) -> tuple[Path, int]:
+    """Where a hook's output goes, and its size so far: nowhere, if the disk is full."""
+    try:
+        with run.open_log(log) as written:
+            written.write(f"$ {command}\n")
+        return log, log.stat().st_size
+    except OSError:
+        return Path(os.devnull), 0
 
 
 def _read_end(log: Path, begun: int) -> str:

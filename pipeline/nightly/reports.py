@@ -37,6 +37,17 @@ class Paths:
     junit: Path
     metrics: Path
 
+    @classmethod
+    def of(cls, night: Night, folder: Path) -> Paths:
+        """Those of a night, in the folder of all nights."""
+        own = folder / night.name
+        return cls(
+            report=own / REPORT,
+            page=own / "index.html",
+            junit=own / "junit.xml",
+            metrics=own / "metrics.prom",
+        )
+
 
 def check() -> None:
     """Raises HostError where this host lacks what reports are made with."""
@@ -61,14 +72,8 @@ def write(night: Night, history: Sequence[Night], folder: Path, *, keep: int = _
     """
     history = [each for each in history if each.name != night.name][-_MOST + 1 :]
     night = replace(night, outcomes=tuple(_date(night, history)))
-    own = folder / night.name
+    paths, own = Paths.of(night, folder), folder / night.name
     make_folder(own)
-    paths = Paths(
-        report=own / REPORT,
-        page=own / "index.html",
-        junit=own / "junit.xml",
-        metrics=own / "metrics.prom",
-    )
     metrics = to_metrics(night, _find_missing(night, history))
     report = json.dumps(to_report(night), indent=2, ensure_ascii=False)
     write_atomically(paths.page, _whole(make_page(night, history, own)))

@@ -84,7 +84,12 @@ def to_lines(night: Night, page: Path | None = None) -> list[str]:
     for each in alike(night.outcomes):
         if each.first.state is not State.UNCHANGED:
             lines += _lines_of(each)
-    lines += (f"warning: {warning}" for warning in night.warnings)
+    return lines + to_last_lines(night, page)
+
+
+def to_last_lines(night: Night, page: Path | None = None) -> list[str]:
+    """Of the lines of a night those behind its outcomes."""
+    lines = [f"warning: {warning}" for warning in night.warnings]
     for each in alike(night.outcomes):
         lines += (f"warning: {each.where}: {warning}" for warning in each.first.warnings)
     if night.kept:
