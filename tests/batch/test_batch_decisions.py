@@ -63,7 +63,9 @@ BUSY = "ALLOCATED+CLOUD"
 def test_a_worker_that_slurm_powers_up_gets_a_domain() -> None:
     plan = look([node("hotel-1", COMING), node("hotel-2", OFF)], {})
     assert (plan.start, plan.stop, plan.changes) == (("hotel-1",), (), ())
-    assert plan.memory.machines == {"hotel-1": Kept(machine="", since=NOW)}
+    assert plan.memory.machines == {}  # Phantom may yet refuse it
+    later = look([node("hotel-1", COMING)], {"batch.hotel-1": ""})
+    assert later.memory.machines == {"hotel-1": Kept(machine="", since=NOW)}
 
 
 def test_what_is_as_slurm_wants_it_stays() -> None:
@@ -128,12 +130,16 @@ def test_an_idle_worker_paid_by_the_hour_goes_when_the_hour_is_nearly_over(
     assert plan.stop == ()  # Slurm first: a job may have come meanwhile
     wanted = (Change(nodes=("east-1",), state="POWER_DOWN"),)
     assert plan.changes == (wanted if goes else ())
+    drained = look([node("east-1", f"{UP}+DRAIN", "disk")], domains, kept(east_1=("i-1", age)))
+    assert drained.changes == plan.changes
     # Others are Slurm's, by SuspendTime.
     other = look([node("hotel-1", UP)], {"batch.hotel-1": "i-1"}, kept(hotel_1=("i-1", age)))
     assert other.changes == ()
 
 
-@pytest.mark.parametrize("states", ["IDLE+CLOUD+DRAIN", "IDLE+CLOUD+RESERVED", "IDLE+CLOUD+MAINT"])
+@pytest.mark.parametrize(
+    "states", ["IDLE+CLOUD+PLANNED", "IDLE+CLOUD+RESERVED", "IDLE+CLOUD+MAINT"]
+)
 def test_a_worker_of_which_somebody_says_more_is_left_to_them(states: str) -> None:
     machines = kept(east_1=("i-1", HOUR - 1))
     plan = look([node("east-1", states, "disk", 60)], {"batch.east-1": "i-1"}, machines)

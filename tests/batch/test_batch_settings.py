@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -76,8 +77,7 @@ def test_slurm_conf_has_the_sites_in_the_order_of_their_prices() -> None:
     assert [line for line in conf if line.startswith(("Slurmctld", "Node", "Partition"))] == [
         "SlurmctldHost=head1(10.0.0.2)",
         "SlurmctldPidFile=/run/slurmctld/slurmctld.pid",
-        "SlurmctldParameters=enable_configless,cloud_reg_addrs,idle_on_node_suspend,"
-        "power_save_interval=5",
+        "SlurmctldParameters=enable_configless,idle_on_node_suspend,power_save_interval=5",
         "NodeName=hotel-[1-2] CPUs=1 Weight=1 State=CLOUD",
         "NodeName=ec2-east1-[1-3] CPUs=2 RealMemory=900 Weight=2 State=CLOUD",
         "PartitionName=batch Nodes=hotel-[1-2],ec2-east1-[1-3] Default=YES State=UP",
@@ -177,3 +177,16 @@ def test_the_element_installs_all_of_its_files() -> None:
         if path.is_file() and "__pycache__" not in path.parts:
             mode = "0755" if path.stat().st_mode & 0o100 else "0644"
             assert f"{path.relative_to(static)}:{mode}" in hook
+
+
+def test_the_documents_user_data_is_right_and_fits() -> None:
+    page = (ELEMENT.parents[1] / "docs/batch-cluster.md").read_text()
+    block = page.partition("    #!/bin/sh\n")[2].partition("    END\n\n")[0]
+    text = textwrap.dedent("    #!/bin/sh\n" + block).replace(
+        "(what `openssl rand -hex 32` prints)", SECRET
+    )
+    assert len(text) < 900  # of 1,024
+    assert [site.name for site in parse_cluster(text.partition("head <<END\n")[2]).sites] == [
+        "hotel",
+        "ec2-east",
+    ]

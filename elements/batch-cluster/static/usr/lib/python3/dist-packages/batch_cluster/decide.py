@@ -47,8 +47,8 @@ class Node:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is up, has no job, and nothing is said of it."""
-        return self.states == {"IDLE", "CLOUD"}
+        """Whether it is up and has no job. Slurm too lets a drained worker go that has none."""
+        return self.states - {"DRAIN"} == {"IDLE", "CLOUD"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Kept:
     machine: str
     """Its id at Phantom; empty until there is one."""
     since: float
-    """When it was asked for, or later noticed; never after the machine's start."""
+    """When it was first seen; at most one look after it was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,9 @@ def note_machines(
     """The memory with the machines that there are now."""
     machines: dict[str, Kept] = {}
     for node in wanted:
-        machine, kept = domains.get(cluster.domain_of(node), ""), memory.machines.get(node)
+        machine, kept = domains.get(cluster.domain_of(node)), memory.machines.get(node)
+        if machine is None:
+            continue
         if kept is None:
             kept = Kept(machine=machine, since=now)
         elif kept.machine and kept.machine != machine:  # it died since the last look

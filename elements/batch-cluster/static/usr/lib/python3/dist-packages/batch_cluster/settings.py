@@ -183,8 +183,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 # A worker whose machine was replaced comes back as DOWN, and its jobs go back to the queue.
 ReturnToService=1
-SlurmctldParameters=enable_configless,cloud_reg_addrs,idle_on_node_suspend,power_save_interval=5
-CommunicationParameters=NoAddrCache
+SlurmctldParameters=enable_configless,idle_on_node_suspend,power_save_interval=5
 TreeWidth=65533
 SlurmdTimeout=180
 ResumeProgram=/usr/lib/batch-cluster/changed

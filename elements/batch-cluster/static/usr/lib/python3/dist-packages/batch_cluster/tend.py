@@ -96,10 +96,10 @@ def _start(cluster: Cluster, phantom: Phantom, node: str) -> None:
 
 
 def _stop(phantom: Phantom, domain: str) -> None:
-    (found,) = phantom.list_domains(domain)
-    phantom.resize_domain(domain, 0)
-    phantom.delete_domain(domain)
-    phantom.delete_launch_configuration(found.launch_configuration)
+    for found in phantom.list_domains(domain):  # none, if somebody else was faster
+        phantom.resize_domain(domain, 0)
+        phantom.delete_domain(domain)
+        phantom.delete_launch_configuration(found.launch_configuration)
 
 
 def _apply(change: Change) -> int:
