@@ -127,19 +127,6 @@ class BootCheckPolicy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Waiver:
-    """What of the gate's findings an appliance is meant to have."""
-
-    rule: str
-    """Its id."""
-    reason: str
-    path: str | None = None
-    """A pattern of paths, in which `*` stands for anything; None: all of them."""
-    subject: str | None = None
-    """What a finding is about beside its path, such as a user; None: anything."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Keep:
     """Which builds of an appliance stay when old ones are pruned."""
 

@@ -299,7 +299,7 @@ CASES: dict[str, Case] = {
     "source-local": Case(
         {"etc/apt/sources.list": "deb http://127.0.0.1:3142/debian trixie main\n"},
         [("/etc/apt/sources.list", "packages come from http://127.0.0.1:3142/debian")],
-        {"etc/apt/sources.list": "deb http://deb.debian.org/debian trixie main\n"},
+        {"etc/apt/sources.list": "deb http://archive.example/debian trixie main\n"},
     ),
     "proxy": Case(
         {

@@ -17,7 +17,7 @@ from pipeline.checks.root import Root
 from pipeline.checks.rule import Finding, Found, Rule
 from pipeline.disk.contents import Contents, shown
 from pipeline.disk.untrusted import to_printable
-from pipeline.model import Waiver
+from pipeline.waiver import Waiver
 
 FAMILIES = (accounts, secrets, traces, packages, modes, system, leftovers)
 RULES: dict[str, Rule] = {rule.id: rule for family in FAMILIES for rule in family.RULES}

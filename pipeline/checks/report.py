@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.checks import RULES
 from pipeline.checks.rule import Finding
 from pipeline.errors import GateError
-from pipeline.model import Waiver
+from pipeline.waiver import Waiver
 
 
 def count(findings: Sequence[Finding]) -> dict[str, int]:

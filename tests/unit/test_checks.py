@@ -17,7 +17,7 @@ from pipeline.checks.rule import Finding, Rule
 from pipeline.disk.contents import Ext4Contents
 from pipeline.disk.ext4_reader import Reader
 from pipeline.errors import FileSystemError
-from pipeline.model import Waiver
+from pipeline.waiver import Waiver
 
 BUILD_HOST = "grindstone.example.org"
 
