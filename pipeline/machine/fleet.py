@@ -37,8 +37,9 @@ class Member:
 
 
 class Fleet:
-    """Guests that end with the `with` block, and with this process. `base` is their disk, as
-    `qemu.ready_disk` has made it; what they write goes below `folder`, which no other fleet uses.
+    """Guests that end with the `with` block, with this process, and with the thread that starts
+    them (`tools/run.py`). `base` is their disk, as `qemu.ready_disk` has made it; what they write
+    goes below `folder`, which no other fleet uses.
     """
 
     def __init__(self, machine: Machine, base: Path, folder: Path, accelerator: str) -> None:

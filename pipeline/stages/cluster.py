@@ -148,8 +148,7 @@ class _Console:
 
 
 class _Guests:
-    """The guests of one check, and what a local Phantom needs of machines (`Machines`): those that
-    it orders are further guests."""
+    """The guests of one check: the definition's, and those that a local Phantom orders."""
 
     def __init__(self, check: ClusterCheck, fleet: Fleet, console: _Console, nonce: str) -> None:
         self._check = check
@@ -203,7 +202,7 @@ class _Guests:
         while len(told) < len(self._members):
             context.store.check_space()
             late = time.monotonic() - started > limit
-            for name in self._members.keys() - told.keys():
+            for name in [name for name in self._members if name not in told]:
                 report = self._look(name, limit if late else None)
                 if report is not None:
                     seconds = round(time.monotonic() - started, 1)
