@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.build.explain import describe, explain
+from pipeline.build.partial import stages_without_boot
 from pipeline.build.plan import Plan, make_plan
 from pipeline.definitions.appliance import load_appliance
 from pipeline.model import Site
@@ -150,6 +151,16 @@ def test_an_edited_file_repeats_what_depends_on_it(
         "pair.sh": "guests head script",
     }.get(file, file)
     assert told[stages[0]] == [f"{where} changed"]
+
+
+def test_a_cluster_check_follows_the_boot_check_and_is_left_out_with_it(before: Plan) -> None:
+    (target,) = before.targets
+    assert target.cluster is not None
+    assert target.cluster.after == target.boots
+    assert target.cluster in target.leaves
+    names = [stage.name for stage in stages_without_boot(before)]
+    assert "hash" in names
+    assert not {"boot", "cluster"}.intersection(names)
 
 
 def test_packages_are_shared_by_whoever_has_the_same(
