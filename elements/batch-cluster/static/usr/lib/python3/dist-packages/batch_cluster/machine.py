@@ -29,7 +29,7 @@ class MachineError(Exception):
 def make_head(cluster: Cluster, text: str) -> None:
     """Starts the head; `text` are its settings. Safe to repeat, at each boot. Raises MachineError,
     OSError."""
-    settle_address(cluster)  # before anything is written
+    known = settle_address(cluster)
     write(SETTINGS, text.encode(), 0o600)
     _close_user_data()
     _trust(cluster.secret)
@@ -37,7 +37,6 @@ def make_head(cluster: Cluster, text: str) -> None:
     if host == "localhost":
         host = f"{cluster.name}-head"
         _set_host_name(host)
-    known = settle_address(cluster)
     _name_host(known.address, host)
     write(Path("/etc/slurm/slurm.conf"), make_slurm_conf(known, host).encode(), 0o644)
     asked = STATE / "asked"
