@@ -15,7 +15,7 @@ WHERE = $${CLOUD:+--cloud "$$CLOUD"} $${SITE:+--site "$$SITE"} $${ALL_SITES:+--a
 VERBOSE = $(if $(V),-v)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev image nightly plan boot doctor test soak lint bench clean requirements
+.PHONY: help setup setup-dev image nightly catalog plan boot doctor test soak lint bench clean requirements
 
 help: ## this list
 	@echo 'make TARGET [CLOUD=cloud] [SITE=site] [ALL_SITES=1] [IMAGE=$(IMAGE)] [V=1]'
@@ -28,6 +28,9 @@ help: ## this list
 
 image: ## builds, boots and publishes an appliance and writes its manifest
 	@$(PHANTOM) image $(VERBOSE) "$$IMAGE" $(WHERE)
+
+catalog: ## writes static pages and feeds of all appliances, to build/catalog
+	@$(PHANTOM) catalog
 
 nightly: ## builds and publishes what changed of all appliances, for a build server
 	@$(PHANTOM) nightly $(VERBOSE) $(WHERE)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.base_images import measure_base_images
 from benchmarks.boot import measure_boot
+from benchmarks.catalog import measure_catalog
 from benchmarks.layers import measure_edits
 from benchmarks.measure import ROOT, Figure, Run, make_project, phantom, seconds_of
 from benchmarks.phantom import measure_domain, measure_phantom
@@ -88,6 +89,7 @@ def measure(folder: Path) -> Iterator[Figure]:
     yield from _rebuild(project)
     yield from measure_uploads(project)
     yield from measure_phantom()
+    yield from measure_catalog()
 
 
 def _plain_mmdebstrap(project: Path) -> float:

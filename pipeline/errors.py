@@ -352,9 +352,13 @@ class NightNotRunError(PhantomError, status=72):
     """A night could not run: another one does, or there is nothing to run it with."""
 
 
-class InstallError(PhantomError, status=74):
-    """What runs the nightly every night could not be installed."""
-
-
 class GateError(PhantomError, status=75):
     """An image has what no image that others boot may have: a password, a key, an identity."""
+
+
+class CatalogManifestsError(PhantomError, status=82):
+    """Manifests that a catalog was to be made from cannot be used; `detail` lists them."""
+
+
+class CatalogFolderError(PhantomError, status=83):
+    """The folder of a catalog cannot be written to, or has something else in it."""

@@ -141,10 +141,12 @@ def digest(value: object) -> str:
 
 def find_fault(value: Any, shape: Any, where: str = "") -> str | None:
     """What first keeps a value from having a shape, in words; None where it has it."""
+    if isinstance(shape, type):
+        return None if _is_of(value, shape) else _describe(where, shape)
     if isinstance(shape, tuple):
         faults = [find_fault(value, each, where) for each in shape]
         return None if None in faults else faults[0]
-    if isinstance(shape, Mapping):
+    if isinstance(shape, dict):
         return _find_fault_inside(value, shape, where)
     if isinstance(shape, list):
         if not isinstance(value, list):

@@ -15,8 +15,9 @@ from pipeline.files import make_folder
 from pipeline.model import Progress
 from pipeline.store import Store, temporary_name
 
-STORE, SITES, LATEST, NIGHTLY = "store", "sites", "latest", "nightly"
-RESERVED = (STORE, SITES, LATEST, NIGHTLY)
+STORE, SITES, LATEST = "store", "sites", "latest"
+NIGHTLY, CATALOG = "nightly", "catalog"
+RESERVED = (STORE, SITES, LATEST, NIGHTLY, CATALOG)
 """Names in the folder of builds that no appliance can have."""
 
 

@@ -18,7 +18,7 @@ BUILD: Schema = {"type": "string", "pattern": "^[0-9a-f]{12}$"}
 TIME: Schema = {"type": "string", "pattern": "^[0-9]{4}(-[0-9]{2}){2}T([0-9]{2}:){2}[0-9]{2}Z$"}
 
 
-def whole(title: str, **properties: Schema) -> Schema:
+def whole(title: str, /, **properties: Schema) -> Schema:
     """A schema on its own, of an object with these keys."""
     return {"$schema": DRAFT, "title": title, **an_object(**properties)}
 

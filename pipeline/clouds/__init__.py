@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol
 
+from pipeline.clouds.recipes import Recipe
 from pipeline.model import (
     Appliance,
     BootedImage,
@@ -166,3 +168,14 @@ def make_cloud(site: Site) -> Cloud:
 def metadata_service(cloud: str) -> type[MetadataService]:
     """The metadata service of a cloud's machines."""
     return _load(cloud).metadata
+
+
+def find_recipes(publication: Publication, data: Mapping[str, Any]) -> tuple[Recipe, ...]:
+    """How people start a published image without Phantom, by `make_recipes` of the module `recipes`
+    in the cloud's package; nothing where that has no such module, and for a cloud that this program
+    does not know. `data` is that of its launch template, empty where it has none."""
+    module = f"{_PACKAGES.get(publication.cloud)}.recipes"
+    if publication.cloud not in _PACKAGES or find_spec(module) is None:
+        return ()
+    made: tuple[Recipe, ...] = import_module(module).make_recipes(publication, data)
+    return made

@@ -20,6 +20,8 @@ COMMANDS = {
     "list": "list builds, or with --site the images that a site has",
     "clean": "tell what crashes left at a site; with --remove, remove it",
     "pin": "fetch the base image of a definition, show it, and write its digest there",
+    "catalog": "write static pages and feeds of all appliances, from their manifests",
+    "mark": "say that a build is deprecated or withdrawn, or take that back",
     "show": "show a build's manifest",
     "manifest": "validate or show a manifest's file, or compare two",
     "diff": "tell what differs between two builds or image files",

@@ -64,6 +64,13 @@ def hours(text: str) -> float:
     return float(text)
 
 
+def port(text: str) -> int:
+    """An option's port. Raises ArgumentTypeError."""
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text) < 1 << 16):
+        raise ArgumentTypeError(f"{text[:40]!r} is no port from 0 to 65535")
+    return int(text)
+
+
 def load_appliance(options: Namespace) -> Appliance:
     """The appliance that the options name. Raises DefinitionError.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -30,7 +30,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments."""
     shared.add(parser, "sites")
     parser.add_argument(
-        "--port", type=_port, default=0, help="the port of 127.0.0.1 to listen on (a free one)"
+        "--port",
+        type=shared.port,
+        default=0,
+        help="the port of 127.0.0.1 to listen on (a free one)",
     )
     parser.add_argument(
         "--folder", type=Path, help="where it keeps its state and machines (build/.phantom)"
@@ -72,10 +75,3 @@ def run(options: Namespace) -> None:
 def _tell(line: str) -> None:
     for each in line.split("\n"):
         print_line(each, file=sys.stderr)
-
-
-def _port(text: str) -> int:
-    """An option's port. Raises ArgumentTypeError."""
-    if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text) < 1 << 16):
-        raise ArgumentTypeError(f"{text[:40]!r} is no port from 0 to 65535")
-    return int(text)

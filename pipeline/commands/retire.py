@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from pipeline.build.lifecycle import State, read_mark, write_mark
 from pipeline.build.manifest import (
     FILE,
     publications_of,
@@ -116,4 +118,7 @@ def _retire(
                 with workspace.manifests(name):  # another command may have changed it
                     content = without(read_manifest(folder, build) or content, publication)
                     write_manifest(folder, content, latest=False)
+                    if not content["publications"]:
+                        mark = replace(read_mark(folder / build), state=State.DELETED)
+                        write_mark(folder / build, mark)
                 yield publication

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from pipeline.build.schemas import output_schemas
+from pipeline.catalog.schema import catalog_schemas
 from pipeline.clouds import clouds
 from pipeline.commands.output import print_json
 from pipeline.definitions.appliance import appliance_schema
@@ -29,6 +30,9 @@ _OF = (
     "launch-config",
     "domain",
     "report",
+    "catalog",
+    "appliance",
+    "cataloged",
 )
 
 
@@ -48,4 +52,4 @@ def run(options: Namespace) -> None:
     elif options.of == "report":
         print_json(report_schema())
     else:
-        print_json(output_schemas()[options.of])
+        print_json((output_schemas() | catalog_schemas())[options.of])

@@ -176,8 +176,9 @@ def _check_name(file: YamlFile) -> None:
         text = f"'name': {name!r} is not the name of the definition's folder, {folder!r}"
         file.add(text, ("name",))
     elif name in RESERVED:
-        others = " and ".join(word for word in RESERVED if word != name)
-        text = f"'name': {name!r} is kept for a folder beside those of the builds, as {others} are"
+        *others, last = (word for word in RESERVED if word != name)
+        words = f"{', '.join(others)} and {last}"
+        text = f"'name': {name!r} is kept for a folder beside those of the builds, as {words} are"
         file.add(text, ("name",))
 
 

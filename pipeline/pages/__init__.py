@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.model import format_size
 from pipeline.terminal import escape
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TEMPLATES = Path(__file__).with_name("templates")
 """The folder of what all pages share: `base.html`, which they extend, and its style."""
 
 
 def render(template: str, folder: Path, **values: Any) -> str:
-    """The page that a template of a folder makes of values.
+    """The page that a template of a folder makes of values."""
+    return f"{make_environment(folder).get_template(template).render(values)}\n"
 
-    Templates escape what they insert, both for HTML and as `terminal.escape` does, so that no text
-    turns a line around or hides in it. A value that a template names and does not get is an error
-    of jinja2's.
+
+@cache
+def make_environment(folder: Path) -> Environment:
+    """The templates of a folder, and those that all pages share.
+
+    They escape what they insert, both for HTML and as `terminal.escape` does, so that no text turns
+    a line around or hides in it. A value that a template names and does not get is an error of
+    jinja2's.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -29,6 +39,7 @@ def render(template: str, folder: Path, **values: Any) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        auto_reload=False,
     )
     environment.filters |= {
         "size": format_size,
@@ -36,11 +47,11 @@ def render(template: str, folder: Path, **values: Any) -> str:
         "time": format_time,
         "count": count,
     }
-    return environment.get_template(template).render(values) + "\n"
+    return environment
 
 
 def _finalize(value: object) -> object:
-    return value if hasattr(value, "__html__") else escape(str(value), keep="\n")
+    return value if hasattr(value, "__html__") else escape(str(value), keep="\n\t")
 
 
 def format_duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ _FIGURE = Markup(
     '<figure class="plot"><figcaption>{}</figcaption><div class="plot-area">'
     '<span class="plot-top">{}</span>'
     '<svg viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
-    '</div><div class="plot-ends" style="width: {}%"><span>{}</span><span>{}</span></div></figure>'
+    '</div><div class="plot-ends of-{}"><span>{}</span><span>{}</span></div></figure>'
 )
 _GROUP = Markup(
     '<g><title>{}: {}</title><rect class="hover" x="{}" y="0" width="{}" height="{}"/>{}</g>'
@@ -64,7 +64,7 @@ def columns(title: str, values: Sequence[Column], *, top: str) -> Markup:
     return _FIGURE.format(
         *_safe(title, top, max(len(values), _LEAST_COLUMNS) * _STEP, _HEIGHT),
         *_safe(f"{title}: {told or 'nothing yet'}", drawn),
-        *_safe(min(100 * len(values) // _LEAST_COLUMNS, 100), first, last if values[1:] else ""),
+        *_safe(min(len(values), _LEAST_COLUMNS), first, last if values[1:] else ""),
     )
 
 

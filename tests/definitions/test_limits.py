@@ -118,13 +118,15 @@ def test_a_chain_of_definitions_has_an_end(write: Write) -> None:
     assert load_appliance("d10", Path("images")).name == "d10"
 
 
-@pytest.mark.parametrize("name", ["store", "sites", "latest", "nightly"])
+@pytest.mark.parametrize("name", ["store", "sites", "latest", "nightly", "catalog"])
 def test_names_of_folders_beside_the_builds(name: str, write: Write) -> None:
     write(f"images/{name}/appliance.yaml", f'name: {name}\nversion: "1"\nsummary: s\n')
     with pytest.raises(DefinitionError) as caught:
         load_appliance(name, Path("images"))
-    others = " and ".join(word for word in ("store", "sites", "latest", "nightly") if word != name)
+    words = ("store", "sites", "latest", "nightly", "catalog")
+    *others, last = (word for word in words if word != name)
     assert (caught.value.where, caught.value.what) == (
         f"images/{name}/appliance.yaml:1:7",
-        f"'name': {name!r} is kept for a folder beside those of the builds, as {others} are",
+        f"'name': {name!r} is kept for a folder beside those of the builds, as "
+        f"{', '.join(others)} and {last} are",
     )

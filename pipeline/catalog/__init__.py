@@ -1,0 +1,1 @@
+"""The appliance catalog: static pages and feeds, made from manifests alone."""
