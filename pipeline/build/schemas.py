@@ -64,6 +64,7 @@ def output_schemas() -> dict[str, Schema]:
             "title": "A Phantom's domains, one of them, or what was done: `domain --json`",
             "anyOf": [a_list(_domain()), _domain(), an_object(**_domain_change())],
         },
+        "launch": whole("Machines that a cloud was to start: `launch --json`", **_launch()),
         "diff": whole("What differs between manifests: `manifest diff --json`", **_diff()),
     }
 
@@ -143,6 +144,20 @@ def _domain_change() -> dict[str, Schema]:
     return {
         "action": {"enum": ["create", "resize", "delete", "unchanged"]},
         "domain": told(or_null(_domain()), "As it is now; null where there is none."),
+    }
+
+
+def _launch() -> dict[str, Schema]:
+    return {
+        "site": TEXT,
+        "region": or_null(TEXT),
+        "sandbox": told(FLAG, "Whether an emulator started them, which ended with the command."),
+        "appliance": TEXT,
+        "build": BUILD,
+        "count": COUNT,
+        "dry_run": told(FLAG, "Whether nothing was started."),
+        "launch_template": an_object(name=TEXT, action={"enum": ["create", "change", "reuse"]}),
+        "machines": a_list(an_object(id=TEXT, state=TEXT)),
     }
 
 

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol
 
+from pipeline.clouds.launching import Launch, LaunchOrder
 from pipeline.clouds.recipes import Recipe
 from pipeline.model import (
     Appliance,
@@ -127,6 +128,10 @@ class Cloud(Protocol):
     ) -> Mapping[str, object] | None:
         """What starts the image by the cloud's own means, without Phantom; None where the cloud has
         nothing of the kind."""
+
+    def launch(self, order: LaunchOrder, *, dry_run: bool) -> Launch:
+        """Starts machines by what `launch_data` told, or with `dry_run` tells what would be done.
+        After an interruption, the same order gets the machines that were started."""
 
 
 @dataclass(frozen=True, kw_only=True)

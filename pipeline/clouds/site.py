@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Formatter
 from typing import BinaryIO, ClassVar, Generic, TypeVar
 
+from pipeline.clouds.launching import Launch, LaunchOrder
 from pipeline.errors import ImageNameError
 from pipeline.model import Appliance, Disk, Site
 
@@ -131,6 +132,10 @@ class CloudSite(ABC, Generic[Session]):
     def open_kept(self, folder: Path, image_id: str) -> BinaryIO | None:
         """None: the site keeps no images on this host."""
         return None
+
+    def launch(self, order: LaunchOrder, *, dry_run: bool) -> Launch:
+        """For clouds without launch data, which have nothing to launch by."""
+        raise RuntimeError(f"{type(self).__name__} has no launch data")
 
     @abstractmethod
     def _find_name_mistake(self, name: str) -> str | None:

@@ -29,6 +29,7 @@ COMMANDS = {
     "doctor": "look at this host: what is missing, and what mends it",
     "launch-config": "send a build's launch configurations to a Phantom",
     "domain": "create, show, list, resize or delete a Phantom's groups of machines",
+    "launch": "start a build's machines at a cloud, without Phantom",
     "phantom-sandbox": "run a local Phantom, whose machines are guests of this host",
     "schema": "print the JSON Schema of definitions, or of what commands print",
     "completion": "print what completes commands in bash or zsh",

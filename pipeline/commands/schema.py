@@ -33,6 +33,7 @@ _OF = (
     "catalog",
     "appliance",
     "cataloged",
+    "launch",
 )
 
 

@@ -110,6 +110,11 @@ class Refused(Exception):
         return told is not None and self.code in _DATED
 
     @property
+    def is_capacity(self) -> bool:
+        """There are no more machines of the kind that was asked for; minutes do not change it."""
+        return self.code in ("InsufficientInstanceCapacity", "InsufficientCapacity")
+
+    @property
     def unknown_credentials(self) -> bool:
         """The service does not know the credentials, they do not match, or the clock is wrong."""
         return self.code in _BAD_CREDENTIALS or self.skewed
@@ -136,7 +141,7 @@ class NoCredentials(Exception):
 def is_transient(refused: Refused) -> bool:
     """Whether the same call may succeed later: throttling, time-outs and 5xx. Never a missing
     right, a mistake in the call, expired credentials, or a quota that is used up."""
-    if refused.denied or refused.expired or refused.unknown_credentials:
+    if refused.denied or refused.expired or refused.unknown_credentials or refused.is_capacity:
         return False
     if refused.code.startswith("ServiceQuotaExceeded"):
         return "THROTTL" in (refused.reason or "")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ec2_images as images
+import ec2_launches as launches
 import ec2_snapshots as snapshots
 from ec2_call import (
     Call,
@@ -125,6 +126,8 @@ _READS: Mapping[str, Callable[[Call], dict[str, Any]]] = {
     "DescribeImages": images.describe_images,
     "DescribeImportSnapshotTasks": snapshots.describe_import_snapshot_tasks,
     "DescribeInstances": describe_instances,
+    "DescribeLaunchTemplateVersions": launches.describe_launch_template_versions,
+    "DescribeLaunchTemplates": launches.describe_launch_templates,
     "DescribeRegions": describe_regions,
     "DescribeSnapshotAttribute": snapshots.describe_snapshot_attribute,
     "DescribeSnapshots": snapshots.describe_snapshots,
@@ -135,7 +138,10 @@ _READS: Mapping[str, Callable[[Call], dict[str, Any]]] = {
 _CHANGES: Mapping[str, Callable[[Call], dict[str, Any]]] = {
     "CancelImportTask": snapshots.cancel_import_task,
     "CopyImage": images.copy_image,
+    "CreateLaunchTemplate": launches.create_launch_template,
+    "CreateLaunchTemplateVersion": launches.create_launch_template_version,
     "CreateTags": create_tags,
+    "DeleteLaunchTemplate": launches.delete_launch_template,
     "DeleteSnapshot": snapshots.delete_snapshot,
     "DeleteTags": delete_tags,
     "DeregisterImage": images.deregister_image,
@@ -147,6 +153,7 @@ _CHANGES: Mapping[str, Callable[[Call], dict[str, Any]]] = {
     "ModifyImageAttribute": images.modify_image_attribute,
     "ModifySnapshotAttribute": snapshots.modify_snapshot_attribute,
     "RegisterImage": images.register_image,
+    "RunInstances": launches.run_instances,
 }
 
 

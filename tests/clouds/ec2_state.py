@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from ec2_faults import Faults
 
@@ -256,6 +256,30 @@ class Bucket:
 
 
 @dataclass(kw_only=True)
+class Template:
+    """A launch template with the data of its versions, the first of which is its default."""
+
+    id: str
+    owner: str
+    name: str
+    created: float
+    tags: dict[str, str]
+    versions: list[dict[str, Any]]
+
+
+@dataclass(kw_only=True)
+class Instance:
+    """A machine that RunInstances has started."""
+
+    id: str
+    reservation: str
+    data: dict[str, Any]
+    """The launch's, over its template's."""
+    tags: dict[str, str]
+    state: str = "pending"
+
+
+@dataclass(kw_only=True)
 class Region:
     name: str
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
@@ -263,6 +287,8 @@ class Region:
     deregistered: set[str] = field(default_factory=set)
     imports: dict[str, ImportTask] = field(default_factory=dict)
     references: list[Reference] = field(default_factory=list)
+    templates: dict[str, Template] = field(default_factory=dict)
+    instances: dict[str, Instance] = field(default_factory=dict)
     image_block_public: bool = False
     snapshot_block_public: str = "unblocked"
     encryption_by_default: bool = False

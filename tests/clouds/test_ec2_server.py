@@ -571,7 +571,7 @@ def post(server: Ec2Server, fields: Mapping[str, str]) -> tuple[int, str]:
     ("fields", "code"),
     [
         ({"Action": "DescribeAmis"}, "InvalidAction"),
-        ({"Action": "RunInstances", "MinCount": "1", "MaxCount": "1"}, "InvalidAction"),
+        ({"Action": "StartInstances", "InstanceId.1": "i-12345678"}, "InvalidAction"),
         ({"Action": "DescribeImages", "Image.1": "ami-1"}, "UnknownParameter"),
         ({"Action": "DescribeImages", "ImageId.2": "ami-12345678"}, "InvalidParameter"),
         ({"Action": "DescribeImages", "MaxResults": "many"}, "InvalidParameterValue"),

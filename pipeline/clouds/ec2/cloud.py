@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from pipeline.clouds.ec2.errors import make_error
 from pipeline.clouds.ec2.foresight import foresee_upload
+from pipeline.clouds.ec2.launch import launch_machines
 from pipeline.clouds.ec2.leftovers import find_leftovers, remove_leftover
 from pipeline.clouds.ec2.metadata import EC2_USER_DATA_BYTES
 from pipeline.clouds.ec2.region import Described, Region, get_tags, make_tag_filters
@@ -35,6 +36,7 @@ from pipeline.clouds.ec2.settings import (
     find_volume_gib,
     resolve_settings,
 )
+from pipeline.clouds.launching import Launch, LaunchOrder
 from pipeline.clouds.site import CloudSite
 from pipeline.errors import DefinitionError, NameTakenError, UploadError
 from pipeline.model import (
@@ -135,12 +137,16 @@ class Ec2(CloudSite[Session]):
 
     # ---- the session
 
+    _folder: Path
+    """The site's own, once it is open."""
+
     @contextmanager
     def _start_session(self, folder: Path) -> Iterator[Session]:
-        """Finds settings and credentials. Nothing is kept in `folder`.
+        """Finds settings and credentials. `folder` keeps the tokens of launches.
 
         Raises DefinitionError, CredentialsError, CredentialsExpiredError.
         """
+        self._folder = folder
         settings = self._resolve()
         try:
             session = make_session(settings.profile, self._environ)
@@ -270,13 +276,14 @@ class Ec2(CloudSite[Session]):
             snapshot = region.describe_snapshot(where.snapshot)
             check_own(session, publication, image, snapshot)
             if image is not None:
-                self._check_unused(region, where.image)
+                for template in self._check_unused(region, where.image):
+                    region.call("DeleteLaunchTemplate", LaunchTemplateId=template)
                 region.deregister(where.image)
             if snapshot is not None:
                 region.delete_unused(where.snapshot)
 
-    def _check_unused(self, region: Region, image_id: str) -> None:
-        check_unused(region, image_id)
+    def _check_unused(self, region: Region, image_id: str) -> Sequence[str]:
+        return check_unused(region, image_id, self.site.name)
 
     def list(self) -> Sequence[Publication]:
         """The images that the site's tag names, in all its regions."""
@@ -309,6 +316,13 @@ class Ec2(CloudSite[Session]):
         region = leftover.region or session.settings.region
         with session.translate_errors(region):
             remove_leftover(leftover, session.region(region), session.settings)
+
+    def launch(self, order: LaunchOrder, *, dry_run: bool) -> Launch:
+        """Makes the launch template, unless the site has it, and starts machines by it.
+
+        Raises NameTakenError, NotPublishedError, QuotaError, RightsError, CredentialsError,
+        CredentialsExpiredError, SiteUnreachableError."""
+        return launch_machines(self._opened, order, self._folder, dry_run=dry_run)
 
     def launch_data(
         self, publication: Publication, instance_type: str, user_data: bytes | None

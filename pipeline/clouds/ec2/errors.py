@@ -23,6 +23,7 @@ from pipeline.tools.aws import Cut, NoCredentials, Refused, is_transient
 Failure = Refused | Cut | NoCredentials
 
 _QUOTA = re.compile(r"LimitExceeded|QuotaExceeded|InsufficientCapacity|^TooManySnapshots")
+_LAUNCH = "ec2:RunInstances"
 _IN_USE = ("InvalidSnapshot.InUse", "InvalidAMIID.InUse")
 _BLOCKED = re.compile(r"block public access|BlockPublicAccess|publicly shar", re.IGNORECASE)
 _ROLE = re.compile(r"\brole\b", re.IGNORECASE)
@@ -104,6 +105,12 @@ def _explain_refusal(
         return InUseError(
             f"something still uses it: {said}",
             todo="see what uses it in the EC2 console, and remove that first",
+        )
+    if refused.action == _LAUNCH and (refused.is_capacity or _QUOTA.search(refused.code)):
+        return QuotaError(
+            f"{place} starts no more machines of this kind ({said})",
+            todo="ask for fewer, end machines that are not needed, take another "
+            "`phantom: instance_type:` in the definition, or ask AWS for a higher quota",
         )
     if settings.emulated:
         what = f"{settings.find_service(place)} refuses {refused.action}: {said}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.clouds.ec2.region import Described, Region, find_site, is_ours
+from pipeline.clouds.ec2.region import Described, Region, find_site, is_ours, make_tag_filters
 from pipeline.clouds.ec2.session import Session
+from pipeline.clouds.ec2.settings import PIPELINE, PIPELINE_TAG, SITE_TAG
 from pipeline.errors import InUseError
 from pipeline.model import Publication
 from pipeline.tools.aws import Refused
@@ -26,14 +27,22 @@ def check_own(
             raise session.make_foreign(publication, reason)
 
 
-def check_unused(region: Region, image_id: str) -> None:
-    """Raises InUseError for an image that something in this account refers to."""
-    users = _find_users(region, image_id)
-    if users:
+def check_unused(region: Region, image_id: str, site: str) -> list[str]:
+    """Raises InUseError for an image that something in this account refers to, but for launch
+    templates that `phantom-image launch` made for the site. Returns their ids."""
+    users = {user.rpartition("/")[2]: user for user in _find_users(region, image_id)}
+    own: list[str] = []
+    if any(user.startswith("lt-") for user in users):
+        wanted = make_tag_filters({PIPELINE_TAG: PIPELINE, SITE_TAG: site})
+        found = region.pages("DescribeLaunchTemplates", "LaunchTemplates", Filters=wanted)
+        own = [template for each in found if (template := str(each["LaunchTemplateId"])) in users]
+    others = [user for name, user in users.items() if name not in own]
+    if others:
         raise InUseError(
-            f"{image_id} in {region.name} is used by {', '.join(users)}",
+            f"{image_id} in {region.name} is used by {', '.join(others)}",
             todo="let them use another image, or end them, then run the same command again",
         )
+    return own
 
 
 def _find_users(region: Region, image_id: str) -> list[str]:

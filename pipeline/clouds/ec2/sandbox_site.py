@@ -14,6 +14,7 @@ from pathlib import Path
 from pipeline.clouds.ec2.cloud import Ec2
 from pipeline.clouds.ec2.ebs import Ebs
 from pipeline.clouds.ec2.foresight import foresee_rehearsal
+from pipeline.clouds.ec2.launch import make_gone
 from pipeline.clouds.ec2.region import Described, Region
 from pipeline.clouds.ec2.register import make_order
 from pipeline.clouds.ec2.sandbox import (
@@ -30,7 +31,8 @@ from pipeline.clouds.ec2.session import Session
 from pipeline.clouds.ec2.settings import Ec2Settings, resolve_settings
 from pipeline.clouds.ec2.tokens import make_space_error, written
 from pipeline.clouds.ec2.upload import upload_snapshot
-from pipeline.errors import NameTakenError
+from pipeline.clouds.launching import Launch, LaunchOrder
+from pipeline.errors import NameTakenError, located
 from pipeline.model import (
     BootedImage,
     Image,
@@ -72,9 +74,6 @@ class SandboxSession(Session):
 
 class Ec2Sandbox(Ec2):
     """A sandbox site. Its credentials are made up, and no call can reach Amazon."""
-
-    _folder: Path
-    """The site's own: it holds the emulator's log and the records of rehearsals."""
 
     def check_size(self, disk_size: int) -> None:
         """As `Ec2.check_size`; and looks whether the emulator is installed: no earlier verb could
@@ -203,8 +202,17 @@ class Ec2Sandbox(Ec2):
         super().retire(publication)
         self._rehearsals.remove(publication)
 
-    def _check_unused(self, region: Region, image_id: str) -> None:
+    def _check_unused(self, region: Region, image_id: str) -> Sequence[str]:
         """Nothing uses it: the emulator started with the command."""
+        return ()
+
+    def launch(self, order: LaunchOrder, *, dry_run: bool) -> Launch:
+        """As `Ec2.launch`; the emulator, which started anew, takes the image's id as it is."""
+        images = {each.image_id for each in self.list()}
+        if order.data["ImageId"] not in images:
+            with located(self._opened.where):
+                raise make_gone(order)
+        return super().launch(order, dry_run=dry_run)
 
     def list(self) -> Sequence[Publication]:
         """The images that were rehearsed."""
