@@ -19,6 +19,7 @@ from benchmarks.boot import measure_boot
 from benchmarks.catalog import measure_catalog
 from benchmarks.layers import measure_edits
 from benchmarks.measure import ROOT, Figure, Run, make_project, phantom, seconds_of
+from benchmarks.nightly import measure_nightly
 from benchmarks.phantom import measure_domain, measure_phantom
 from benchmarks.uploads import measure_uploads
 
@@ -90,6 +91,7 @@ def measure(folder: Path) -> Iterator[Figure]:
     yield from measure_uploads(project)
     yield from measure_phantom()
     yield from measure_catalog()
+    yield from measure_nightly(project)
 
 
 def _plain_mmdebstrap(project: Path) -> float:
