@@ -352,6 +352,10 @@ class NightNotRunError(PhantomError, status=72):
     """A night could not run: another one does, or there is nothing to run it with."""
 
 
+class InstallError(PhantomError, status=74):
+    """What runs the nightly every night could not be installed."""
+
+
 class GateError(PhantomError, status=75):
     """An image has what no image that others boot may have: a password, a key, an identity."""
 

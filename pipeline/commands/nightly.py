@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.build.plan import make_plan
 from pipeline.build.prune import find_starts
+from pipeline.commands import night_install
 from pipeline.commands import options as shared
 from pipeline.commands.night_output import print_night
 from pipeline.commands.output import cell, print_error, print_json, print_lines, print_table
@@ -38,6 +39,7 @@ EXAMPLES = (
     "phantom-image nightly",
     "phantom-image nightly --only 'web-*' --site hotel",
     "phantom-image nightly --dry-run",
+    "sudo phantom-image nightly --install --time 01:15",
 )
 
 
@@ -58,11 +60,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--store-size", type=_size, default=STORE_BYTES, metavar="SIZE", help=text)
     add("--dry-run", action="store_true", help="tell what would be built, and why; build nothing")
     shared.add(parser, "verbose", "json")
+    night_install.add_arguments(parser)
 
 
 def run(options: Namespace) -> int | None:
     """Runs a night, writes its reports and prints what came of it. Raises NightFailedError where
     something failed, NightNotRunError where nothing ran, UsageError."""
+    if night_install.run_install(options):
+        return None
     if options.dry_run:
         _look_ahead(options)
         return None

@@ -96,3 +96,42 @@ def test_hooks_run_where_no_report_can_be_written(project: Project) -> None:
     assert "the folder of builds cannot be written to" in done.error
     told = (project.folder / "told").read_text()
     assert f"\nwarning: the report could not be written: {folder}/.index.html" in told
+
+
+def test_what_would_run_every_night_is_shown(project: Project) -> None:
+    words = ["nightly", "--show", "web", "--site", "a,b", "--jobs", "3", "--time", "01:05"]
+    shown = project.succeed(*words, "--stage-limit", "90", "--store-size", "3GiB").out
+    folder = project.folder
+    program = Path(sys.executable).with_name("phantom-image")
+    command = (
+        f"{program} --images {folder}/images --build {folder}/build --sites {folder}/sites.yaml "
+        "nightly --site a,b --jobs 3 --stage-limit 90 --store-size 3221225472B web"
+    )
+    lines = shown.splitlines()
+    assert f"ExecStart={command}" in lines
+    assert "OnCalendar=*-*-* 01:05:00" in lines
+    assert [line for line in lines if line.startswith("5 1 * * * phantom-image cd ")]
+    assert not any("PHANTOM_STORE" in line for line in lines)
+    elsewhere = project.succeed("nightly", "--show", PHANTOM_STORE="/srv/store").out
+    assert 'Environment="PHANTOM_STORE=/srv/store"\n' in elsewhere
+    assert list(folder.rglob("nightly")) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (
+            ["--time", "01:05"],
+            24,
+            "--time has no effect without --install or --show\n  do: add one of them, or leave it "
+            "out\n",
+        ),
+        (["--show", "--force"], 24, "--force is nothing for every night\n  do: leave it out\n"),
+        (["--show", "--time", "1:5"], 74, "'1:5' is no time of day\n  do: write it as 02:30\n"),
+    ],
+)
+def test_mistakes_of_an_installation(
+    project: Project, words: list[str], status: int, message: str
+) -> None:
+    done = project.run("nightly", *words)
+    assert (done.status, done.error) == (status, f"error: {message}")
