@@ -31,7 +31,6 @@ def print_night(night: Night, page: Path) -> None:
             cell([each.first.state], _STYLES[each.first.state]),
             each.first.appliance,
             ", ".join(each.sites),
-            each.first.build or "",
             format_duration(each.first.seconds) if each.first.seconds else "",
             cell([describe(each.first), *(f"log: {log}" for log in (each.first.log,) if log)]),
         )
@@ -40,6 +39,6 @@ def print_night(night: Night, page: Path) -> None:
     print_line(f"night {night.name}: {headline(night)}")
     if rows:
         print_line()
-        print_table(rows, ("what", "appliance", "sites", "build", "time", "why"))
+        print_table(rows, ("what", "appliance", "sites", "time", "why"))
         print_line()
     print_lines(to_last_lines(night, page))

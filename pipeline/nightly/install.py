@@ -56,6 +56,8 @@ TimeoutStopSec=3min
 # All of the host is read-only but these folders, and homes are hidden where nothing needs them.
 ProtectSystem=strict
 ReadWritePaths={writable}
+# Where mail of a hook goes, if Postfix is there.
+ReadWritePaths=-/var/spool/postfix/maildrop
 ProtectHome={homes}
 PrivateTmp=yes
 DevicePolicy=closed

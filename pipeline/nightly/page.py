@@ -39,6 +39,7 @@ def make_page(night: Night, history: Sequence[Night], folder: Path) -> str:
     failed, skipped = _of(night, State.FAILED), _of(night, State.SKIPPED)
     new = [*_of(night, State.BUILT), *_of(night, State.REUSED)]
     counts = Counter(each.state for each in night.outcomes)
+    rows = _make_rows(night, history)
     return render(
         "night.html",
         _TEMPLATES,
@@ -50,7 +51,8 @@ def make_page(night: Night, history: Sequence[Night], folder: Path) -> str:
         skipped=_by_cause(skipped),
         new=new,
         warnings=_find_warnings(night),
-        rows=_make_rows(night, history),
+        rows=rows,
+        lines=any(row.times or row.sizes for row in rows),
         plots=_make_plots([*history, night]),
         kept=[each for each in night.kept if each.action != "kept"],
         stays=[each for each in night.kept if each.action == "kept"],

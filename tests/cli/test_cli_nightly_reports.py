@@ -67,7 +67,7 @@ def test_a_night_on_a_terminal(project: Project, colours: bool) -> None:
         assert terminal.end() == 71
         rows = terminal.rows
     at = next(number for number, row in enumerate(rows) if row.startswith("night "))
-    assert rows[at + 1].split() == ["what", "appliance", "sites", "build", "time", "why"]
+    assert rows[at + 1].split() == ["what", "appliance", "sites", "time", "why"]
     assert rows[at + 2].split()[:3] == ["failed", "web", "nimbus-sandbox"]
     assert ("\x1b[1;31mfailed\x1b[0m" in terminal.printed) is colours
 

@@ -48,7 +48,7 @@ NIGHTLY = Nightly(
 
 
 def read_unit(text: str) -> dict[str, str]:
-    return dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
+    return dict(reversed(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE)))
 
 
 def test_the_units_are_what_systemd_takes(tmp_path: Path) -> None:
