@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.clouds import clouds, make_cloud
 from pipeline.commands import options as shared
 from pipeline.commands.output import cell, print_json, print_table
+from pipeline.definitions.phantoms import load_phantoms
 from pipeline.definitions.sites import BUILT_IN, load_sites
 from pipeline.errors import HostError, PhantomError
 from pipeline.machine import host
@@ -42,8 +43,8 @@ def _row(finding: Finding) -> tuple[str, ...]:
 
 
 def find_risks(path: Path) -> Iterator[Finding]:
-    """What weakens the security of the sites in sites.yaml; one finding that all is well for a site
-    where nothing does."""
+    """What weakens the security of the sites and Phantoms in sites.yaml; one finding that all is
+    well for each where nothing does."""
     try:
         sites = load_sites(path, clouds())
     except PhantomError as error:
@@ -58,10 +59,21 @@ def find_risks(path: Path) -> Iterator[Finding]:
         except PhantomError as error:
             yield _make_finding(name, error)
             continue
-        for risk in risks:
-            yield Finding(name=name, ok=None, found=risk, meaning="security")
-        if not risks:
-            yield Finding(name=name, ok=True, found="no setting weakens it", meaning="security")
+        yield from _tell(name, risks)
+    try:
+        phantoms = load_phantoms(path)
+    except PhantomError as error:
+        yield _make_finding(str(path), error)
+        return
+    for phantom in phantoms.values():
+        yield from _tell(f"Phantom {phantom.name}", phantom.find_risks())
+
+
+def _tell(name: str, risks: Sequence[str]) -> Iterator[Finding]:
+    for risk in risks:
+        yield Finding(name=name, ok=None, found=risk, meaning="security")
+    if not risks:
+        yield Finding(name=name, ok=True, found="no setting weakens it", meaning="security")
 
 
 def _make_finding(name: str, error: PhantomError) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,3 +31,10 @@ class PhantomService:
     """Whether it starts machines at sandbox sites."""
     where: str
     """File and line for messages."""
+
+    def find_risks(self) -> Sequence[str]:
+        """What of its settings weakens its security, for people."""
+        if self.sandbox or self.url.startswith("https:"):
+            return ()
+        read = "the token and user-data" if self.api == WEB else "user-data"
+        return (f"requests go without TLS ({self.url}): others can read {read}",)

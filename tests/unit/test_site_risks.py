@@ -16,6 +16,10 @@ sites:
   gone: {{cloud: nimbus, cloud_properties: {folder}/gone}}
   mine: {{cloud: nimbus, sandbox: true}}
   amazon: {{cloud: ec2, region: eu-central-1}}
+phantoms:
+  future: {{url: 'https://phantom.example.org:8445'}}
+  old: {{url: 'http://phantom.example.org', api: web}}
+  rehearsal: {{url: 'http://127.0.0.1:8445', sandbox: true}}
 """
 PROPERTIES = """
 vws.repository=h:1
@@ -48,7 +52,14 @@ def test_risks_of_sites(tmp_path: Path) -> None:
         "site gone": None,
         "site mine": True,
         "site amazon": True,
+        "Phantom future": True,
+        "Phantom old": None,
+        "Phantom rehearsal": True,
     }
+    assert told["Phantom old"][1] == (
+        "requests go without TLS (http://phantom.example.org): others can read the token and "
+        "user-data"
+    )
     ignored = f"vws.repository.s3selfsigned in {tmp_path}/cloud.properties does not count"
     assert told["site hotel"][1].startswith(ignored)
     assert "`self_signed: true`" in told["site sierra"][1]
