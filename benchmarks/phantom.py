@@ -98,6 +98,7 @@ def measure_domain(project: Path) -> Iterator[Figure]:
         while sum(CONFIGURED in log.read_bytes() for log in logs.glob("*/console.log")) < MACHINES:
             time.sleep(0.1)
         seconds = time.monotonic() - started
+        phantom(project, "domain", "delete", *to_phantom)
         process.terminate()
     yield Figure(
         name=f"`domain create --size {MACHINES}` to configured machines / boot check",
