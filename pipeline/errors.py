@@ -360,6 +360,22 @@ class GateError(PhantomError, status=75):
     """An image has what no image that others boot may have: a password, a key, an identity."""
 
 
+class UnsignedError(PhantomError, status=78):
+    """A manifest is not signed, and only signed ones count."""
+
+
+class SignatureError(PhantomError, status=79):
+    """A document is signed, but by nobody whose signature counts."""
+
+
+class TamperedError(PhantomError, status=80):
+    """A document or an image, here or at its site, is not what was signed or recorded."""
+
+
+class GoneError(PhantomError, status=81):
+    """What a manifest promises, a file or a site's image, is not there."""
+
+
 class CatalogManifestsError(PhantomError, status=82):
     """Manifests that a catalog was to be made from cannot be used; `detail` lists them."""
 

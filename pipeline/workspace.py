@@ -31,6 +31,10 @@ class Workspace:
     progress: Callable[[str], Progress]
     failed: Path | None = None
     """Where what failed stages leave is kept; None: nowhere."""
+    sign: Callable[[bytes], str] | None = None
+    """Makes the signatures of documents, where a key is configured."""
+    identity: str | None = None
+    """Who builds and signs, where that is configured."""
 
     def folder(self, appliance: str) -> Path:
         """The folder of an appliance's builds."""

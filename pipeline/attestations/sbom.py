@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline import __version__
 from pipeline.attestations.licences import find_expression, find_spdx_id
 from pipeline.attestations.purls import make_package_url, make_python_url
-from pipeline.model import Appliance
 
 if TYPE_CHECKING:
     from cyclonedx.model import Property
@@ -29,20 +28,14 @@ _PREFIX = "phantom-image:"
 _NOTHING: Mapping[str, Any] = {}
 
 
-def make_sbom(
-    appliance: Appliance,
-    build: str,
-    root_sha256: str,
-    inputs: Mapping[str, Any],
-    inventory: Mapping[str, Any],
-) -> str:
-    """The document's text. `inputs` are as in the build's manifest, `inventory` is as
-    `stages/inventory.py` reads it."""
+def make_sbom(manifest: Mapping[str, Any], inventory: Mapping[str, Any]) -> str:
+    """The document's text, of a build's manifest and what `stages/inventory.py` has read."""
     from cyclonedx.model.bom import Bom, BomMetaData
     from cyclonedx.model.dependency import Dependency
     from cyclonedx.output.json import JsonV1Dot6
 
-    subject = _make_subject(appliance, build, root_sha256)
+    inputs = manifest["inputs"]
+    subject = _make_subject(manifest["appliance"], manifest["root_filesystem"]["sha256"])
     parts = [*_packages(inputs, inventory), *_python_packages(inputs, inventory)]
     made = datetime.fromtimestamp(inventory["epoch"], UTC)
     bom = Bom(
@@ -57,22 +50,43 @@ def make_sbom(
     document["components"] = sorted(
         document.get("components", ()), key=lambda each: each["bom-ref"]
     )
-    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-    document["serialNumber"] = uuid.uuid5(_NAMESPACE, digest).urn
-    return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return with_images(document, manifest)
 
 
-def _make_subject(appliance: Appliance, build: str, root_sha256: str) -> Component:
+def with_images(document: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """The text of a build's document, with the files that its manifest has now: the parts of what
+    the document is about."""
+    subject = document["metadata"]["component"]
+    files = {image["file"]: image for image in manifest["images"]}
+    parts = [_describe_file(image) for _, image in sorted(files.items())]
+    about = {**document["metadata"], "component": {**subject, "components": parts}}
+    told = {**document, "metadata": about, "serialNumber": uuid.UUID(int=0).urn}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    told["serialNumber"] = uuid.uuid5(_NAMESPACE, digest).urn
+    return json.dumps(told, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _describe_file(image: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "file",
+        "bom-ref": f"file:{image['file']}",
+        "name": image["file"],
+        "hashes": [{"alg": "SHA-256", "content": image["sha256"]}],
+        "properties": [{"name": f"{_PREFIX}disk-sha256", "value": image["disk_sha256"]}],
+    }
+
+
+def _make_subject(about: Mapping[str, Any], root_sha256: str) -> Component:
     from cyclonedx.model.component import Component, ComponentType
 
     return Component(
         type=ComponentType.OPERATING_SYSTEM,
-        name=appliance.name,
-        version=appliance.version,
-        description=appliance.summary,
-        bom_ref=f"{appliance.name}@{build}",
+        name=about["name"],
+        version=about["version"],
+        description=about["summary"],
+        bom_ref=f"{about['name']}@{about['build']}",
         hashes=_hashes(root_sha256),
-        properties=_properties(build=build, hashed="root file system"),
+        properties=_properties(build=about["build"], hashed="root file system"),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NoReturn
 
 from pipeline import sparse
 from pipeline.build import launch, manifest
+from pipeline.build.attest import attest_images, check_attested
 from pipeline.build.builder import Builder
 from pipeline.build.delivery import (
     Delivery,
@@ -147,11 +148,13 @@ def publish_build(
 
     A site that the build was booted for gets the file in the build's folder. For another one, an
     image is made of the stored root file system, and booted as that site boots it. A site that
-    fails stops no other. Raises UsageError, StoreError, and what publishing raises.
+    fails stops no other. Raises UsageError, StoreError, TamperedError or GoneError where the
+    build's documents are not what its manifest says, and what publishing raises.
     """
     accelerator.give_memory_back()
     workspace.store.sweep()
     about = content["appliance"]
+    check_attested(workspace.folder(about["name"]) / about["build"], content)
     kept = {name: about[name] for name in ("version", "summary", "labels")}
     appliance = replace(appliance, **kept)
     clouds = [make_cloud(site) for site in sites]
@@ -413,7 +416,9 @@ def _write(
         script = own["user_data"]
         templates = make_templates(sized, published, None if script is None else script.encode())
         written = manifest.with_publications(before, entries, published, section, templates)
-        path = manifest.write_manifest(folder, written)
+        if entries:
+            written = attest_images(folder / build, written, workspace)
+        path = manifest.write_manifest(folder, written, sign=workspace.sign)
         if plan.targets:
             add_stages(path.parent, describe(plan))
         return path, written

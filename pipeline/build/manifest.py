@@ -15,20 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import records
+from pipeline.attestations.documents import write_document
+from pipeline.attestations.signing import Sign
 from pipeline.build import launch as launching
 from pipeline.build.upgrades import CONFIGURATION, upgrade
 from pipeline.errors import ManifestError
-from pipeline.files import make_folder
 from pipeline.model import Appliance, BootReport, Image, Publication, Sha256
 from pipeline.stages.base import key_of, read_own
-from pipeline.store import write_atomically
 
 SCHEMA = 5
 FILE = "manifest.json"
 LATEST = "latest"
 """The name of the link to the build that was published last."""
+DOCUMENTS = ("sbom", "provenance")
+"""The keys that name documents beside the manifest; null until these are written."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_DOCUMENT = {"file": records.FILE_NAME, "sha256": records.HEX64}
 SHAPE = {
     "schema": int,
     "appliance": {
@@ -40,7 +41,7 @@ SHAPE = {
     },
     "inputs": {"packages": list},
     "root_filesystem": {"sha256": str},
-    "sbom": (_DOCUMENT, None),
+    **dict.fromkeys(DOCUMENTS, ({"file": records.FILE_NAME, "sha256": records.HEX64}, None)),
     "images": [
         {
             "site": str,
@@ -156,7 +157,7 @@ def make_manifest(
             "sha256": root_sha256,
             "identities": next((each.identities for each in images), None),
         },
-        "sbom": None,  # until it is written
+        **dict.fromkeys(DOCUMENTS),
         "images": [_image(each) for each in sorted(images, key=lambda each: each.image.site)],
         "publications": [asdict(each) for each in sorted(publications, key=lambda p: p.site)],
         "phantom": section,
@@ -240,16 +241,15 @@ def without(manifest: Mapping[str, Any], retired: Publication) -> dict[str, Any]
     return {**manifest, "publications": left, "phantom": phantom, "launch_templates": templates}
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any], *, latest: bool = True) -> Path:
-    """Writes `FOLDER/<build>/manifest.json` and, with `latest` and where a site has the build,
-    points `FOLDER/latest` at its folder, each in one step. A manifest that would not change is not
-    written. Returns its path."""
+def write_manifest(
+    folder: Path, manifest: Mapping[str, Any], *, latest: bool = True, sign: Sign | None = None
+) -> Path:
+    """Writes `FOLDER/<build>/manifest.json` and, with `sign`, its signature, and with `latest` and
+    where a site has the build, points `FOLDER/latest` at its folder, each in one step. A manifest
+    that would not change is not written. Returns its path. Raises DefinitionError."""
     build = manifest["appliance"]["build"]
     path: Path = folder / build / FILE
-    make_folder(path.parent)
-    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    if not path.is_file() or path.read_bytes() != text.encode():
-        write_atomically(path, text)
+    write_document(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", sign)
     link = folder / LATEST
     if (
         latest

@@ -65,6 +65,10 @@ def _manifest() -> dict[str, Schema]:
             or_null(_document()),
             "The bill of materials, CycloneDX as JSON; null in builds of earlier versions.",
         ),
+        "provenance": told(
+            or_null(_document()),
+            "How it was made, an in-toto statement; null in builds of earlier versions.",
+        ),
         "images": a_list(an_object(cluster_check(), **image_of_site())),
         "publications": a_list(an_object(**publication())),
         "phantom": _phantom(),

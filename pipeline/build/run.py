@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import customizations, records
-from pipeline.attestations import sbom
-from pipeline.attestations.documents import write_document
 from pipeline.build import manifest
+from pipeline.build.attest import attest
 from pipeline.build.builder import Builder, Built
 from pipeline.build.delivery import Delivery, check_sites, raise_defects, run_side_by_side
 from pipeline.build.explain import describe, explain
@@ -136,7 +135,6 @@ def write(
             **({"python": entries[0].python} if entries[0].python else {}),
         }
         inventory = read_inventory(built[plan.targets[0].inventory.key].artifact)
-        text = sbom.make_sbom(plan.appliance, build, root_sha256, inputs, inventory)
         written = manifest.make_manifest(
             appliance=plan.appliance,
             build=build,
@@ -151,8 +149,8 @@ def write(
             order=order,
             before=before,
         )
-        written["sbom"] = write_document(folder / build / sbom.FILE, text)
-        path = manifest.write_manifest(folder, written, latest=latest)
+        written = attest(folder / build, written, inventory, workspace)
+        path = manifest.write_manifest(folder, written, latest=latest, sign=workspace.sign)
         stages = describe(plan)
         _write_stages(folder, stages)
         add_stages(path.parent, stages)

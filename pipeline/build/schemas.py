@@ -53,6 +53,7 @@ def output_schemas() -> dict[str, Schema]:
             "title": "What is wrong with manifests: `manifest validate --json`",
             **a_list(_validation()),
         },
+        "verification": whole("Whether a build is as signed: `verify --json`", **_verification()),
         "changes": whole("What differs between builds or images: `diff --json`", **_changes()),
         "check": whole("What an image file should not have: `check FILE --json`", **_check()),
         "prune": whole("Which builds stay, and why: `prune --json`", **_prune()),
@@ -87,6 +88,16 @@ def _validation() -> Schema:
         valid=FLAG,
         faults=a_list(TEXT),
     )
+
+
+def _verification() -> dict[str, Schema]:
+    check = an_object(
+        of=told(TEXT, "The document, the file, or the site's image."),
+        passed=FLAG,
+        said=told(TEXT, "What came of it, for people."),
+        error=told(or_null(TEXT), "The kind of the failure."),
+    )
+    return {"manifest": TEXT, "verified": FLAG, "checks": a_list(check)}
 
 
 def _diff() -> dict[str, Schema]:

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol
 
+from pipeline.clouds.held import Held
 from pipeline.clouds.launching import Launch, LaunchOrder
 from pipeline.clouds.recipes import Recipe
 from pipeline.model import (
@@ -106,6 +107,12 @@ class Cloud(Protocol):
     ) -> tuple[Publication, ...]:
         """Makes an uploaded image visible to its users. Returns it first, and then its copies in
         other regions. Safe to repeat."""
+
+    def read_back(
+        self, publication: Publication, disk_bytes: int, progress: Progress
+    ) -> Held | None:
+        """What the site holds as a published image of a disk of so many bytes, from all of its
+        bytes; None where it has no such image."""
 
     def retire(self, publication: Publication) -> None:
         """Removes the image and what describes it. One that is gone already is no error."""

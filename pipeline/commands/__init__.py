@@ -24,6 +24,7 @@ COMMANDS = {
     "mark": "say that a build is deprecated or withdrawn, or take that back",
     "show": "show a build's manifest",
     "manifest": "validate or show a manifest's file, or compare two",
+    "verify": "check a build's signatures, documents and images, here or at a site",
     "diff": "tell what differs between two builds or image files",
     "inspect": "tell what an image file is, which clouds it would boot on, and why not",
     "doctor": "look at this host: what is missing, and what mends it",

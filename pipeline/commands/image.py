@@ -41,7 +41,7 @@ def produce_image(options: Namespace, *, publish: bool, failed: Path | None = No
     appliance, sites = shared.load_appliance(options), load_sites(options)
     order = shared.load_site_order(options)
     started = time.monotonic()
-    with shared.open_shown_workspace(options, failed=failed) as workspace:
+    with shared.open_shown_workspace(options, signs=True, failed=failed) as workspace:
         produced = produce(appliance, sites, workspace, publish=publish, order=order)
     print_produced(options, produced, time.monotonic() - started)
 

@@ -69,7 +69,7 @@ def run(options: Namespace) -> int | None:
 def _validate(files: Sequence[Path], *, as_json: bool) -> int | None:
     """Tells of each file what is wrong with it. Raises ManifestError if anything is, and with
     `as_json` returns its exit status."""
-    found = [_check(path) for path in files]
+    found = [check(path) for path in files]
     wrong = [each for each in found if not each["valid"]]
     if as_json:
         print_json(found)
@@ -79,11 +79,11 @@ def _validate(files: Sequence[Path], *, as_json: bool) -> int | None:
             earlier = "" if each["schema"] == SCHEMA else ", an earlier one: read in today's terms"
             print_line(f"{each['file']}: valid, schema {each['schema']}{earlier}")
     if wrong:
-        raise _make_error(wrong, len(found))
+        raise make_error(wrong, len(found))
     return None
 
 
-def _check(path: Path) -> dict[str, Any]:
+def check(path: Path) -> dict[str, Any]:
     """The row of a file. Of earlier schemas, what commands read is checked."""
     from pipeline.build.manifest_check import find_faults
 
@@ -101,7 +101,8 @@ def _check(path: Path) -> dict[str, Any]:
     return row | ({"todo": todo} if faults else {})
 
 
-def _make_error(wrong: Sequence[Mapping[str, Any]], count: int) -> ManifestError:
+def make_error(wrong: Sequence[Mapping[str, Any]], count: int) -> ManifestError:
+    """The error of those rows, of `count` in all, that are not valid."""
     first = wrong[0]
     if len(wrong) > 1:
         lines = [f"{each['file']}: {fault}" for each in wrong for fault in each["faults"]]

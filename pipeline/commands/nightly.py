@@ -73,7 +73,7 @@ def run(options: Namespace) -> int | None:
         return None
     reports.check()
     hooks = load_hooks(options.sites)
-    with shared.open_shown_workspace(options, uses_store=False) as workspace:
+    with shared.open_shown_workspace(options, uses_store=False, signs=True) as workspace:
         order = _make_order(options, workspace)
         night = run_night(order, workspace)
     folder = Places(workspace).folder

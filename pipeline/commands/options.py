@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import records
+from pipeline.attestations.signing import plan_signing
 from pipeline.build import manifest, remains
 from pipeline.clouds import clouds
 from pipeline.commands.output import print_line
 from pipeline.definitions import appliance, phantoms, sites
+from pipeline.definitions.signing import load_signing
 from pipeline.errors import ManifestError, UsageError
 from pipeline.model import Appliance, NoProgress, ScratchSource, Site
 from pipeline.phantom.local import find_local
@@ -132,15 +134,27 @@ def open_workspace(options: Namespace) -> Workspace:
     return Workspace(build=_resolved(options.build), store=store, progress=lambda _: NoProgress())
 
 
+def with_signing(workspace: Workspace, options: Namespace) -> Workspace:
+    """The folders where the key that the settings name signs what is written. The file of sites was
+    loaded before. Raises DefinitionError."""
+    signing = load_signing(options.sites)
+    return replace(workspace, sign=plan_signing(signing), identity=signing.identity)
+
+
 @contextmanager
 def open_shown_workspace(
-    options: Namespace, *, uses_store: bool = True, failed: Path | None = None
+    options: Namespace,
+    *,
+    uses_store: bool = True,
+    signs: bool = False,
+    failed: Path | None = None,
 ) -> Iterator[Workspace]:
     """The folders that the options name; standard error shows the progress of work. With
-    `uses_store`, nothing is evicted from the store meanwhile. The folder `failed` gets what failed
-    stages leave."""
+    `uses_store`, nothing is evicted from the store meanwhile; with `signs`, it is as `with_signing`
+    gives it. The folder `failed` gets what failed stages leave."""
     with shown(sys.stderr, verbose=getattr(options, "verbose", False)) as progress:
         workspace = replace(open_workspace(options), progress=progress, failed=failed)
+        workspace = with_signing(workspace, options) if signs else workspace
         with workspace.store.used() if uses_store else nullcontext():
             yield workspace
 

@@ -63,7 +63,7 @@ def _publish_build(options: Namespace) -> None:
     appliance, sites = shared.load_appliance(options), shared.load_sites_to_publish_to(options)
     order = shared.load_site_order(options)
     started = time.monotonic()
-    with shared.open_shown_workspace(options) as workspace:
+    with shared.open_shown_workspace(options, signs=True) as workspace:
         content = shared.read_manifest(options, appliance.name, workspace)
         produced = publish_build(appliance, content, sites, workspace, order=order)
     image.print_produced(options, produced, time.monotonic() - started)

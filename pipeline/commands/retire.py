@@ -37,7 +37,7 @@ def run(options: Namespace) -> None:
     """Says what would be removed, asks, retires a build, and prints what was removed. Raises
     UsageError where nobody can be asked."""
     appliance, sites = shared.load_appliance(options), shared.load_sites(options)
-    workspace = shared.open_workspace(options)
+    workspace = shared.with_signing(shared.open_workspace(options), options)
     content = shared.read_manifest(options, appliance.name, workspace)
     wanted = [each for each in publications_of(content) if each.site in {s.name for s in sites}]
     can_ask = sys.stdin.isatty() and not options.json
@@ -117,7 +117,7 @@ def _retire(
                     cloud.retire(publication)
                 with workspace.manifests(name):  # another command may have changed it
                     content = without(read_manifest(folder, build) or content, publication)
-                    write_manifest(folder, content, latest=False)
+                    write_manifest(folder, content, latest=False, sign=workspace.sign)
                     if not content["publications"]:
                         mark = replace(read_mark(folder / build), state=State.DELETED)
                         write_mark(folder / build, mark)

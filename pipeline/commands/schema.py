@@ -23,6 +23,7 @@ _OF = (
     "part",
     "list",
     "validation",
+    "verification",
     "changes",
     "check",
     "prune",

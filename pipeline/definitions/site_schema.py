@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.definitions.nightly import nightly_schema
 from pipeline.definitions.phantoms import phantoms_schema
 from pipeline.definitions.schema import DIALECT, SITE_NAME, Schema, choice, flag
+from pipeline.definitions.signing import signing_schema
 
 
 def make_site_schema(cloud: str, options: Mapping[str, Any], *, sandbox: bool) -> Schema:
@@ -37,6 +38,7 @@ def make_sites_check(clouds: Iterable[str]) -> Schema:
         "required": ["sites"],
         "additionalProperties": False,
         "properties": {
+            "signing": signing_schema(),
             "sites": {
                 "type": "object",
                 "propertyNames": SITE_NAME,

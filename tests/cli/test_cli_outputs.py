@@ -50,6 +50,7 @@ def test_manifest(hello: Hello) -> None:
         "inputs",
         "root_filesystem",
         "sbom",
+        "provenance",
         "images",
         "publications",
         "phantom",

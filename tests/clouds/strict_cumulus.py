@@ -3,7 +3,6 @@ client never makes, a record of requests, quotas, TLS, and uploads that are cut 
 
 from __future__ import annotations
 
-import shutil
 import socket
 import ssl
 import struct
@@ -15,8 +14,8 @@ from typing import ClassVar
 from xml.sax.saxutils import escape
 
 from pipeline.clouds.nimbus.cumulus_server import (
-    BLOCK,
     LONGEST_FILE_NAME,
+    OCTETS,
     S3_NAMESPACE,
     CumulusHandler,
     CumulusServer,
@@ -29,7 +28,6 @@ from pipeline.clouds.nimbus.cumulus_store import MD5_OF_NOTHING, Incoming, Store
 from pipeline.clouds.nimbus.settings import CumulusUser
 
 _META_SUFFIX = len(".meta")
-_OCTETS = {"Content-Type": "binary/octet-stream"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +96,7 @@ class StrictHandler(CumulusHandler):
         )
 
     def answer_object(self, user: CumulusUser, key: str, incoming: Incoming) -> None:
-        if self.command == "GET":
-            self._get(user, key)
-        elif self.command == "HEAD":
+        if self.command == "HEAD":
             self._head(user, key)
         else:
             super().answer_object(user, key, incoming)
@@ -112,19 +108,11 @@ class StrictHandler(CumulusHandler):
         listed = super().find_listed(parameters)
         return listed if int(limit) < 0 else listed[: int(limit)]
 
-    def _get(self, user: CumulusUser, key: str) -> None:
-        self.find_readable(user, key)
-        opened = self.store.open(key)
-        if opened is None:
-            raise S3Error("NoSuchKey")
-        stored, file = opened
+    def find_etag(self, stored: StoredObject) -> str:
         # Above a certain length of name, the real server cannot write the file that keeps the MD5,
         # and answers with the MD5 of nothing: docs/facts/nimbus.md.
-        kept = file_name_length(key) + _META_SUFFIX <= LONGEST_FILE_NAME
-        etag = stored.md5 if kept else MD5_OF_NOTHING
-        with file:
-            self.start(200, stored.size, {"ETag": f'"{etag}"', **_OCTETS})
-            shutil.copyfileobj(file, self.wfile, BLOCK)
+        kept = file_name_length(stored.key) + _META_SUFFIX <= LONGEST_FILE_NAME
+        return stored.md5 if kept else MD5_OF_NOTHING
 
     def _head(self, user: CumulusUser, key: str) -> None:
         stored = self.find_readable(user, key)
@@ -135,7 +123,7 @@ class StrictHandler(CumulusHandler):
             f"{modified.tm_year:04}-{modified.tm_mon:02}-{modified.tm_wday:02}"
             f"T{modified.tm_hour:02}:{modified.tm_min:02}:{modified.tm_sec:02}.000Z"
         )
-        self.start(200, stored.size, {"ETag": f'"{stored.md5}"', "Last-Modified": date, **_OCTETS})
+        self.start(200, stored.size, {"ETag": f'"{stored.md5}"', "Last-Modified": date, **OCTETS})
 
     def copy(self, user: CumulusUser, key: str, incoming: Incoming) -> None:
         if self.server.refuse_copies:

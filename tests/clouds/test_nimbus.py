@@ -359,7 +359,7 @@ def test_private_image_and_description(
     )
     assert get_object(nimbus, f"VMS/{CANONICAL_ID}/image.gz") == (DATA, False)
     described = get_object(nimbus, f"VMS.description/{CANONICAL_ID}/image.gz")
-    assert described == (b"Says hello\n", False)
+    assert described == (f"Says hello (sha256 {booted.image.sha256})\n".encode(), False)
 
 
 def test_common_image_is_readable_by_all(
@@ -372,7 +372,8 @@ def test_common_image_is_readable_by_all(
         cloud._opened.put_text("VMS/common/image.gz", DATA, public=False)  # drops the ACL
         cloud.publish(made, make_release(tmp_path, "image.gz", summary="Says hello"), Watched())
         assert get_object(nimbus, "VMS/common/image.gz") == (DATA, True)
-        assert get_object(nimbus, "VMS.description/common/image.gz") == (b"Says hello\n", True)
+        described = f"Says hello (sha256 {booted.image.sha256})\n".encode()
+        assert get_object(nimbus, "VMS.description/common/image.gz") == (described, True)
         assert [each.location for each in cloud.list()] == [made.location]
         cloud.retire(made)
         assert nimbus.server.store.list("") == []

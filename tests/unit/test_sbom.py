@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from files import make_context
 from packageurl import PackageURL
-from test_manifest import APPLIANCE, BUILD, DIGEST
+from test_manifest import BUILD, DIGEST, HOTEL
+from test_manifest import make as make_manifest
 
 from pipeline.attestations.licences import find_expression, find_spdx_id
 from pipeline.attestations.sbom import make_sbom
@@ -94,9 +94,16 @@ def list_software(folder: Path, files: dict[str, str]) -> dict[str, Any]:
     return read_inventory(store.add("inventory", stage.key, context.out, facts))
 
 
+def make_content(packages: list[Any], **inputs: Any) -> dict[str, Any]:
+    """The manifest of an image of these packages."""
+    content = make_manifest(HOTEL)
+    content["inputs"] |= {"packages": packages, **inputs}
+    return content
+
+
 def make(inventory: dict[str, Any], packages: list[Any], **inputs: Any) -> dict[str, Any]:
     """The document, which has passed the schema."""
-    text = make_sbom(APPLIANCE, BUILD, DIGEST, {"packages": packages, **inputs}, inventory)
+    text = make_sbom(make_content(packages, **inputs), inventory)
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     document: dict[str, Any] = json.loads(text)
     for component in document["components"]:
@@ -178,15 +185,25 @@ def test_the_appliance_that_it_is_of(debian: dict[str, Any]) -> None:
     assert about["timestamp"] == "2024-01-01T00:00:00+00:00"
     assert (about["component"]["name"], about["component"]["version"]) == ("web", "1.0")
     assert about["component"]["hashes"] == [{"alg": "SHA-256", "content": DIGEST}]
+    assert about["component"]["components"] == [
+        {
+            "type": "file",
+            "bom-ref": "file:hotel.raw",
+            "name": "hotel.raw",
+            "hashes": [{"alg": "SHA-256", "content": DIGEST}],
+            "properties": [{"name": "phantom-image:disk-sha256", "value": DIGEST}],
+        }
+    ]
     (subject,) = (each for each in document["dependencies"] if "dependsOn" in each)
     assert subject["ref"] == about["component"]["bom-ref"] == f"web@{BUILD}"
     assert subject["dependsOn"] == [each["bom-ref"] for each in document["components"]]
 
 
 def test_the_same_image_has_the_same_document(debian: dict[str, Any]) -> None:
-    inputs = {"packages": PACKAGES}
-    one, again = (make_sbom(APPLIANCE, BUILD, DIGEST, inputs, debian) for _ in range(2))
-    other = make_sbom(replace(APPLIANCE, summary="Another"), BUILD, DIGEST, inputs, debian)
+    content = make_content(PACKAGES)
+    one, again = (make_sbom(content, debian) for _ in range(2))
+    content["appliance"]["summary"] = "Another"
+    other = make_sbom(content, debian)
     assert one == again
     assert json.loads(one)["serialNumber"] != json.loads(other)["serialNumber"]
 

@@ -20,6 +20,7 @@ from pipeline.clouds.ec2.foresight import foresee_upload
 from pipeline.clouds.ec2.launch import launch_machines
 from pipeline.clouds.ec2.leftovers import find_leftovers, remove_leftover
 from pipeline.clouds.ec2.metadata import EC2_USER_DATA_BYTES
+from pipeline.clouds.ec2.read_back import read_disk
 from pipeline.clouds.ec2.region import Described, Region, get_tags, make_tag_filters
 from pipeline.clouds.ec2.register import find_same_image, make_snapshot, upload_image
 from pipeline.clouds.ec2.replicate import deprecate_image, publish_image
@@ -36,6 +37,7 @@ from pipeline.clouds.ec2.settings import (
     find_volume_gib,
     resolve_settings,
 )
+from pipeline.clouds.held import Held
 from pipeline.clouds.launching import Launch, LaunchOrder
 from pipeline.clouds.site import CloudSite
 from pipeline.errors import DefinitionError, NameTakenError, UploadError
@@ -258,7 +260,17 @@ class Ec2(CloudSite[Session]):
     def _deprecate(self, image: Described, region: Region, _progress: Progress) -> None:
         deprecate_image(image, region, self._opened.settings, self._clock())
 
-    # ---- retiring and listing
+    # ---- reading back, retiring and listing
+
+    def read_back(
+        self, publication: Publication, disk_bytes: int, progress: Progress
+    ) -> Held | None:
+        """The disk, from every block of the image's snapshot: its tags prove nothing."""
+        session = self._opened
+        session.progress = progress
+        with session.translate_errors(publication.region):
+            digest = read_disk(session, publication, disk_bytes, progress)
+        return None if digest is None else Held(sha256=digest, of_disk=True)
 
     def retire(self, publication: Publication) -> None:
         """Deregisters the image and deletes its snapshot, in the publication's own region, unless

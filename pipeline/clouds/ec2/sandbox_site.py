@@ -31,6 +31,7 @@ from pipeline.clouds.ec2.session import Session
 from pipeline.clouds.ec2.settings import Ec2Settings, resolve_settings
 from pipeline.clouds.ec2.tokens import make_space_error, written
 from pipeline.clouds.ec2.upload import upload_snapshot
+from pipeline.clouds.held import Held
 from pipeline.clouds.launching import Launch, LaunchOrder
 from pipeline.errors import NameTakenError, located
 from pipeline.model import (
@@ -41,6 +42,7 @@ from pipeline.model import (
     Progress,
     Publication,
     Release,
+    Sha256,
     Site,
 )
 from pipeline.tools.aws import Account, Refused
@@ -196,6 +198,17 @@ class Ec2Sandbox(Ec2):
             if refused.code != "InvalidAction":
                 raise
             progress.output(f"skipped: the emulator has no {refused.action} (deprecation)")
+
+    def read_back(
+        self, publication: Publication, disk_bytes: int, progress: Progress
+    ) -> Held | None:
+        """By the record of its rehearsal: the emulator has forgotten the image."""
+        for known in self._rehearsals.list():
+            if known.published and publication.location in {
+                each.location for each in known.publications
+            }:
+                return Held(sha256=Sha256(known.content), of_disk=True, read=False)
+        return None
 
     def retire(self, publication: Publication) -> None:
         """As `Ec2.retire`, and forgets that the image was rehearsed."""

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, NoReturn, Protocol
 
+from pipeline.clouds.held import Held
 from pipeline.clouds.nimbus.cumulus_client import WatchedFile
 from pipeline.clouds.nimbus.repository import PAUSES, Repository
 from pipeline.clouds.nimbus.settings import (
@@ -243,7 +244,7 @@ class Nimbus(CloudSite[Repository]):
     def publish(
         self, publication: Publication, release: Release, progress: Progress
     ) -> tuple[Publication, ...]:
-        """Writes the description and, for a common image, makes sure that all may read it: the ACL
+        """Writes the description, with the file's digest, and lets all read a common image: the ACL
         may have been lost to somebody's later PUT.
 
         Raises UploadError when the image is not there, CredentialsError, SiteUnreachableError.
@@ -259,13 +260,31 @@ class Nimbus(CloudSite[Repository]):
             )
         if public:
             repository.make_public(key)
-        text = f"{' '.join(release.summary.split())}\n".encode()
+        summary = " ".join(release.summary.split())
+        text = f"{summary} (sha256 {publication.sha256})\n".encode()
         described = repository.description_key(name, owner)
         stored = repository.find(described)
         md5 = hashlib.md5(text, usedforsecurity=False).hexdigest()
         if stored is None or stored.md5 != md5 or public:
             repository.put_text(described, text, public=public)
         return (publication,)
+
+    def read_back(
+        self, publication: Publication, disk_bytes: int, progress: Progress
+    ) -> Held | None:
+        """The file, fetched whole: what Cumulus says of it is its own.
+
+        Raises UsageError as `retire` does, CredentialsError, SiteUnreachableError.
+        """
+        owner, name = self._parse_location(publication)
+        repository = self._opened
+        key = repository.image_key(name, owner)
+        stored = repository.find(key)
+        if stored is None:
+            return None
+        progress.step(f"fetching {publication.image_id} ({format_size(stored.size)})")
+        digest = repository.fetch_digest(key, lambda done: progress.advance(done, stored.size))
+        return Held(sha256=digest, of_disk=False)
 
     def retire(self, publication: Publication) -> None:
         """Removes image and description, whichever is there.

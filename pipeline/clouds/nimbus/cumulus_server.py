@@ -43,6 +43,7 @@ _GRANTS = {
     "public-read-write": READ | WRITE,
 }
 """What the canned ACLs grant to others."""
+OCTETS = {"Content-Type": "binary/octet-stream"}
 S3_NAMESPACE = "http://doc.s3.amazonaws.com/2006-03-01"
 _STATUS = {
     "AccessDenied": 403,
@@ -238,8 +239,25 @@ class CumulusHandler(LocalHandler):
             self._check_own(user, self.find(key))
             self.store.delete(key)
             self.send(204, b"", {})
+        elif self.command == "GET":
+            self._get(user, key)
         else:
             raise S3Error("InvalidArgument")
+
+    def _get(self, user: CumulusUser, key: str) -> None:
+        """Sends the whole object, whatever part of it is asked for."""
+        self.find_readable(user, key)
+        opened = self.store.open(key)
+        if opened is None:
+            raise S3Error("NoSuchKey")
+        stored, file = opened
+        with file:
+            self.start(200, stored.size, {"ETag": f'"{self.find_etag(stored)}"', **OCTETS})
+            shutil.copyfileobj(file, self.wfile, BLOCK)
+
+    def find_etag(self, stored: StoredObject) -> str:
+        """What is told of an object's content."""
+        return stored.md5
 
     def find(self, key: str) -> StoredObject:
         """The object of a key. Raises S3Error."""

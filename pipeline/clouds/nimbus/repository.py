@@ -4,13 +4,21 @@ repeated when the connection fails, and errors that say what people can do.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, BinaryIO, TypeVar
 
-from pipeline.clouds.nimbus.cumulus_client import INSECURE, WatchedFile, answered, make_s3
+from pipeline.clouds.nimbus.cumulus_client import (
+    INSECURE,
+    REPORT_BYTES,
+    WatchedFile,
+    answered,
+    make_s3,
+)
 from pipeline.clouds.nimbus.settings import NimbusSettings
 from pipeline.errors import (
     CredentialsError,
@@ -19,7 +27,7 @@ from pipeline.errors import (
     QuotaError,
     SiteUnreachableError,
 )
-from pipeline.model import Site
+from pipeline.model import Sha256, Site
 from pipeline.tools.aws import Cut, Refused, checked
 
 T = TypeVar("T")
@@ -93,6 +101,21 @@ class Repository:
             for item in reply.get("Contents", ())
             if item["Key"].startswith(prefix)
         ]
+
+    def fetch_digest(self, key: str, advance: Callable[[int], None]) -> Sha256:
+        """The SHA-256 of an object, which is fetched whole; a cut one is fetched from the start."""
+
+        def fetch() -> Sha256:
+            hashed, done = hashlib.sha256(), 0
+            body = self._call("get_object", Key=key)["Body"]
+            with answered(), closing(body):
+                while chunk := body.read(REPORT_BYTES):
+                    hashed.update(chunk)
+                    done += len(chunk)
+                    advance(done)
+            return Sha256(hashed.hexdigest())
+
+        return self._try(fetch)
 
     def is_own(self, key: str) -> bool:
         """Whether an object belongs to this account, or is gone: the server tells the ACL of an
