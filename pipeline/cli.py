@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -68,13 +67,10 @@ def _interrupt(number: int, _: object) -> None:
 
 
 def _report(error: PhantomError, options: argparse.Namespace) -> int:
-    from pipeline.commands.output import print_error
+    from pipeline.commands.output import describe_error, print_error, print_json
 
     if getattr(options, "json", False):
-        fields = {"error": type(error).__name__, "exit_code": error.exit_code, "what": error.what}
-        more = {"where": error.where, "todo": error.todo, "detail": error.detail}
-        log = {"log": str(error.log) if error.log else None}
-        print(json.dumps({**fields, **more, **log}, indent=2))
+        print_json(describe_error(error))
     print_error(error)
     return error.exit_code
 

@@ -50,9 +50,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> int | None:
     """Builds and boots, or makes the stages that the options ask for. Raises UsageError for an
     unknown stage, and what building raises."""
+    return shared.run_for_each(options, _run)
+
+
+def _run(options: Namespace) -> None:
     if options.shell_on_failure and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError(
             "a shell needs a terminal as standard input and output",

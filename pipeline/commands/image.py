@@ -19,6 +19,7 @@ from pipeline.model import format_size
 EXAMPLES = (
     "phantom-image image web --cloud nimbus,ec2",
     "phantom-image image web --site hotel --json",
+    "phantom-image image --all --all-sites",
 )
 
 _SHOWN = 6  # files that all machines share
@@ -26,12 +27,12 @@ _SHOWN = 6  # files that all machines share
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments."""
-    shared.add(parser, "appliance", "sites", "verbose", "json")
+    shared.add(parser, "appliances", "sites", "verbose", "json")
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> int | None:
     """Builds, boots and publishes."""
-    produce_image(options, publish=True)
+    return shared.run_for_each(options, lambda own: produce_image(own, publish=True))
 
 
 def produce_image(options: Namespace, *, publish: bool, failed: Path | None = None) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +16,10 @@ from pipeline import records
 from pipeline.attestations.signing import plan_signing
 from pipeline.build import manifest, remains
 from pipeline.clouds import clouds
-from pipeline.commands.output import print_line
+from pipeline.commands.output import describe_error, print_error, print_json, print_line
 from pipeline.definitions import appliance, phantoms, sites
 from pipeline.definitions.signing import load_signing
-from pipeline.errors import ManifestError, UsageError
+from pipeline.errors import ManifestError, PhantomError, UsageError
 from pipeline.model import Appliance, NoProgress, ScratchSource, Site
 from pipeline.phantom.local import find_local
 from pipeline.phantom.named import LOCAL, PhantomService
@@ -34,12 +34,16 @@ _STORE = "PHANTOM_STORE"  # the variable that names the store's folder
 
 
 def add(parser: ArgumentParser, *names: str) -> None:
-    """Adds options that commands share, in this order: appliance, manifest, sites, of, phantom,
-    verbose, json."""
+    """Adds options that commands share, in this order: appliance or appliances, manifest,
+    sites, of, phantom, verbose, json."""
     add = parser.add_argument
     if "appliance" in names:
         text = f"name or definition ({DEFAULT_APPLIANCE})"
         add("appliance", nargs="?", default=DEFAULT_APPLIANCE, help=text)
+    if "appliances" in names:
+        text = f"names or definitions ({DEFAULT_APPLIANCE})"
+        add("appliance", nargs="*", metavar="APPLIANCE", help=text)
+        add("--all", action="store_true", help="all appliances that have definitions")
     if "manifest" in names:
         text = "a manifest, a build's folder, or an appliance"
         add("manifest", metavar="MANIFEST", help=text)
@@ -87,6 +91,36 @@ def load_appliance(options: Namespace) -> Appliance:
                 file=sys.stderr,
             )
     return loaded
+
+
+def run_for_each(options: Namespace, run: Callable[[Namespace], object]) -> int | None:
+    """Runs a command for each of the appliances that the options name, one after the other. Of
+    several, one that fails does not stop the others: its error is printed, and the exit status is
+    that of the first. Raises the error of a single one, and UsageError."""
+    names = [*dict.fromkeys(options.appliance)] or [DEFAULT_APPLIANCE]
+    if options.all:
+        if options.appliance:
+            raise UsageError("--all is given beside appliances", todo="leave one out")
+        names = [*appliance.list_appliances(options.images)]
+        if not names:
+            raise UsageError(
+                f"there is no definition in {options.images}",
+                todo="write one (`phantom-image new`)",
+            )
+    each = [Namespace(**{**vars(options), "appliance": name}) for name in names]
+    if len(each) == 1:
+        run(each[0])
+        return None
+    statuses = []
+    for own in each:
+        try:
+            run(own)
+        except PhantomError as error:
+            if options.json:
+                print_json(describe_error(error))
+            print_error(error)
+            statuses.append(error.exit_code)
+    return statuses[0] if statuses else None
 
 
 def load_sites(options: Namespace) -> tuple[Site, ...]:

@@ -31,6 +31,19 @@ def print_json(value: object, *, ascii_only: bool = True) -> None:
     print(escape(json.dumps(value, indent=2, ensure_ascii=ascii_only), keep="\n"))
 
 
+def describe_error(error: PhantomError) -> dict[str, Any]:
+    """An error as programs get it."""
+    return {
+        "error": type(error).__name__,
+        "exit_code": error.exit_code,
+        "what": error.what,
+        "where": error.where,
+        "todo": error.todo,
+        "detail": error.detail,
+        "log": str(error.log) if error.log else None,
+    }
+
+
 def print_error(error: PhantomError) -> None:
     """Prints an error for people on standard error, in colour on a terminal."""
     colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR")

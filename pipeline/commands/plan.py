@@ -27,12 +27,16 @@ EXAMPLES = ("phantom-image plan web --cloud nimbus",)
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments."""
-    shared.add(parser, "appliance", "sites", "json")
+    shared.add(parser, "appliances", "sites", "json")
     parser.add_argument("-v", "--verbose", action="store_true", help="show digests too")
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> int | None:
     """Prints what becomes of each stage and of each site's image, and writes nothing."""
+    return shared.run_for_each(options, _run)
+
+
+def _run(options: Namespace) -> None:
     appliance, sites = shared.load_appliance(options), shared.load_sites(options)
     workspace = shared.open_workspace(options)
     plan = make_plan(appliance, sites, workspace.store, builds=workspace.build, keep=False)

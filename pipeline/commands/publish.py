@@ -33,8 +33,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> int | None:
     """Publishes. Raises UsageError where a stage would have to be built first."""
+    return shared.run_for_each(options, _run)
+
+
+def _run(options: Namespace) -> None:
     if options.of is not None:
         _publish_build(options)
         return

@@ -104,7 +104,7 @@ def test_a_command_s_help_ends_with_examples_that_it_takes(name: str) -> None:
         ),
         ("schema manifets", "argument OF: invalid choice: 'manifets'; did you mean 'manifest'?"),
         ("--versoin", "the following arguments are required: COMMAND; did you mean '--version'?"),
-        ("plan web nimbus", "unrecognized arguments: nimbus\n"),
+        ("boot web nimbus", "unrecognized arguments: nimbus\n"),
         ("doctor --frobnicate", "unrecognized arguments: --frobnicate\n"),
     ],
 )
