@@ -357,7 +357,8 @@ class InstallError(PhantomError, status=74):
 
 
 class GateError(PhantomError, status=75):
-    """An image has what no image that others boot may have: a password, a key, an identity."""
+    """An image has what no image that others boot may have: a password, a key, an identity, a known
+    vulnerability."""
 
 
 class UnsignedError(PhantomError, status=78):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 FILE = "sbom.cdx.json"
 _NAMESPACE = uuid.UUID("f6a7d6a2-9f63-4a5c-8d0f-57c8f3f7c1a4")  # of serial numbers; drawn once
 _PREFIX = "phantom-image:"
+SOURCE, SOURCE_VERSION = f"{_PREFIX}source-package", f"{_PREFIX}source-version"
+"""The properties of a package that name its source package."""
 _NOTHING: Mapping[str, Any] = {}
 
 

@@ -6,6 +6,7 @@ any change of its keys is a new `schema` number.
 
 from __future__ import annotations
 
+from pipeline.attestations.vulnerabilities import SEVERITIES
 from pipeline.build.differences import PARTS
 from pipeline.build.manifest_schema import (
     cluster_check,
@@ -54,6 +55,11 @@ def output_schemas() -> dict[str, Schema]:
             **a_list(_validation()),
         },
         "verification": whole("Whether a build is as signed: `verify --json`", **_verification()),
+        "vulnerabilities": {
+            "$schema": DRAFT,
+            "title": "What is known to be open in a build: `vulnerabilities --json`",
+            **a_list(_vulnerability()),
+        },
         "changes": whole("What differs between builds or images: `diff --json`", **_changes()),
         "check": whole("What an image file should not have: `check FILE --json`", **_check()),
         "prune": whole("Which builds stay, and why: `prune --json`", **_prune()),
@@ -87,6 +93,14 @@ def _validation() -> Schema:
         schema=told(or_null({"type": "integer"}), "Null where the file says none."),
         valid=FLAG,
         faults=a_list(TEXT),
+    )
+
+
+def _vulnerability() -> Schema:
+    fixed = told(or_null(TEXT), "The version with the correction; null: there is none yet.")
+    severity = told({"enum": list(SEVERITIES)}, "unknown: nobody has judged it.")
+    return an_object(
+        source=TEXT, version=TEXT, issue=TEXT, severity=severity, fixed=fixed, packages=a_list(TEXT)
     )
 
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "show": "show a build's manifest",
     "manifest": "validate or show a manifest's file, or compare two",
     "verify": "check a build's signatures, documents and images, here or at a site",
+    "vulnerabilities": "list what is known to be open in a build's packages",
     "diff": "tell what differs between two builds or image files",
     "inspect": "tell what an image file is, which clouds it would boot on, and why not",
     "doctor": "look at this host: what is missing, and what mends it",

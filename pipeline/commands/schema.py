@@ -24,6 +24,7 @@ _OF = (
     "list",
     "validation",
     "verification",
+    "vulnerabilities",
     "changes",
     "check",
     "prune",

@@ -10,6 +10,7 @@ from pipeline.definitions.nightly import nightly_schema
 from pipeline.definitions.phantoms import phantoms_schema
 from pipeline.definitions.schema import DIALECT, SITE_NAME, Schema, choice, flag
 from pipeline.definitions.signing import signing_schema
+from pipeline.definitions.tracker import tracker_schema
 
 
 def make_site_schema(cloud: str, options: Mapping[str, Any], *, sandbox: bool) -> Schema:
@@ -39,6 +40,7 @@ def make_sites_check(clouds: Iterable[str]) -> Schema:
         "additionalProperties": False,
         "properties": {
             "signing": signing_schema(),
+            "vulnerabilities": tracker_schema(),
             "sites": {
                 "type": "object",
                 "propertyNames": SITE_NAME,

@@ -1,0 +1,75 @@
+"""`phantom-image vulnerabilities`: what is known to be open in a build's packages."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline import records
+from pipeline.attestations.documents import read_document
+from pipeline.attestations.vulnerabilities import SEVERITIES, find_open, read_tracker
+from pipeline.build.manifest import FILE, load_manifest
+from pipeline.commands import options as shared
+from pipeline.commands.output import print_json, print_line, print_table
+from pipeline.definitions.tracker import load_tracker
+from pipeline.errors import GateError, UsageError
+
+EXAMPLES = (
+    "phantom-image vulnerabilities build/web/latest --tracker debian-tracker.json",
+    "phantom-image vulnerabilities build/web/latest --fail-above medium --json",
+)
+_COMPONENTS = {"components": [{"name": str, "purl?": str, "properties?": [{"name": str}]}]}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    add = parser.add_argument
+    add("manifest", type=Path, metavar="MANIFEST", help="a manifest, or a build's folder")
+    text = "the JSON export of Debian's security tracker; else `vulnerabilities:` of sites.yaml"
+    add("--tracker", type=Path, metavar="FILE", help=text)
+    text = f"fail where one is worse than this: {', '.join(SEVERITIES)}"
+    add("--fail-above", choices=SEVERITIES, metavar="SEVERITY", help=text)
+    shared.add(parser, "json")
+
+
+def run(options: Namespace) -> int | None:
+    """Lists them, the worst first. Raises UsageError, GateError for one that is too bad; with
+    --json, returns that one's exit status."""
+    shared.load_site_order(options)  # whose file is checked with it
+    tracker = options.tracker or load_tracker(options.sites)
+    if tracker is None:
+        raise UsageError(
+            "nothing says what is vulnerable",
+            todo="name the export of Debian's security tracker by --tracker, or as "
+            "`vulnerabilities:` in sites.yaml",
+        )
+    path = options.manifest / FILE if options.manifest.is_dir() else options.manifest
+    with shared.reading(path) as real:
+        told = load_manifest(real)["sbom"]
+        if told is None:
+            raise UsageError(
+                "the build has no bill of materials: an earlier version made it",
+                where=str(path),
+                todo="build the appliance again",
+            )
+        listed = records.parse(read_document(real.parent, told), _COMPONENTS)
+    found = find_open(listed["components"], read_tracker(tracker))
+    limit = len(SEVERITIES) if options.fail_above is None else SEVERITIES.index(options.fail_above)
+    bad = [each for each in found if SEVERITIES.index(each.severity) > limit]
+    if options.json:
+        print_json([asdict(each) for each in found])
+        return GateError.exit_code if bad else None
+    rows = [
+        (each.severity, each.issue, f"{each.source} {each.version}", each.fixed or "not fixed yet")
+        for each in found
+    ]
+    print_table(rows)
+    if bad:
+        raise GateError(
+            f"{len(bad)} of {len(found)} open vulnerabilities are worse than {options.fail_above}",
+            where=str(path),
+            todo="build again where the archive has corrections, or leave the packages out",
+        )
+    print_line(f"{len(found)} open" if found else "none is known to be open")
+    return None

@@ -1,0 +1,124 @@
+"""What Debian's security tracker says of a bill of materials."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from cli_runs import Project, make_project
+from test_manifest import BUILD, HOTEL
+from test_manifest import make as make_manifest
+
+from pipeline.attestations.documents import write_document
+from pipeline.attestations.sbom import FILE, make_sbom
+from pipeline.build.manifest import write_manifest
+from pipeline.build.schemas import output_schemas
+
+PACKAGES = [
+    ("libssl3", "3.0.11-1", "openssl", "3.0.11-1"),
+    ("openssl", "3.0.11-1", "openssl", "3.0.11-1"),
+    ("linux-image-6.1.0-56-amd64", "6.1.192-2", "linux-signed-amd64", "6.1.192+2"),
+    ("nano", "7.2-1+b1", "nano", "7.2-1"),
+]
+
+
+def issue(status: str, urgency: str, fixed: str | None = None) -> dict[str, Any]:
+    record = {"status": status, "urgency": urgency}
+    if fixed is not None:
+        record["fixed_version"] = fixed
+    return {"releases": {"bookworm": record, "sid": {"status": "open", "urgency": "high"}}}
+
+
+TRACKER = {
+    "openssl": {
+        "CVE-2024-1": issue("resolved", "high", "3.0.12-1"),
+        "CVE-2024-2": issue("resolved", "high", "3.0.11-1"),
+        "CVE-2024-3": issue("open", "low**"),
+        "CVE-2024-4": {"releases": {"sid": {"status": "open", "urgency": "high"}}},
+        "CVE-2024-5": issue("resolved", "high", "0"),
+    },
+    "linux": {
+        "CVE-2025-1": issue("open", "not yet assigned"),
+        "CVE-2025-2": issue("resolved", "medium", "6.1.192-2"),
+        "CVE-2025-3": issue("resolved", "medium", "6.1.193-1"),
+    },
+    "nano": {"CVE-2024-9": issue("open", "unimportant"), "CVE-\n": issue("open", "high")},
+    "other": {"CVE-2024-8": issue("open", "high")},
+}
+OPEN = [
+    ("high", "CVE-2024-1", "openssl", "3.0.12-1"),
+    ("medium", "CVE-2025-3", "linux", "6.1.193-1"),
+    ("unknown", "CVE-2025-1", "linux", None),
+    ("low", "CVE-2024-3", "openssl", None),
+    ("unimportant", "CVE-2024-9", "nano", None),
+]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    made = make_project(tmp_path / "project")
+    inventory = {
+        "epoch": 0,
+        "distribution": {"id": "debian", "version": "12", "codename": "bookworm"},
+        "kind": "deb",
+        "packages": [
+            {
+                "name": name,
+                "version": version,
+                "architecture": "amd64",
+                "source": source,
+                "source_version": source_version,
+                "licences": [],
+            }
+            for name, version, source, source_version in PACKAGES
+        ],
+        "python": [{"name": "six", "version": "1", "place": "/opt", "licences": []}],
+    }
+    content, folder = make_manifest(HOTEL), made.build / "web"
+    text = make_sbom(content, inventory)
+    content["sbom"] = write_document(folder / BUILD / FILE, text, None)
+    write_manifest(folder, content)
+    made.write("tracker.json", json.dumps(TRACKER))
+    return made
+
+
+def test_what_is_open(project: Project) -> None:
+    words = ("vulnerabilities", "build/web/latest", "--tracker", "tracker.json")
+    told = project.succeed(*words, "--json").json
+    jsonschema.validate(told, output_schemas()["vulnerabilities"])
+    keys = ("severity", "issue", "source", "fixed")
+    assert [tuple(each[key] for key in keys) for each in told] == OPEN
+    assert told[0]["packages"] == ["libssl3", "openssl"]
+    assert project.run(*words, "--fail-above", "medium", "--json").status == 75
+    done = project.run(*words, "--fail-above", "low")
+    assert done.status == 75
+    assert done.out.splitlines()[0].split() == [
+        *("high", "CVE-2024-1", "openssl", "3.0.11-1", "3.0.12-1")
+    ]
+    assert done.error == (
+        "error: build/web/latest/manifest.json: 3 of 5 open vulnerabilities are worse than low\n"
+        "  do: build again where the archive has corrections, or leave the packages out\n"
+    )
+    project.write("sites.yaml", "sites: {}\nvulnerabilities: tracker.json\n")
+    assert project.succeed("vulnerabilities", "build/web/latest").out.endswith("\n5 open\n")
+
+
+def test_what_cannot_be_told(project: Project) -> None:
+    words = ("vulnerabilities", "build/web/latest")
+    done = project.run(*words)
+    assert (done.status, done.error) == (
+        24,
+        "error: nothing says what is vulnerable\n"
+        "  do: name the export of Debian's security tracker by --tracker, or as "
+        "`vulnerabilities:` in sites.yaml\n",
+    )
+    project.write("tracker.json", "[]")
+    done = project.run(*words, "--tracker", "tracker.json")
+    assert (done.status, done.error) == (
+        24,
+        "error: tracker.json: it is no export of Debian's security tracker: it is not an object\n"
+        "  do: fetch https://security-tracker.debian.org/tracker/data/json\n",
+    )
