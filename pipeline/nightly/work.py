@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.build.builder import Builder
 from pipeline.build.delivery import PATIENCE, Delivery
+from pipeline.build.launch import find_endless_in
 from pipeline.build.plan import Plan
 from pipeline.build.run import check_host, write
 from pipeline.errors import PhantomError
@@ -204,4 +205,5 @@ def _with_image(
         bytes_saved=outcome.bytes_saved
         + (image.bytes if delivery.published and not delivery.sent else 0),
         changes=describe_changes(known.content, content) if known is not None else (),
+        warnings=tuple(filter(None, [find_endless_in(content["phantom"])])),
     )

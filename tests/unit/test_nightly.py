@@ -45,6 +45,11 @@ def test_only_what_changed_is_built(server: Server) -> None:
     assert (outcome.before, outcome.build) == (None, find(night, "one", "sierra").build)
     assert outcome.image_id == f"one-1-{outcome.build}-bare.gz"
     assert outcome.bytes_sent > 0 and outcome.bytes_built > 0 and outcome.boot_seconds == 0.5
+    assert outcome.warnings == (
+        "Phantom never gets to sierra: hotel comes before and has no limit, and Phantom leaves no "
+        "site before its limit, even if every machine there fails; set "
+        "`phantom: sites: hotel: max_vms:` of the definition",
+    )
     assert len(RUNS) == 4
 
     again = server.night()
