@@ -139,7 +139,7 @@ def test_one_manifest_that_is_not_valid(project: Project) -> None:
         70,
         "",
         "error: later.json: the manifest cannot be used: it has schema 9, and this program knows "
-        "4\n  do: read it with the phantom-image that wrote it, or a later one\n",
+        "5\n  do: read it with the phantom-image that wrote it, or a later one\n",
     )
     two = write(project, "two.json", edit(lambda told: told.update(schema=4, images=1, more=2)))
     done = project.run("manifest", "validate", two)
