@@ -86,6 +86,7 @@ def make_build(
         "inputs": _inputs(packages, release),
         "root_filesystem": {"sha256": _digest(build), "identities": None},
         "sbom": None,
+        "provenance": None,
         "images": [_image(site, cloud, build, bytes, boot_seconds) for site, cloud in sites],
         "publications": sorted(publications, key=lambda each: each["site"]),
         "phantom": launch.complete(configuration, sandbox=False),
