@@ -21,8 +21,8 @@ LAUNCH_FILE = "launch-configuration.json"
 _ENDPOINT = "https://PHANTOM.EXAMPLE.ORG"
 _CHECKS = {
     "checks": {
-        "findings": [{"id": str, "severity?": str, "path?": (str, None), "reason?": str}],
-        "waived": [{"id": str, "reason?": str, "path?": (str, None)}],
+        "findings": [{"rule": str, "severity": str, "path": str, "detail": str}],
+        "waived": [{"rule": str, "path": str, "detail": str, "reason": str}],
     }
 }
 """The shape of what the gate found, where the manifest has it."""
