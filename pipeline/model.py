@@ -16,6 +16,7 @@ from typing import Any, NewType, Protocol
 
 from pipeline.cluster_policy import ClusterPolicy
 from pipeline.file_copies import Copy, PackageFile, TextFile
+from pipeline.waiver import Waiver
 
 ContentKey = NewType("ContentKey", str)
 """What would be built: the SHA-256, in hexadecimal, of everything that decides a stage's output."""
@@ -230,6 +231,7 @@ class Appliance:
     labels: Mapping[str, str] = field(default_factory=dict)
     keep: Keep | None = None
     """None: all builds stay."""
+    waive: tuple[Waiver, ...] = ()
     definition: Path
     """The file that it was read from. Relative names in it are relative to that file's folder."""
     extended: tuple[Path, ...] = field(default=(), compare=False)

@@ -10,10 +10,12 @@ from functools import partial
 
 from pipeline.build import manifest
 from pipeline.build.builder import Builder, Built
+from pipeline.build.gate import Verdict, judge
 from pipeline.build.manifest import ManifestImage
 from pipeline.build.plan import Plan, Target
 from pipeline.build.release import make_entry, make_release
 from pipeline.build.sites import open_site
+from pipeline.checks.report import make_error
 from pipeline.clouds import Cloud
 from pipeline.errors import PhantomError, located
 from pipeline.model import BootedImage, ContentKey, Image, Progress, Publication, Release
@@ -118,6 +120,7 @@ class Delivery(Sending):
     ) -> None:
         super().__init__(target.cloud, builder.stopping, workspace, self._deliver)
         self.entry: ManifestImage | None = None
+        self.verdict: Verdict | None = None
         self._plan = plan
         self.target = target
         self._builder = builder
@@ -131,8 +134,17 @@ class Delivery(Sending):
         known = [] if before is None else manifest.publications_of(before)
         self.published = tuple(each for each in known if each.site == self.site)
         entry = self._note(built, release)
+        self.verdict = judge(self._plan.appliance, built[self.target.gate.key].artifact.facts)
         if self._publishes:
+            self._refuse(self.verdict)
             self._send(entry.image, release, lambda: self._reverify(entry, built, release))
+
+    def _refuse(self, verdict: Verdict) -> None:
+        """Raises GateError where the image must not be published."""
+        error = make_error(verdict.counted)
+        if error is not None:
+            error.where = f"site {self.site}"
+            raise error
 
     def _note(self, built: Mapping[ContentKey, Built], release: Release) -> ManifestImage:
         """Gives the image its name in the build's folder."""

@@ -24,6 +24,7 @@ from pipeline.build.delivery import (
     run_side_by_side,
 )
 from pipeline.build.explain import describe, explain
+from pipeline.build.gate import find_error
 from pipeline.build.plan import Plan, file_name, plan_targets
 from pipeline.build.reasons import describe_machine
 from pipeline.build.release import check_files
@@ -112,6 +113,7 @@ class _Resending(Sending):
 
     def __init__(
         self,
+        appliance: Appliance,
         cloud: Cloud,
         told: Mapping[str, Any],
         release: Release,
@@ -121,12 +123,17 @@ class _Resending(Sending):
         super().__init__(cloud, stopping, workspace, self._resend)
         self._told = told
         self._release = release
+        self._appliance = appliance
 
     def _resend(self) -> None:
         folder = self._release.folder
         before = manifest.read_manifest(folder.parent, self._release.build)
         known = [] if before is None else manifest.publications_of(before)
         self.published = tuple(each for each in known if each.site == self.site)
+        error = None if before is None else find_error(before["checks"], self._appliance)
+        if error is not None:
+            error.where = f"site {self.site}"
+            raise error
         image = _read_image(folder / self._told["file"], self._told, self.cloud)
         reports = tuple(
             BootReport(machine=check["machine"], passed=check.get("passed") is True, facts=check)
@@ -221,7 +228,7 @@ def _make_sendings(
     for cloud in clouds:
         if cloud.site.name in releases:
             told, release = releases[cloud.site.name]
-            yield _Resending(cloud, told, release, builder.stopping, workspace)
+            yield _Resending(plan.appliance, cloud, told, release, builder.stopping, workspace)
     for target in plan.targets:
         if target.cloud in clouds:
             yield Delivery(plan, target, builder, workspace, publish=True)

@@ -42,6 +42,13 @@ SHAPE = {
     "inputs": {"packages": list},
     "root_filesystem": {"sha256": str},
     **dict.fromkeys(DOCUMENTS, ({"file": records.FILE_NAME, "sha256": records.HEX64}, None)),
+    "checks": (
+        {
+            "findings": [{"rule": str, "path": str, "detail": str}],
+            "waived": [{"rule": str, "path": str, "detail": str, "reason": str}],
+        },
+        None,
+    ),
     "images": [
         {
             "site": str,
@@ -126,16 +133,17 @@ def make_manifest(
     publications: Sequence[Publication],
     launch: Mapping[str, Mapping[str, object]],
     templates: Iterable[Mapping[str, Any]],
+    checks: Mapping[str, Any] | None = None,
     order: Sequence[str] = (),
     before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest's content. `inputs` tells what the image was made of: `definition`, `source`,
-    `packages` and `elements`. `launch` has, by
-    site, what Phantom needs besides the image's id: `instance_type` and `common`. `templates` start
-    images by their cloud's own means, without Phantom: each has a `site`, a `region` and, in the
-    cloud's terms, `data`. `order` names the sites as sites.yaml has them. `before` is the build's
-    earlier manifest, whose entries of sites that `images` lacks are kept; `publications` has those
-    sites' publications already."""
+    `packages` and `elements`. `checks` has what the gate found. `launch` has, by site, what Phantom
+    needs besides the image's id: `instance_type` and `common`. `templates` start images by their
+    cloud's own means, without Phantom: each has a `site`, a `region` and, in the cloud's terms,
+    `data`. `order` names the sites as sites.yaml has them. `before` is the build's earlier
+    manifest, whose entries of sites that `images` lacks are kept; `publications` has those sites'
+    publications already."""
     section = launching.make_section(
         appliance,
         sorted(publications, key=lambda publication: publication.site),
@@ -158,6 +166,7 @@ def make_manifest(
             "identities": next((each.identities for each in images), None),
         },
         **dict.fromkeys(DOCUMENTS),
+        "checks": None if checks is None else dict(checks),
         "images": [_image(each) for each in sorted(images, key=lambda each: each.image.site)],
         "publications": [asdict(each) for each in sorted(publications, key=lambda p: p.site)],
         "phantom": section,

@@ -69,6 +69,7 @@ def _manifest() -> dict[str, Schema]:
             or_null(_document()),
             "How it was made, an in-toto statement; null in builds of earlier versions.",
         ),
+        "checks": checks(),
         "images": a_list(an_object(cluster_check(), **image_of_site())),
         "publications": a_list(an_object(**publication())),
         "phantom": _phantom(),
@@ -194,6 +195,22 @@ def identities() -> Schema:
             )
         ),
         "Keys, ids and names that packages made while they were installed; null: not known.",
+    )
+
+
+def checks() -> Schema:
+    """What the gate found in a build's root file system."""
+    waived = an_object(
+        rule=TEXT, path=TEXT, detail=TEXT, reason=told(TEXT, "The definition's, why it may be so.")
+    )
+    return told(
+        or_null(
+            an_object(
+                findings=told(a_list(finding()), "What counts, errors first."),
+                waived=told(a_list(waived), "What the image has on purpose."),
+            )
+        ),
+        "What the image has that no image that others boot should have; null: not looked for.",
     )
 
 

@@ -5,13 +5,14 @@ Making a plan reads the definition's files, the elements and the archive's index
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version as version_of
 from pathlib import Path
 
-from pipeline import records
+from pipeline import checks, records
 from pipeline.build import manifest
 from pipeline.clouds import Cloud, make_cloud
 from pipeline.cluster_policy import ClusterPolicy
@@ -26,6 +27,7 @@ from pipeline.stages.boot import BootCheck
 from pipeline.stages.cluster import ClusterCheck, GuestFiles
 from pipeline.stages.disk import TOOL_VERSIONS, AssembleDisk
 from pipeline.stages.drivers import CheckDrivers
+from pipeline.stages.gate import CheckContents
 from pipeline.stages.guest_report import REPORT
 from pipeline.stages.image import CompressImage, HashDisk
 from pipeline.stages.inventory import ListSoftware
@@ -52,6 +54,8 @@ class Target:
     """Lists the software in the root file system: the same for all targets."""
     cluster: ClusterCheck | None = None
     """On the first machine, where the definition asks for it."""
+    gate: Stage
+    """Looks for what no image that others boot should have."""
     contents: Stage | None = None
     """Describes a base image's root file system, whose content is known only once it is made."""
 
@@ -68,7 +72,15 @@ class Target:
     def leaves(self) -> tuple[Stage, ...]:
         """The stages whose artifacts the manifest needs."""
         contents = () if self.contents is None else (self.contents,)
-        return (*contents, self.image, self.hash, self.inventory, self.drivers, *self.checks)
+        return (
+            *contents,
+            self.image,
+            self.hash,
+            self.inventory,
+            self.gate,
+            self.drivers,
+            *self.checks,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +244,13 @@ def _plan_target(appliance: Appliance, cloud: Cloud, source: Source) -> Target:
         drivers=drivers,
         cluster=_plan_cluster(appliance.boot_check.cluster, site, boots[0]),
         inventory=ListSoftware(inputs=(root,), after=(image,), epoch=read_epoch()),
+        gate=_plan_gate(root, image),
     )
+
+
+def _plan_gate(root: Stage, image: Stage) -> CheckContents:
+    rules = tuple(checks.RULES)
+    return CheckContents(inputs=(root,), after=(image,), rules=rules, host_name=platform.node())
 
 
 def _plan_boot(

@@ -142,6 +142,7 @@ def write(
             root_sha256=root_sha256,
             images=entries,
             publications=published,
+            checks=next((each.verdict.describe() for each in deliveries if each.verdict), None),
             launch=describe_launch(sized),
             templates=make_templates(
                 sized, published, None if script is None else read_own(script)

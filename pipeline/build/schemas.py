@@ -9,6 +9,7 @@ from __future__ import annotations
 from pipeline.attestations.vulnerabilities import SEVERITIES
 from pipeline.build.differences import PARTS
 from pipeline.build.manifest_schema import (
+    checks,
     cluster_check,
     finding,
     identities,
@@ -299,6 +300,7 @@ def _image() -> dict[str, Schema]:
         "images": a_list(an_object(cluster_check(), **image_of_site())),
         "publications": a_list(an_object(**publication())),
         "identities": identities(),
+        "checks": checks(),
     }
 
 

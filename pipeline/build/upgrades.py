@@ -90,8 +90,8 @@ def _upgrade_from_3(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _upgrade_from_4(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Builds of schema 4 had neither bill of materials nor provenance."""
-    return {**manifest, "schema": 5, "sbom": None, "provenance": None}
+    """Builds of schema 4 had neither bill of materials, provenance, nor gate."""
+    return {**manifest, "schema": 5, "sbom": None, "provenance": None, "checks": None}
 
 
 _Step = Callable[[Mapping[str, Any]], dict[str, Any]]

@@ -63,7 +63,7 @@ _MOST_PARENTS = 20  # more than anybody keeps in mind
 _OWN_KEYS = ("name", "version", "summary")
 _LIST_KEYS = (
     *("elements", "packages", "without_packages", "files", "scripts"),
-    *("build_certificates", "build_secrets"),
+    *("build_certificates", "build_secrets", "waive"),
 )
 _TODO = "correct it; `phantom-image schema` prints all that a definition can say"
 

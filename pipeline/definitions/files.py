@@ -18,6 +18,7 @@ from pipeline.definitions.cluster import MAX_BYTES
 from pipeline.definitions.copies import Grounds, OutsideError, Targets, is_text, walk
 from pipeline.definitions.messages import label, quote, suggest
 from pipeline.definitions.packages import is_file, read_package_file
+from pipeline.definitions.waivers import make_waiver
 from pipeline.definitions.yaml import Keys, YamlFile, reason, shown
 from pipeline.file_copies import (
     Copy,
@@ -31,6 +32,7 @@ from pipeline.file_copies import (
 )
 from pipeline.model import MAX_USER_DATA, MIB, ApplianceBuild, parse_size
 from pipeline.realfile import open_file
+from pipeline.waiver import Waiver
 
 URL_SCHEMES = ("http", "https", "s3")
 """The schemes of a base image's URL."""
@@ -90,6 +92,7 @@ class _Resolver:
             ("packages", "*"): self._package,
             ("build_certificates", "*"): self._certificates,
             ("build_secrets",): self._secrets,
+            ("waive", "*"): self._waiver,
         }
         for key, customization in CUSTOMIZATIONS.items():
             for part in customization.text_files:
@@ -120,6 +123,10 @@ class _Resolver:
         if not MIB <= size <= MAX_DISK:
             self._add(keys, f"{text} is not a valid disk size; it must be from 1MiB to 2TiB")
         return size
+
+    def _waiver(self, keys: Keys, entry: Any) -> Waiver | Any:
+        is_whole = all(self._file.text((*keys, part)) for part in ("rule", "reason"))
+        return make_waiver(entry) if is_whole else entry
 
     def _template(self, keys: Keys, text: str) -> str:
         import string

@@ -223,7 +223,7 @@ def _describe(file: YamlFile, at: Keys, error: _Error) -> str:
     if rule == "type":
         return _describe_type(file, at, error)
     if rule == "enum":
-        return _describe_choice(file, at, limit, value)
+        return _describe_choice(file, at, schema, value)
     if "errorMessage" in schema and limit != MOST_CHARACTERS:
         return f"{schema['errorMessage']}, not {quote(value)}"
     if rule in _LIMITS:
@@ -248,7 +248,7 @@ def _describe_type(file: YamlFile, at: Keys, error: _Error) -> str:
         return f"has no value; it {must}"
     if "string" in kinds and plain and isinstance(value, bool | int | float | YamlDate):
         if "enum" in schema:
-            return _describe_choice(file, at, schema["enum"], value)
+            return _describe_choice(file, at, schema, value)
         if not re.search(schema.get("pattern", ""), plain):
             return f"{schema.get('errorMessage', must)}, not {plain}"
         return f'{must}, and YAML reads {plain} as {describe(value)}; put it in quotes: "{plain}"'
@@ -261,9 +261,10 @@ def _describe_type(file: YamlFile, at: Keys, error: _Error) -> str:
     return f"{must}, not {describe(value)}"
 
 
-def _describe_choice(file: YamlFile, at: Keys, wanted: Iterable[object], value: object) -> str:
-    words = [str(word) for word in wanted]
+def _describe_choice(file: YamlFile, at: Keys, schema: Schema, value: object) -> str:
+    words = [str(word) for word in schema["enum"]]
     must = f"must be one of {', '.join(words)}" if len(words) > 1 else f"must be {words[0]}"
+    must = schema.get("errorMessage", must)
     plain = file.plain(at)
     written = plain if plain and not isinstance(value, str) else quote(value)
     return f"{must}, not {written}" + suggest(plain or str(value), words)

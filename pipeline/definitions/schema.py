@@ -17,6 +17,7 @@ from pipeline.definitions.cluster_schema import cluster_schema
 from pipeline.definitions.environment import ENVIRONMENT
 from pipeline.definitions.keep_schema import keep_schema
 from pipeline.definitions.login import LOGIN
+from pipeline.definitions.waivers import waive_schema
 from pipeline.model import COMPONENTS
 
 Schema = dict[str, Any]
@@ -206,6 +207,7 @@ def _uses(clouds: list[str]) -> dict[str, Schema]:
         ),
         "phantom": _phantom_schema(clouds),
         "keep": keep_schema(),
+        "waive": waive_schema(),
         "labels": {
             "description": "Your own labels for the catalog.",
             "type": "object",

@@ -186,6 +186,7 @@ NEEDS = {
     "root from a base image": ("libguestfs's Python module",),
     "disk": ("sfdisk", "grub-mkimage", "GRUB for BIOS"),
     "disk for UEFI": ("mformat", "GRUB for UEFI"),
+    "gate": (),
     "drivers": ("debugfs", "zstd", "lz4"),
     "boot": ("fdisk", "sfdisk", "debugfs", "qemu-system-x86_64", "socat"),
     "boot by UEFI": ("OVMF",),

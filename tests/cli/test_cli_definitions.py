@@ -196,7 +196,7 @@ def test_name_that_nimbus_refuses(project: Project) -> None:
 def test_publish_before_build(project: Project) -> None:
     assert fail(project, "publish", status=24) == (
         "error: hello-phantom is not built: packages, root, disk mbr, image mbr raw gzip, "
-        "hash mbr, inventory, drivers nimbus-sandbox, boot nimbus-sandbox bios\n"
+        "hash mbr, inventory, gate, drivers nimbus-sandbox, boot nimbus-sandbox bios\n"
         "  do: `phantom-image image` builds and publishes; `phantom-image publish --build BUILD` "
         "sends a build that `phantom-image list` shows, as it is\n"
     )

@@ -112,6 +112,7 @@ def test_guest_whose_check_fails(shared: Project) -> None:
         "image mbr raw gzip": "reuse",
         "hash mbr": "reuse",
         "inventory": "reuse",
+        "gate": "reuse",
         "drivers nimbus-sandbox": "reuse",
         "boot nimbus-sandbox bios": "build",
     }

@@ -134,7 +134,7 @@ def test_store_that_fills_up(tmp_path: Path, hello: Hello) -> None:
     """The build fails in two stages, each time goes on after there is more room, and keeps its
     finished artifacts."""
     with small_disk(tmp_path / "disk", 4096 * MIB) as resize:
-        store = hello.copy_store(tmp_path / "disk" / "store", "root", "drivers", "boot")
+        store = hello.copy_store(tmp_path / "disk" / "store", "root", "gate", "drivers", "boot")
         project = make_project(tmp_path / "project", store)
         used = shutil.disk_usage(store).used
         resize(used + 100 * MIB)
@@ -143,7 +143,7 @@ def test_store_that_fills_up(tmp_path: Path, hello: Hello) -> None:
         assert project.masked(done.error) == full("nothing is left free")
         assert list_tree(store / "work") == []
         made = [path.name.split("-")[0] for path in project.artifacts()]
-        assert made == ["boot", "drivers", "root"]
+        assert made == ["boot", "drivers", "gate", "root"]
 
         (root,) = project.artifacts("root")
         data = (root / "root.ext4").stat().st_blocks * 512
@@ -153,7 +153,7 @@ def test_store_that_fills_up(tmp_path: Path, hello: Hello) -> None:
         assert project.masked(done.error) == full("nothing is left free")
         assert list_tree(store / "work") == []
         made = [path.name.split("-")[0] for path in project.artifacts()]
-        assert made == ["boot", "disk", "drivers", "root"]
+        assert made == ["boot", "disk", "drivers", "gate", "root"]
 
         resize(4096 * MIB)
         summary = project.succeed("build", "--json").json
@@ -202,7 +202,9 @@ def test_an_image_that_unpacks_to_more_than_is_free(
 @needs_root
 def test_a_machine_whose_disk_has_no_room(tmp_path: Path, hello: Hello) -> None:
     with small_disk(tmp_path / "disk", 4096 * MIB) as resize:
-        store = hello.copy_store(tmp_path / "disk/store", "root", "drivers", "disk", "image")
+        store = hello.copy_store(
+            tmp_path / "disk/store", "root", "gate", "drivers", "disk", "image"
+        )
         project = make_project(tmp_path / "project", store)
         resize(shutil.disk_usage(store).used + 100 * MIB)
         argv = project.command("boot")
@@ -275,7 +277,7 @@ def test_no_sudo(copied: Callable[..., Project], tmp_path: Path) -> None:
 
 def test_no_sudo_is_no_matter_when_the_root_is_there(copied: Callable[..., Project]) -> None:
     """Only the stage `root` needs root's rights; any user can run the others."""
-    project = copied("root", "drivers", "boot")
+    project = copied("root", "gate", "drivers", "boot")
     done = project.run_by(AS_USER, "build", "--json")
     assert done.status == 0, done.err
     assert_clean(project)

@@ -80,7 +80,8 @@ def test_killed_again_and_again(copied: Callable[..., Project], hello: Hello) ->
             assert_nothing_runs(project.folder, project.store)
             assert not project.build.exists() or not list(project.build.rglob("manifest.json"))
             made = [path.name.split("-")[0] for path in project.artifacts()]
-            return [stage for stage in made if stage != "drivers"]  # short, and runs beside `disk`
+            # These are short, and run beside `disk`.
+            return [stage for stage in made if stage not in ("drivers", "gate")]
 
         assert kill_at(lambda run: run.wait_for_line("disk mbr: assembling")) == ["root"]
         made = kill_at(lambda run: run.wait_for_line("gzip: compressing"))
@@ -117,14 +118,14 @@ def test_interrupted_in_the_transaction(copied: Callable[..., Project]) -> None:
 @pytest.mark.boot
 def test_interrupted_in_the_boot_check(copied: Callable[..., Project]) -> None:
     """By a signal to the command alone, as a build server sends it."""
-    project = copied("root", "disk", "image", "hash", "drivers")
+    project = copied("root", "disk", "image", "hash", "gate", "drivers")
     running = project.start("build")
     running.wait_for_log("boot", "Linux version")
     done = running.interrupt(group=False)
     assert done.status == 130
     assert done.err.endswith(INTERRUPTED)
-    assert len(project.artifacts()) == 5
+    assert len(project.artifacts()) == 6
     assert_clean(project)
     plan = project.succeed("plan", "--json").json
     actions = [stage["action"] for stage in plan["stages"]]
-    assert actions == ["skip", *["reuse"] * 5, "build"]
+    assert actions == ["skip", *["reuse"] * 6, "build"]

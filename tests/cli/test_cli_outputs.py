@@ -22,8 +22,11 @@ SHA256 = r"[0-9a-f]{64}"
 
 def test_summary_of_a_build(hello: Hello) -> None:
     summary = hello.summary
-    keys = ["appliance", "build", "manifest", "stages", "images", "publications", "identities"]
-    assert list(summary) == keys
+    assert list(summary) == [
+        *("appliance", "build", "manifest", "stages", "images", "publications", "identities"),
+        "checks",
+    ]
+    assert summary["checks"] == {"findings": [], "waived": []}
     assert [stage["stage"] for stage in summary["stages"]] == [
         "packages",
         "root",
@@ -31,6 +34,7 @@ def test_summary_of_a_build(hello: Hello) -> None:
         "image mbr raw gzip",
         "hash mbr",
         "inventory",
+        "gate",
         "drivers nimbus-sandbox",
         "boot nimbus-sandbox bios",
     ]
@@ -51,6 +55,7 @@ def test_manifest(hello: Hello) -> None:
         "root_filesystem",
         "sbom",
         "provenance",
+        "checks",
         "images",
         "publications",
         "phantom",
@@ -294,6 +299,7 @@ def test_plan_for_people(variant: Project) -> None:
         "image mbr raw gzip        build: its input disk mbr changed\n"
         "hash mbr                  build: its input disk mbr changed\n"
         "inventory                 reuse\n"
+        "gate                      reuse\n"
         "drivers nimbus-sandbox    reuse\n"
         "boot nimbus-sandbox bios  build: its input image mbr raw gzip changed\n"
         "\n"

@@ -33,7 +33,7 @@ def remove_artifact(folder: Path) -> None:
 
 
 def test_damaged_image(copied: Callable[..., Project], hello: Hello) -> None:
-    project = copied("root", "disk", "image", "hash", "inventory", "drivers", "boot")
+    project = copied("root", "disk", "image", "hash", "inventory", "gate", "drivers", "boot")
     (image,) = project.artifacts("image")
     flip_byte(image / "image.raw.gz", 5_000_000, keep_time=False)
     plan = project.succeed("plan", "--json").json
@@ -47,7 +47,7 @@ def test_damaged_image(copied: Callable[..., Project], hello: Hello) -> None:
 
 
 def test_image_that_is_gone_in_part(copied: Callable[..., Project], hello: Hello) -> None:
-    project = copied("root", "disk", "image", "hash", "inventory", "drivers", "boot")
+    project = copied("root", "disk", "image", "hash", "inventory", "gate", "drivers", "boot")
     (image,) = project.artifacts("image")
     (image / "artifact.json").write_text("{")
     (boot,) = project.artifacts("boot")
@@ -61,7 +61,7 @@ def test_image_that_is_gone_in_part(copied: Callable[..., Project], hello: Hello
 def test_damage_that_shows_in_no_time(copied: Callable[..., Project], hello: Hello) -> None:
     """A build reads every byte of an artifact of an earlier run before it uses it: it makes the
     root file system again, with the same bytes, and its disk."""
-    project = copied("root", "image", "hash", "drivers", "boot")
+    project = copied("root", "image", "hash", "gate", "drivers", "boot")
     (image,) = project.artifacts("image")
     remove_artifact(image)
     (root,) = project.artifacts("root")
@@ -74,7 +74,7 @@ def test_damage_that_shows_in_no_time(copied: Callable[..., Project], hello: Hel
 
 def test_damaged_image_is_not_published(copied: Callable[..., Project], hello: Hello) -> None:
     """A damaged image reaches no site, even if its times are right, and the next run repairs it."""
-    project = copied("root", "disk", "image", "hash", "inventory", "drivers", "boot")
+    project = copied("root", "disk", "image", "hash", "inventory", "gate", "drivers", "boot")
     (image,) = project.artifacts("image")
     flip_byte(image / "image.raw.gz", 5_000_000, keep_time=True)
     done = project.succeed("image", "--json")
@@ -83,7 +83,7 @@ def test_damaged_image_is_not_published(copied: Callable[..., Project], hello: H
 
 
 def test_gc_evicts_what_is_not_needed(copied: Callable[..., Project], hello: Hello) -> None:
-    project = copied("root", "disk", "image", "hash", "inventory", "drivers", "boot")
+    project = copied("root", "disk", "image", "hash", "inventory", "gate", "drivers", "boot")
     for stage in ("root", "disk"):
         (artifact,) = project.artifacts(stage)
         os.utime(artifact / "artifact.json", (1, 1))
@@ -94,13 +94,14 @@ def test_gc_evicts_what_is_not_needed(copied: Callable[..., Project], hello: Hel
     assert done["removed"] == 3
     assert done["freed_bytes"] > 500 << 20
     kept = [path.name.split("-")[0] for path in project.artifacts()]
-    assert kept == ["boot", "drivers", "hash", "image", "inventory"]
+    assert kept == ["boot", "drivers", "gate", "hash", "image", "inventory"]
     # The artifacts that are left are all that a build needs: it makes nothing.
     done_again = project.succeed("build", "--json")
     assert stages(done_again) == {
         "image mbr raw gzip": True,
         "hash mbr": True,
         "inventory": True,
+        "gate": True,
         "drivers nimbus-sandbox": True,
         "boot nimbus-sandbox bios": True,
     }

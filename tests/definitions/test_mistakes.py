@@ -23,7 +23,7 @@ KEYS = (
     "extends, name, version, summary, source, elements, packages, without_packages, files, "
     "scripts, environment, build_certificates, build_secrets, "
     f"{', '.join(CUSTOMIZATIONS)}, disk_size, user_data, login, kernel, clouds, "
-    "boot_check, phantom, keep, labels"
+    "boot_check, phantom, keep, waive, labels"
 )
 
 # A definition and its messages: one `place: message` for each mistake.
@@ -91,6 +91,19 @@ WHOLE_FILES: list[tuple[str, list[str]]] = [
 
 # The same, for text that follows the three lines of HEAD, so its first line is line 4.
 PARTS: list[tuple[str, list[str]]] = [
+    # waivers
+    (
+        "waive:\n  - {rule: privat-key, reason: a test's}\n  - {rule: log}\n  - rule: log\n"
+        "    reason: ' '\n    path: opt/*\n    paths: /opt/*\n",
+        [
+            "5:12: 'waive[0].rule' must be the id of a rule for images (docs/checks.md), not "
+            "'privat-key'; did you mean 'private-key'?",
+            "6:5: 'reason' is missing in 'waive[1]'",
+            "8:13: 'waive[2].reason' must be one line of text, not ' '",
+            "9:11: 'waive[2].path' must be an absolute path, not 'opt/*'",
+            "10:5: unknown key 'paths' in 'waive[2]'; did you mean 'path'?",
+        ],
+    ),
     # YAML itself
     (
         "a: [1\n",

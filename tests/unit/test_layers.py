@@ -18,7 +18,7 @@ from pipeline.store import Store
 SITE = Site(name="nimbus-sandbox", cloud="nimbus", sandbox=True, where="built in")
 FROM_ROOT = [
     *("root", "disk mbr", "image mbr raw gzip", "drivers", "boot", "cluster", "hash mbr"),
-    "inventory",
+    *("inventory", "gate"),
 ]
 HEAD = "{name: head, user_data: head.sh, script: pair.sh}"
 FILES = {

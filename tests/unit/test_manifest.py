@@ -436,6 +436,15 @@ def test_manifests_of_the_third_schema_are_put_in_order(tmp_path: Path) -> None:
     assert manifest.read_manifest(tmp_path, BUILD) == made
 
 
+def test_manifests_of_the_fourth_schema_knew_no_gate(tmp_path: Path) -> None:
+    made = make(HOTEL)
+    assert made["checks"] is None
+    old = {key: value for key, value in made.items() if key != "checks"} | {"schema": 4}
+    (tmp_path / BUILD).mkdir()
+    (tmp_path / BUILD / manifest.FILE).write_text(json.dumps(old))
+    assert manifest.read_manifest(tmp_path, BUILD) == made
+
+
 def test_a_later_schema_is_not_guessed_at(tmp_path: Path) -> None:
     (tmp_path / BUILD).mkdir()
     (tmp_path / BUILD / manifest.FILE).write_text(json.dumps({**make(HOTEL), "schema": 6}))

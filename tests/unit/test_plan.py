@@ -57,6 +57,7 @@ def test_one_root_for_both_clouds(both: Plan) -> None:
             "image mbr raw gzip",
             "hash mbr",
             "inventory",
+            "gate",
             "drivers nimbus-sandbox",
             "boot nimbus-sandbox bios",
             "disk hybrid",
@@ -86,7 +87,7 @@ def test_machines_are_booted_after_their_drivers_were_found(both: Plan) -> None:
         for boot in target.boots:
             assert (boot.inputs, boot.after) == ((target.image,), (target.drivers,))
             assert boot.memory > boot.machine.memory
-        assert target.drivers.inputs == (both.source.root,)
+        assert target.drivers.inputs == target.gate.inputs == (both.source.root,)
     needs = {need for stage in both.stages for need in stage.requires}
     assert {"boot by UEFI", "disk for UEFI"} <= needs
 
