@@ -121,17 +121,19 @@ def _check_rights(store: Path) -> Finding:
 
 def _check_namespaces(store: Path) -> Finding:
     meaning = "even a killed build leaves no mount and no process"
+    untried = "not tried without root's rights"
     finding = partial(Finding, name="namespaces", meaning=meaning)
     folder = _existing(store)
     if namespace.find_way(folder).mapped:
         return finding(ok=True, found="user, mount, process and network namespaces")
     try:
         namespace.try_as_root(folder)
+    except HostError:  # there is no sudo
+        return finding(ok=None, found=untried)
     except run.ToolError as error:
         complaint = (error.output.strip() or error.what).splitlines()[-1].removeprefix("isolate: ")
         if complaint.startswith("sudo:"):
-            told = "not tried without root's rights"
-            return finding(ok=None, found=told, mend="sudo -v   # then run this again")
+            return finding(ok=None, found=untried, mend="sudo -v   # then run this again")
         mend = "in a container: run it privileged; else boot a kernel with namespaces and tmpfs"
         return finding(ok=False, found=complaint, mend=mend)
     return finding(ok=True, found="mount, process and network namespaces")

@@ -422,7 +422,8 @@ def _check(argv: Sequence[str], status: int, output: str, log: Path | None = Non
 
 def check_started(argv: Sequence[str], status: int) -> None:
     """Raises HostError where a program ended with this status because it is not installed."""
-    if status == 127 and shutil.which(argv[0], path=_environment(None)["PATH"]) is None:
+    # 126 where a folder of the PATH is not for this user, and none has the program.
+    if status in (126, 127) and shutil.which(argv[0], path=_environment(None)["PATH"]) is None:
         raise _cannot_start(argv, FileNotFoundError())
 
 

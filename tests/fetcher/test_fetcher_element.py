@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from fetcher_guest import INIT_SCRIPT, OPTIONS, PROGRAM, STATIC, find
 
+from pipeline.tools import namespace
+
 ELEMENT = STATIC.parent
 UNIT = "usr/lib/systemd/system/phantom-user-data.service"
 MODES = {
@@ -21,23 +23,32 @@ MODES = {
     OPTIONS: 0o644,
     UNIT: 0o644,
 }
+SUDO = Path(namespace.__file__).with_name("isolated_sudo.sh")
 EPOCH = 1_700_000_000
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the hooks need root or sudo")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the hooks need root's rights")
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """The tree of an image into which the hook has copied the files, as root or by sudo."""
+    """The tree of an image into which the hook has copied the files, with the `sudo` of builds."""
     target = tmp_path / "image"
     (target / "etc/default").mkdir(parents=True)
     hooks = tmp_path / "hooks"  # where diskimage-builder merges all elements
     shutil.copytree(ELEMENT, hooks)
     for path in hooks.rglob("*"):
         path.chmod(0o777)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    shutil.copy(SUDO, programs / "sudo")
+    (programs / "sudo").chmod(0o755)
     subprocess.run(
         [hooks / "extra-data.d/50-phantom-user-data"],
-        env={**os.environ, "TMP_MOUNT_PATH": str(target), "SOURCE_DATE_EPOCH": str(EPOCH)},
+        env={
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "TMP_MOUNT_PATH": str(target),
+            "SOURCE_DATE_EPOCH": str(EPOCH),
+        },
         check=True,
         capture_output=True,
     )
