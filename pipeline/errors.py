@@ -383,3 +383,11 @@ class CatalogManifestsError(PhantomError, status=82):
 
 class CatalogFolderError(PhantomError, status=83):
     """The folder of a catalog cannot be written to, or has something else in it."""
+
+
+class InputsDifferError(PhantomError, status=86):
+    """The inputs of a build are not here any more as its manifest names them."""
+
+
+class NotReproducedError(PhantomError, status=87):
+    """A build made once more from the same inputs has other bytes."""

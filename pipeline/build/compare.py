@@ -61,7 +61,7 @@ def find_side(word: str, workspace: Workspace) -> Side:
         )
     content = manifest.load_manifest(found[0])
     name, build = content["appliance"]["name"], content["appliance"]["build"]
-    file = _find_root(name, content, workspace)
+    file = find_root(name, content, workspace)
     if file is None:
         raise UsageError(
             f"neither the root file system nor an image of {name}/{build} is there any more",
@@ -83,7 +83,7 @@ def _find_manifests(word: str, workspace: Workspace) -> Iterator[Path]:
         yield from [path] if path.is_file() else []
 
 
-def _find_root(name: str, content: Mapping[str, Any], workspace: Workspace) -> Path | None:
+def find_root(name: str, content: Mapping[str, Any], workspace: Workspace) -> Path | None:
     """The stored root file system of a build, or else an image of it, an uncompressed one first."""
     build = content["appliance"]["build"]
     root = read_stages(workspace, name, build).get(_ROOT)
@@ -96,20 +96,20 @@ def _find_root(name: str, content: Mapping[str, Any], workspace: Workspace) -> P
 
 
 @contextmanager
-def opened(side: Side, store: Store, progress: Progress) -> Iterator[Reader]:
-    """The root file system of a side. Raises ImageFormatError, FileSystemError."""
-    looked = look(side.file, str(side.file))
+def opened_file(file: Path, store: Store, progress: Progress) -> Iterator[Reader]:
+    """The root file system in a file. Raises ImageFormatError, FileSystemError."""
+    looked = look(file, str(file))
     if (looked.format, looked.compression) == ("raw", None):
-        with Reader(side.file, _find_offset(side.file)) as reader:
+        with Reader(file, _find_offset(file)) as reader:
             yield reader
         return
-    key = key_of(["diff", str(side.file)])
+    key = key_of(["diff", str(file)])
     waiting = "another command compares this image; waiting for it"
     lock = store.lock(f"diff-{key}", lambda: progress.step(waiting))
     with lock, store.making("diff", key) as folder, store.errors():
-        progress.step(f"unpacking {side.file.name}")
+        progress.step(f"unpacking {file.name}")
         log = store.new_log("diff", key)
-        disk = unpack_disk(side.file, None, _MOST_BYTES, folder, log, store, progress)
+        disk = unpack_disk(file, None, _MOST_BYTES, folder, log, store, progress)
         with Reader(disk, _find_offset(disk)) as reader:
             yield reader
 
@@ -137,9 +137,12 @@ def compare(old: Side, new: Side, store: Store, progress: Progress) -> dict[str,
     """What differs, as JSON can hold it; `schemas.py` describes it. Memory grows with what differs
     and not with the images. Raises ImageFormatError, FileSystemError, StoreError."""
     if old.file.samefile(new.file):  # two builds of one root file system, or one word twice
-        with opened(old, store, progress) as one:
+        with opened_file(old.file, store, progress) as one:
             return _compare(old, one, new, one, progress)
-    with opened(old, store, progress) as one, opened(new, store, progress) as other:
+    with (
+        opened_file(old.file, store, progress) as one,
+        opened_file(new.file, store, progress) as other,
+    ):
         return _compare(old, one, new, other, progress)
 
 

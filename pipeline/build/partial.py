@@ -40,12 +40,9 @@ def build_part(
     with workspace.store.used():
         plan = make_plan(appliance, sites, workspace.store, builds=workspace.build)
         ends = choose_ends(plan)
-        for stage in (missing := find_missing(ends, workspace.store)):
-            stage.check_host(workspace.store)
-        requirements.require(sorted({need for stage in missing for need in stage.requires}))
-        builder = Builder(workspace.store, workspace.progress, workspace.failed)
-        built = builder.build(ends)
+        builder = build_stages(ends, workspace)
         results = builder.results()
+        built = [results[stage.key] for stage in ends]
     return Part(
         ends=tuple(zip(ends, built, strict=True)),
         stages=tuple(
@@ -54,6 +51,17 @@ def build_part(
             if stage.key in results
         ),
     )
+
+
+def build_stages(stages: Sequence[Stage], workspace: Workspace) -> Builder:
+    """Builds stages and what they need, after a look at the host. Raises HostError, SudoError,
+    NoSpaceError, and what building raises."""
+    for stage in (missing := find_missing(stages, workspace.store)):
+        stage.check_host(workspace.store)
+    requirements.require(sorted({need for stage in missing for need in stage.requires}))
+    builder = Builder(workspace.store, workspace.progress, workspace.failed)
+    builder.build(stages)
+    return builder
 
 
 def stages_called(plan: Plan, word: str) -> list[Stage]:

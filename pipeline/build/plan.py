@@ -33,6 +33,7 @@ from pipeline.stages.image import CompressImage, HashDisk
 from pipeline.stages.inventory import ListSoftware
 from pipeline.store import Store
 from pipeline.tools import run
+from pipeline.tools.apt_pins import Pins
 from pipeline.tools.snapshot import Snapshot
 
 NO_BUILD = "0" * 12
@@ -123,10 +124,11 @@ def make_plan(
     builds: Path,
     keep: bool = True,
     snapshot: Snapshot | None = None,
+    pins: Pins | None = None,
 ) -> Plan:
     """The plan for an appliance on these sites. `builds` is the folder of all appliances' builds.
     With `keep` false, the store is only read. Plans with one `snapshot` see every archive at the
-    same moment.
+    same moment. With `pins`, a root file system from scratch gets these packages.
 
     Raises UnknownElementError, UnknownPackageError, MirrorError, ImageNameError, DefinitionError,
     KernelError, DiskTooSmallError, VolumeTooSmallError, ChecksumError, BaseNotBuiltError.
@@ -141,6 +143,7 @@ def make_plan(
             clouds=made,
             store=store,
             keep=keep,
+            pins=pins,
             find_build=partial(_find_build, builds),
             snapshot=snapshot or Snapshot(kept=False),
         )

@@ -63,6 +63,9 @@ def output_schemas() -> dict[str, Schema]:
         },
         "changes": whole("What differs between builds or images: `diff --json`", **_changes()),
         "check": whole("What an image file should not have: `check FILE --json`", **_check()),
+        "reproduce": whole(
+            "A build made once more, and compared: `reproduce --json`", **_reproduce()
+        ),
         "prune": whole("Which builds stay, and why: `prune --json`", **_prune()),
         "launch-config": whole(
             "What a Phantom was sent: `launch-config --json`", **_launch_config()
@@ -318,6 +321,27 @@ def _part() -> dict[str, Schema]:
             ),
             "Of the stages that were asked for.",
         ),
+    }
+
+
+def _reproduce() -> dict[str, Schema]:
+    digest = an_object(
+        what={"enum": ["root file system", "disk", "image"]},
+        site=told(or_null(TEXT), "Null for the root file system, which all sites share."),
+        expected=told(SHA256, "That of the manifest."),
+        found=SHA256,
+        same=FLAG,
+    )
+    return {
+        "build": told(TEXT, "APPLIANCE/BUILD"),
+        "reproduced": told(FLAG, "Whether every digest is the same."),
+        "digests": a_list(digest),
+        "difference": told(
+            or_null(an_object(path=TEXT, lines=a_list(TEXT))),
+            "The first file that differs, and how; null where there is none, or the old root file "
+            "system is gone.",
+        ),
+        "reasons": told(a_list(TEXT), "What else than the inputs is not as it was."),
     }
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "verify": "check a build's signatures, documents and images, here or at a site",
     "vulnerabilities": "list what is known to be open in a build's packages",
     "diff": "tell what differs between two builds or image files",
+    "reproduce": "make a build once more from what its manifest names, and compare every digest",
     "inspect": "tell what an image file is, which clouds it would boot on, and why not",
     "doctor": "look at this host: what is missing, and what mends it",
     "launch-config": "send a build's launch configurations to a Phantom",

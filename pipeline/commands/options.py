@@ -128,7 +128,7 @@ def load_sites(options: Namespace) -> tuple[Site, ...]:
     chosen = _words(getattr(options, "cloud", None)), _words(options.site)
     if any(chosen) and getattr(options, "all_sites", False):
         raise UsageError("--all-sites is given beside --cloud or --site", todo="leave one out")
-    return sites.select_sites(_load_known_sites(options), *chosen)
+    return sites.select_sites(load_known_sites(options), *chosen)
 
 
 def load_sites_to_publish_to(options: Namespace) -> tuple[Site, ...]:
@@ -149,10 +149,11 @@ def load_sites_to_publish_to(options: Namespace) -> tuple[Site, ...]:
 
 def load_site_order(options: Namespace) -> list[str]:
     """The names of all known sites, as sites.yaml has them. Raises DefinitionError."""
-    return [site.name for site in _load_known_sites(options)]
+    return [site.name for site in load_known_sites(options)]
 
 
-def _load_known_sites(options: Namespace) -> tuple[Site, ...]:
+def load_known_sites(options: Namespace) -> tuple[Site, ...]:
+    """All sites of sites.yaml, or those that need no file. Raises DefinitionError."""
     return sites.load_sites(options.sites, clouds())
 
 

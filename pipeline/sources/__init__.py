@@ -17,6 +17,7 @@ from pipeline.errors import UnknownElementError
 from pipeline.model import Appliance, ApplianceBuild, BaseImageSource, ScratchSource, Sha256
 from pipeline.stages.base import Stage
 from pipeline.store import Artifact, Store
+from pipeline.tools.apt_pins import Pins
 from pipeline.tools.snapshot import Snapshot
 
 
@@ -41,6 +42,8 @@ class Request:
     store: Store
     keep: bool
     """Whether what planning finds out may be written to the store."""
+    pins: Pins | None = None
+    """Packages of an earlier build, which is made once more; of the archive's own, none else."""
     find_build: Callable[[ApplianceBuild], BaseFile]
     """Finds an image of another appliance's build. Raises BaseNotBuiltError."""
     snapshot: Snapshot = field(default_factory=lambda: Snapshot(kept=False))

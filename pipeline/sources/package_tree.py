@@ -19,7 +19,7 @@ from pipeline.sources.copied import CopiedFile, write_tree
 from pipeline.sources.element_facts import read_facts
 from pipeline.stages.base import HERE_ONLY, IF_ANY, Context, Stage, local_file
 from pipeline.store import Artifact, Store
-from pipeline.tools import apt, mmdebstrap, namespace, run
+from pipeline.tools import apt, apt_repository, mmdebstrap, namespace, run
 
 TREE = "tree.tar"
 
@@ -61,7 +61,7 @@ class PackageTree(Stage):
         packages = self.archive.download(self.resolution, context.progress)
         build, repository = context.work / "build", context.work / "repository"
         build.mkdir()
-        apt.write_repository(self.resolution, packages, repository, self.release)
+        apt_repository.write_repository(self.resolution, packages, repository, self.release)
         order = mmdebstrap.describe_order(self.resolution)
         (repository / "order").write_text(order)
         (context.work / "settings").mkdir()

@@ -61,7 +61,8 @@ from pipeline.stages.base import (
     own_file,
 )
 from pipeline.store import Artifact, Store
-from pipeline.tools import apt, apt_lists, deb, dib, namespace, run, script_line
+from pipeline.tools import apt, apt_lists, apt_repository, deb, dib, namespace, run, script_line
+from pipeline.tools.apt_pins import snapshots
 from pipeline.tools.dib_environment import CALLERS, IMAGE_NAME
 from pipeline.tools.mmdebstrap import SYSTEM_PATH
 
@@ -169,7 +170,9 @@ class ScratchRoot(Stage):
         dib.make_library(work / "lib")
         self._write_appliance(work / "appliance", wheels)
         self._write_cloud_init(work / "cloud-init")
-        automatic = apt.describe_automatic(self.resolution, self.requested, self.tree.architecture)
+        automatic = apt_repository.describe_automatic(
+            self.resolution, self.requested, self.tree.architecture
+        )
         (work / "automatic").write_text(automatic)
         hand_over(self.certificates, work / "certificates")
         (work / "sources.list").write_text(self.apt_sources)
@@ -451,12 +454,15 @@ def _resolve(
     repositories = find_repositories(appliance.customizations, appliance.positions)
     mirrors = apt.find_mirrors(source.release, source.components, repositories)
     files = deb.read_packages(appliance.package_files)
+    wanted = wanted_packages(appliance, elements, asked)
+    if request.pins is not None:
+        past = replace(mirrors, **snapshots())
+        old = apt.Archive(past, source.architecture, request.store, files)
+        return mirrors, old, old.take(request.pins, wanted)
     archive = apt.Archive(mirrors, source.architecture, request.store, files, request.snapshot)
     with located(appliance.positions.find("packages")):
         resolution = archive.resolve(
-            wanted_packages(appliance, elements, asked),
-            without=unwanted_packages(appliance),
-            keep=request.keep,
+            wanted, without=unwanted_packages(appliance), keep=request.keep
         )
     return mirrors, archive, resolution
 

@@ -13,9 +13,9 @@ import re
 import shutil
 import tempfile
 import urllib.parse
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from pipeline.store import Store, sync, write_atomically
 from pipeline.tools import deb, run
 from pipeline.tools.apt_complaints import check_components
 from pipeline.tools.apt_lists import MIRROR, NOTHING, SECURITY_MIRROR, Lists, check_dates
+from pipeline.tools.apt_pins import Pins, check_same, check_there
 from pipeline.tools.apt_request import Wanted, check_exist, choose, merge
 from pipeline.tools.snapshot import Snapshot
 
@@ -262,6 +263,30 @@ class Archive:
             write_atomically(stored, json.dumps(records.seal(answer)))
         return _resolution(answer)
 
+    def take(self, pins: Pins, requested: Sequence[Wanted]) -> Resolution:
+        """Exactly the packages of an earlier build, whatever the request would give today. Raises
+        MirrorError, and UnknownPackageError where the archive lacks some of them."""
+        self._store.check_space(_LISTS_BYTES)
+        where = f"{self._mirrors.main} ({self._mirrors.release})"
+        with tempfile.TemporaryDirectory(prefix="phantom-apt-") as temporary:
+            lists = self._lists(Path(temporary))
+            lists.update()
+            check_there(lists, pins, where)
+            names = [_name_in_cache(asdict(package)) for package in pins.packages]
+            printed = lists.run(["apt-get", "download", "-qq", "--print-uris", *names])
+            packages = [_read_printed(line) for line in printed.splitlines()]
+            check_same(pins, {package["sha256"] for package in packages}, where)
+            self._settle_files(packages)
+            described = lists.run(["apt-cache", "show", *names])
+        known = {package.name for package in pins.packages}
+        return _resolution(
+            {
+                **_answer(packages, described),
+                "requested": sorted(known.intersection(each.name for each in requested)),
+                "left_out": list(pins.left_out),
+            }
+        )
+
     def download(self, resolution: Resolution, progress: Progress) -> Path:
         """Downloads the packages that the store lacks, and checks all of them by their digests.
 
@@ -464,33 +489,4 @@ def _resolution(answer: dict[str, Any]) -> Resolution:
         stanzas=answer["stanzas"],
         requested=tuple(answer["requested"]),
         left_out=tuple(answer["left_out"]),
-    )
-
-
-def write_repository(resolution: Resolution, packages: Path, folder: Path, release: str) -> None:
-    """Makes a repository of exactly these packages in `folder`, for `copy:` lines of apt."""
-    folder.mkdir(exist_ok=True)
-    stanzas = []
-    for package in resolution.packages:
-        file, stanza = f"{package.sha256}.deb", resolution.stanzas[package.sha256]
-        (folder / file).symlink_to(packages / file)
-        stanzas.append(re.sub(r"^Filename: .*$", f"Filename: ./{file}", stanza, flags=re.MULTILINE))
-    index = "\n\n".join(stanzas) + "\n"
-    (folder / "Packages").write_text(index)
-    (folder / "Release").write_text(
-        f"Suite: {release}\nCodename: {release}\nSHA256:\n"
-        f" {hashlib.sha256(index.encode()).hexdigest()} {len(index.encode())} Packages\n"
-    )
-
-
-def describe_automatic(
-    resolution: Resolution, requested: Collection[str], architecture: str
-) -> str:
-    """What apt's `extended_states` says of packages that nobody asked for: they may go when nothing
-    needs them any more. What Debian cannot do without is not among them."""
-    needed = re.compile(r"^(Essential: yes|Priority: required)$", re.MULTILINE)
-    return "".join(
-        f"Package: {package.name}\nArchitecture: {architecture}\nAuto-Installed: 1\n\n"
-        for package in resolution.packages
-        if package.name not in requested and not needed.search(resolution.stanzas[package.sha256])
     )

@@ -24,7 +24,7 @@ from pipeline import sparse
 from pipeline.machine import accelerator
 from pipeline.model import MIB, NoProgress
 from pipeline.store import Store
-from pipeline.tools import apt, fat, grub, sfdisk
+from pipeline.tools import apt, apt_repository, fat, grub, sfdisk
 
 _MAKE_ROOT = Path(__file__).resolve().parent / "make_root.sh"
 _RELEASE = "bookworm"
@@ -247,7 +247,7 @@ class Bases:
             union = dataclasses.replace(first, packages=tuple(packages.values()))
             fetched = archive.download(union, NoProgress())
             folder.mkdir()
-            apt.write_repository(union, fetched, folder, _RELEASE)
+            apt_repository.write_repository(union, fetched, folder, _RELEASE)
             for package in folder.glob("*.deb"):  # links into the store, which systems do not see
                 target = package.resolve()
                 package.unlink()

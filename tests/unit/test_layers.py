@@ -178,11 +178,11 @@ def test_packages_are_shared_by_whoever_has_the_same(
 
 
 def test_who_was_not_asked_for_is_marked(before: Plan) -> None:
-    from pipeline.tools import apt
+    from pipeline.tools import apt_repository
 
     root = before.source.root
     assert isinstance(root, ScratchRoot)
-    text = apt.describe_automatic(root.resolution, root.requested, "amd64")
+    text = apt_repository.describe_automatic(root.resolution, root.requested, "amd64")
     stanzas = text.removesuffix("\n\n").split("\n\n")
     assert all(
         stanza.splitlines()[1:] == ["Architecture: amd64", "Auto-Installed: 1"]
