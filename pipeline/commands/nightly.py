@@ -39,7 +39,7 @@ EXAMPLES = (
     "phantom-image nightly",
     "phantom-image nightly --only 'web-*' --site hotel",
     "phantom-image nightly --dry-run",
-    "sudo phantom-image nightly --install --time 01:15",
+    "phantom-image nightly --show --time 01:15",
 )
 
 

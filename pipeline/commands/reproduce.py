@@ -14,8 +14,6 @@ from pipeline.errors import NotReproducedError
 EXAMPLES = (
     "phantom-image reproduce hello-phantom",
     "phantom-image reproduce build/web/0123456789ab --json",
-    "PHANTOM_SNAPSHOT_MIRROR=http://snapshot.example/debian/20260101 "
-    "phantom-image reproduce old/manifest.json",
 )
 
 
