@@ -134,7 +134,9 @@ def test_store_that_fills_up(tmp_path: Path, hello: Hello) -> None:
     """The build fails in two stages, each time goes on after there is more room, and keeps its
     finished artifacts."""
     with small_disk(tmp_path / "disk", 4096 * MIB) as resize:
-        store = hello.copy_store(tmp_path / "disk" / "store", "root", "gate", "drivers", "boot")
+        store = hello.copy_store(
+            tmp_path / "disk" / "store", "root", "inventory", "gate", "drivers", "boot"
+        )
         project = make_project(tmp_path / "project", store)
         used = shutil.disk_usage(store).used
         resize(used + 100 * MIB)
@@ -143,7 +145,7 @@ def test_store_that_fills_up(tmp_path: Path, hello: Hello) -> None:
         assert project.masked(done.error) == full("nothing is left free")
         assert list_tree(store / "work") == []
         made = [path.name.split("-")[0] for path in project.artifacts()]
-        assert made == ["boot", "drivers", "gate", "root"]
+        assert made == ["boot", "drivers", "gate", "inventory", "root"]
 
         (root,) = project.artifacts("root")
         data = (root / "root.ext4").stat().st_blocks * 512
@@ -153,7 +155,7 @@ def test_store_that_fills_up(tmp_path: Path, hello: Hello) -> None:
         assert project.masked(done.error) == full("nothing is left free")
         assert list_tree(store / "work") == []
         made = [path.name.split("-")[0] for path in project.artifacts()]
-        assert made == ["boot", "disk", "drivers", "gate", "root"]
+        assert made == ["boot", "disk", "drivers", "gate", "inventory", "root"]
 
         resize(4096 * MIB)
         summary = project.succeed("build", "--json").json

@@ -81,7 +81,7 @@ def test_killed_again_and_again(copied: Callable[..., Project], hello: Hello) ->
             assert not project.build.exists() or not list(project.build.rglob("manifest.json"))
             made = [path.name.split("-")[0] for path in project.artifacts()]
             # These are short, and run beside `disk`.
-            return [stage for stage in made if stage not in ("drivers", "gate")]
+            return [stage for stage in made if stage not in ("drivers", "gate", "inventory")]
 
         assert kill_at(lambda run: run.wait_for_line("disk mbr: assembling")) == ["root"]
         made = kill_at(lambda run: run.wait_for_line("gzip: compressing"))
@@ -118,14 +118,14 @@ def test_interrupted_in_the_transaction(copied: Callable[..., Project]) -> None:
 @pytest.mark.boot
 def test_interrupted_in_the_boot_check(copied: Callable[..., Project]) -> None:
     """By a signal to the command alone, as a build server sends it."""
-    project = copied("root", "disk", "image", "hash", "gate", "drivers")
+    project = copied("root", "disk", "image", "hash", "inventory", "gate", "drivers")
     running = project.start("build")
     running.wait_for_log("boot", "Linux version")
     done = running.interrupt(group=False)
     assert done.status == 130
     assert done.err.endswith(INTERRUPTED)
-    assert len(project.artifacts()) == 6
+    assert len(project.artifacts()) == 7
     assert_clean(project)
     plan = project.succeed("plan", "--json").json
     actions = [stage["action"] for stage in plan["stages"]]
-    assert actions == ["skip", *["reuse"] * 6, "build"]
+    assert actions == ["skip", *["reuse"] * 7, "build"]

@@ -77,7 +77,9 @@ def test_names_that_no_new_definition_can_have(
 
 
 def test_what_cannot_be_asked_for(project: Project) -> None:
-    choice = "  do: choose one of: packages, root, disk, image, hash, gate, drivers, boot\n"
+    choice = (
+        "  do: choose one of: packages, root, disk, image, hash, inventory, gate, drivers, boot\n"
+    )
     for words, status, error in (
         (
             ["build", "--stop-after", "rot"],

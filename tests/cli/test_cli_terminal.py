@@ -102,7 +102,7 @@ def test_marks_where_the_terminal_knows_no_unicode() -> None:
 @pytest.mark.slow
 def test_a_build_of_which_a_part_is_reused_and_a_part_fails(copied: Callable[..., Project]) -> None:
     """The machine has five seconds: too few for any."""
-    project = copied("root", "disk", "image", "hash", "gate", "drivers")
+    project = copied("root", "disk", "image", "hash", "inventory", "gate", "drivers")
     project.define("short", "boot_check: {seconds: 5}\n")
     argv, env = project.command("build", "short"), project.env()
     with Terminal(argv, cwd=project.folder, env=env, columns=100) as terminal:
