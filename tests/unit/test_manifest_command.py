@@ -141,7 +141,7 @@ def test_one_manifest_that_is_not_valid(project: Project) -> None:
         "error: later.json: the manifest cannot be used: it has schema 9, and this program knows "
         "5\n  do: read it with the phantom-image that wrote it, or a later one\n",
     )
-    two = write(project, "two.json", edit(lambda told: told.update(schema=4, images=1, more=2)))
+    two = write(project, "two.json", edit(lambda told: told.update(images=1, more=2)))
     done = project.run("manifest", "validate", two)
     assert (done.status, done.out, done.err) == (
         70,
