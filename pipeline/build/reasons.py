@@ -251,7 +251,9 @@ def _quote(name: str, value: Any) -> str | None:
             return format_size(value)
         if name == "mode":
             return f"{value:o}"
-        return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d}" if name == "epoch" else str(value)
+        if name == "epoch" and 0 <= value < 1 << 32:
+            return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d}"
+        return str(value)
     if isinstance(value, str) and len(value) <= _LONGEST and value.isprintable():
         return value
     return None

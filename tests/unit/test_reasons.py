@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from soak import examples
 
@@ -231,6 +231,7 @@ _JSON = st.recursive(
 
 
 @settings(max_examples=examples(100), deadline=None)
+@example("epoch", -62_135_596_801)  # before the first year
 @given(st.sampled_from(sorted(describe_fields(Toy()))), _JSON)
 def test_a_damaged_record_is_no_obstacle(name: str, value: Any) -> None:
     now = Toy(
