@@ -29,9 +29,10 @@ fail() {
 
 # --- Debian packages ----------------------------------------------------------------------------
 
-# Each line of the list: what it needs, without comments; `a | b` where either will do.
+# Each line of the list: what it needs, without comments; `a | b` where either will do. What tests
+# need comes last, and is left out where `without` says so.
 listed() {
-    sed -e 's/#.*//' -e 's/[[:space:]]*|[[:space:]]*/|/g' -e 's/[[:space:]]*$//' -e '/^$/d' \
+    sed -e "$without" -e 's/#.*//' -e 's/[[:space:]]*|[[:space:]]*/|/g' -e 's/[[:space:]]*$//' -e '/^$/d' \
         debian-packages.txt
 }
 
@@ -61,7 +62,8 @@ as_root() {
 # dpkg's own status is older than our last look, and the list is the same.
 debian_is_ready() {
     [ -e "$state/debian-packages.txt" ] &&
-        cmp -s debian-packages.txt "$state/debian-packages.txt" &&
+        { listed | cmp -s - "$state/debian-packages.txt" ||
+            without='' listed | cmp -s - "$state/debian-packages.txt"; } &&
         [ -z "$(find /var/lib/dpkg/status -newer "$state/debian-packages.txt")" ]
 }
 
@@ -153,9 +155,10 @@ install_python() {
 
 # ------------------------------------------------------------------------------------------------
 
+# shellcheck disable=SC2016 # of sed, not of the shell
 case ${1-} in
-    '') requirements="requirements.txt" ;;
-    --dev) requirements="requirements-dev.txt" ;;
+    '') requirements="requirements.txt" without='/^# Tests$/,$d' ;;
+    --dev) requirements="requirements-dev.txt" without='' ;;
     *) fail "unknown option $1" "setup.sh [--dev]" ;;
 esac
 
@@ -183,5 +186,5 @@ trap 'rm -rf "$temporary"' EXIT
 
 install_debian
 python_is_ready "$requirements" || install_python "$requirements"
-cp debian-packages.txt "$state/"
+listed >"$state/debian-packages.txt"
 touch -r "$temporary/looked" "$state/debian-packages.txt"

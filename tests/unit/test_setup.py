@@ -27,3 +27,10 @@ def test_a_folder_with_a_blank_in_its_name_is_told_first(tmp_path: Path, name: s
         "setup: do: move it to a folder without blanks, then run the same command again\n"
     )
     assert sorted(folder.iterdir()) == before
+
+
+def test_packages_for_tests_come_last() -> None:
+    """setup.sh takes what follows this line only with --dev."""
+    _, line, tests = (REPOSITORY / "debian-packages.txt").read_text().partition("\n# Tests\n")
+    assert line and "\n# " not in tests
+    assert "/^# Tests$/,$d" in (REPOSITORY / "setup.sh").read_text()
