@@ -96,7 +96,7 @@ def measure(folder: Path) -> Iterator[Figure]:
 
 def _plain_mmdebstrap(project: Path) -> float:
     """The time of a plain mmdebstrap of the same packages from the same mirrors."""
-    stages = json.loads((project / "build/hello-phantom/stages.json").read_text())
+    stages = json.loads((project / "build/hello-phantom/stages.json").read_text())["stages"]
     fields, release = stages["root"]["fields"], stages["packages"]["fields"]["release"]
     include = ",".join(fields["requested"])
     with tempfile.TemporaryDirectory(dir=project) as target:
