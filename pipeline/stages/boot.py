@@ -47,7 +47,7 @@ BOOT_SECONDS = {"tcg": 900, "kvm": 60}
 AUTHORIZED_KEYS = PurePosixPath("/root/.ssh/authorized_keys")
 """Where the public keys lie that root may log in with."""
 _DISK = "disk.raw"  # the machine's, in the folder for what is not kept
-_LATE_REQUESTS = 2  # that the metadata service refuses at first, as one that is not ready yet does
+_LATE_REQUESTS = 1  # that the metadata service refuses at first, as one that is not ready yet does
 # What may stay free behind root: the second GPT, and the MiB by which partitions are aligned.
 _TAIL_ROOM = 2 * MIB
 # What resize2fs may leave of a partition: a last group of blocks that would hold nothing but its
@@ -67,7 +67,7 @@ class BootCheck(Stage):
 
     name: ClassVar[str] = "boot"
     cores: ClassVar[int] = 1  # what a guest with two CPUs keeps busy under TCG, on average
-    revision: ClassVar[int] = 6
+    revision: ClassVar[int] = 7
 
     machine: Machine
     report: LocalFile

@@ -70,9 +70,9 @@ post() {
     } | nc "${address%:*}" "${address##*:}"
 }
 
-# try_case NAME: switches the metadata service to another answer, and has the fetcher fetch that into
-# a separate folder. The fetcher's output stays off the console, where its errors would count as the
-# boot's.
+# try_case NAME: switches the metadata service to another answer, has the fetcher fetch that into a
+# separate folder, and prints lines for the report. The fetcher's output stays off the console, where
+# its errors would count as the boot's.
 try_case() {
     folder=$work/$1
     mkdir -p "$folder/etc/default" "$folder/var"
@@ -90,8 +90,8 @@ try_case() {
         kept=$(sha256sum <"$folder/var/lib/phantom/user-data" | cut -d ' ' -f 1)
     fi
     if [ -s "$folder/ran" ]; then ran=$(cat "$folder/ran"); fi
-    tell case "$1 $status $kept $ran"
-    tell case_said "$1: $(tail -n 1 "$folder/out")"
+    echo "case $1 $status $kept $ran"
+    echo "case_said $1: $(tail -n 1 "$folder/out")"
 }
 
 # Whether other services are still starting. The fetcher's own service does not count. Under
@@ -109,15 +109,22 @@ is_starting() {
 # cycle.
 tell_idle_units() {
     [ ! -e /etc/ssh/sshd_not_to_be_run ] || return 0
-    idle=
-    for unit in ssh.socket ssh.service sshd.socket sshd.service; do
-        [ "$(systemctl is-enabled "$unit" 2>/dev/null)" = enabled ] || continue
-        [ "$(systemctl is-active "$unit")" = inactive ] || return 0
-        idle="$idle $unit"
-    done
-    for unit in $idle; do
+    systemctl show -p Id -p UnitFileState -p ActiveState \
+        ssh.socket ssh.service sshd.socket sshd.service |
+        awk -F = '
+            { value[$1] = $2 }
+            $1 == "" { judge() }
+            END { judge(); if (!started) for (unit in idle) print unit }
+            function judge() {
+                if (value["UnitFileState"] == "enabled") {
+                    if (value["ActiveState"] == "inactive") idle[value["Id"]]; else started = 1
+                }
+                split("", value)
+            }
+        ' >"$work/idle"
+    while read -r unit; do
         tell idle_unit "$unit"
-    done
+    done <"$work/idle"
 }
 
 has_host_keys() {
@@ -129,14 +136,17 @@ has_host_keys() {
 
 # The driver of the nearest PCI, Xen or virtio device above a path in /sys.
 driver_above() {
-    device=$(readlink -f "$1")
+    cd -P "$1" 2>/dev/null || return 0
+    device=$PWD
     while [ "${device%/*}" != "" ]; do
-        case $(readlink -f "$device/subsystem") in
-            */bus/pci | */bus/xen | */bus/virtio)
-                basename "$(readlink -f "$device/driver")"
-                return
-                ;;
-        esac
+        if cd -P "$device/subsystem" 2>/dev/null; then
+            case $PWD in
+                */bus/pci | */bus/xen | */bus/virtio)
+                    if cd -P "$device/driver" 2>/dev/null; then echo "${PWD##*/}"; fi
+                    return
+                    ;;
+            esac
+        fi
         device=${device%/*}
     done
 }
@@ -153,11 +163,11 @@ tell_file_system_bytes() {
 # file to be the user's own, and writable by nobody else.
 tell_login_keys() {
     home=$(awk -F : -v user="$login_user" '$1 == user { print $6 }' /etc/passwd)
-    for place in "$home" "$home/.ssh" "$home/.ssh/authorized_keys"; do
-        # shellcheck disable=SC2012
-        ls -ldn "$place" | awk -v user="$(id -u "$login_user")" '
-            { exit !($1 ~ /^[d-]....-..-/ && ($3 == user || $3 == 0)) }' || return 0
-    done
+    # shellcheck disable=SC2012
+    ls -ldn "$home" "$home/.ssh" "$home/.ssh/authorized_keys" |
+        awk -v user="$(id -u "$login_user")" '
+            $1 ~ /^[d-]....-..-/ && ($3 == user || $3 == 0) { good++ }
+            END { exit good != 3 }' || return 0
     while read -r line; do
         tell login_key "$line"
     done <"$home/.ssh/authorized_keys"
@@ -190,7 +200,8 @@ if [ -e "$part/partition" ]; then
     block=${part%/*}
     start=$(cat "$part/start")
 fi
-card=$(list_addresses | awk '{ print $1; exit }')
+list_addresses >"$work/addresses"
+read -r card _ <"$work/addresses"
 
 run_part user_data "$user_data"
 for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
@@ -209,6 +220,14 @@ if [ "$runner" != fetcher ] && [ -x "$fetcher" ]; then
     "$fetcher" >"$work/left" 2>&1 </dev/null
 fi
 
+# Try the fetcher with other answers beside what follows. From here on the metadata service has no
+# more to say that the image's own programs should see.
+if [ -x "$fetcher" ]; then
+    for case in $cases; do
+        try_case "$case"
+    done >"$work/cases" &
+fi
+
 tell nonce "$nonce"
 tell release "$(find_release)"
 tell kernel "$(uname -r)"
@@ -224,12 +243,12 @@ tell root_end "$(((start + $(cat "$part/size")) * 512))"
 tell disk_bytes "$(($(cat "$block/size") * 512))"
 tell disk_driver "$(driver_above "$block")"
 tell network_driver "$(driver_above "/sys/class/net/$card/device")"
-list_addresses | while read -r _ address; do
+while read -r _ address; do
     tell address "$address"
-done
+done <"$work/addresses"
 [ -z "$sshd" ] || tell sshd "$sshd"
 for key in /etc/ssh/ssh_host_*_key.pub; do
-    [ ! -s "$key" ] || tell ssh_host_key "$(ssh-keygen -l -f "$key" | awk '{ print $2, $NF }')"
+    [ ! -s "$key" ] || tell ssh_host_key "$(ssh-keygen -l -f "$key")"
 done
 if [ -d /run/systemd/system ]; then
     systemctl list-units --failed --no-legend --no-pager --plain | while read -r unit _; do
@@ -247,9 +266,6 @@ if [ -x "$fetcher" ]; then
     tell fetcher "$fetcher"
     tell login_user "$login_user"
     tell_login_keys
-    for case in $cases; do
-        try_case "$case"
-    done
 fi
 if [ "$runner" = fetcher ] && [ ! -e /var/nimbus-metadata-server-url ] &&
     grep -qs '^PHANTOM_USER_DATA_LEAVE_TO_CLOUD_INIT=yes' /etc/default/phantom-user-data; then
@@ -261,6 +277,8 @@ if [ -e "$runs/again" ]; then
     done <"$runs/again"
 fi
 
+wait
+[ ! -e "$work/cases" ] || cat "$work/cases" >>"$work/report"
 post "$work/report" /report
 status=$?
 rm -rf "$work"
