@@ -94,14 +94,29 @@ try_case() {
     echo "case_said $1: $(tail -n 1 "$folder/out")"
 }
 
-# Whether other services are still starting. The fetcher's own service does not count. Under
-# cloud-init only running jobs count: jobs that wait for cloud-init wait for this script.
-is_starting() {
-    [ -d /run/systemd/system ] || return 1
+# wait_for COMMAND: runs a command until it succeeds, for 20 s at most. Old programs sleep for whole
+# seconds only.
+wait_for() {
+    left=100
+    until "$@" || [ "$left" -le 0 ]; do
+        if sleep 0.2 2>/dev/null; then
+            left=$((left - 1))
+        else
+            sleep 1
+            left=$((left - 5))
+        fi
+    done
+}
+
+# Whether all services have started. The fetcher's own service does not count. Under cloud-init only
+# running jobs count: jobs that wait for cloud-init wait for this script.
+# shellcheck disable=SC2317 # wait_for calls it
+has_started() {
+    [ -d /run/systemd/system ] || return 0
     systemctl list-jobs --no-legend --no-pager | awk -v "runner=$runner" '
         runner == "fetcher" && $2 !~ /phantom-user-data/ { starting = 1 }
         runner != "fetcher" && $2 !~ /^cloud-/ && $4 == "running" { starting = 1 }
-        END { exit !starting }
+        END { exit starting }
     '
 }
 
@@ -127,6 +142,7 @@ tell_idle_units() {
     done <"$work/idle"
 }
 
+# shellcheck disable=SC2317 # wait_for calls it
 has_host_keys() {
     for key in /etc/ssh/ssh_host_*_key.pub; do
         [ -s "$key" ] && return 0
@@ -204,16 +220,9 @@ list_addresses >"$work/addresses"
 read -r card _ <"$work/addresses"
 
 run_part user_data "$user_data"
-for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-    is_starting || break
-    sleep 1
-done
+wait_for has_started
 sshd=$(command -v sshd || ls /usr/sbin/sshd 2>/dev/null)
-for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-    [ -n "$sshd" ] || break
-    has_host_keys && break
-    sleep 1
-done
+[ -z "$sshd" ] || wait_for has_host_keys
 run_part check "$check"
 # Run the fetcher as its service does: it must leave user-data to cloud-init, which runs it now.
 if [ "$runner" != fetcher ] && [ -x "$fetcher" ]; then
