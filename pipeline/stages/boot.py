@@ -47,7 +47,7 @@ BOOT_SECONDS = {"tcg": 900, "kvm": 60}
 AUTHORIZED_KEYS = PurePosixPath("/root/.ssh/authorized_keys")
 """Where the public keys lie that root may log in with."""
 _DISK = "disk.raw"  # the machine's, in the folder for what is not kept
-_LATE_REQUESTS = 1  # that the metadata service refuses at first, as one that is not ready yet does
+_LATE_REQUESTS = 1  # that the metadata service refuses, as one that is not ready yet does
 # What may stay free behind root: the second GPT, and the MiB by which partitions are aligned.
 _TAIL_ROOM = 2 * MIB
 # What resize2fs may leave of a partition: a last group of blocks that would hold nothing but its
@@ -223,7 +223,7 @@ class BootCheck(Stage):
         if late and tries <= _LATE_REQUESTS:
             yield (
                 "its user-data fetcher was not tried with a metadata service that is late: it had "
-                f"its user-data at try {tries}, though {_LATE_REQUESTS} requests were refused"
+                f"its user-data at try {tries}, though the first request was refused"
             )
 
     def _lacks_login(self, facts: Mapping[str, list[str]], nonce: str) -> bool:

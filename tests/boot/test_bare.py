@@ -90,11 +90,11 @@ def test_image_on_a_kernel_of_the_site(root: Artifact, image: Artifact, tmp_path
     assert f"vmlinuz-{facts['kernel']}" not in find_root(image.file(DISK)).names(
         PurePosixPath("/boot")
     )
-    assert (facts["failed_units"], facts["fetcher_tries"]) == ([], 3)
+    assert (facts["failed_units"], facts["fetcher_tries"]) == ([], 2)
     assert facts["root_bytes"] > SIZE - GIB // 4
     assert facts["user_data"] == {
         "present": "run",
-        "late": "run after 3 tries",
+        "late": "run after 2 tries",
         "absent": "nothing run",
     }
 

@@ -137,10 +137,10 @@ def test_machine(image: Artifact, tmp_path: Path, name: str, user: str) -> None:
     assert facts["root_bytes"] > SIZE + MACHINES[name].spare - GIB // 4
     assert facts["failed_units"] == []
     assert facts["fetcher_protocol"] == "imdsv2"
-    assert facts["fetcher_tries"] == 3
+    assert facts["fetcher_tries"] == 2
     assert facts["user_data"] == {
         "present": "run",
-        "late": "run after 3 tries",
+        "late": "run after 2 tries",
         "absent": "nothing run",
         "gzip": "unpacked and run",
         "binary": "kept and not run",
