@@ -157,7 +157,7 @@ CASES: dict[str, Case] = {
     "token": Case(
         {
             "srv/settings.ini": "key = AKIAABCDEFGHIJKLMNOP\n",
-            "etc/pip.conf": "[global]\nindex-url = https://me:secret@index.example/simple\n",
+            "etc/pip.conf": "[global]\nindex-url = https://me:Xo3yai@index.example/simple\n",
             "root/notes": "ghp_" + "a1B2" * 9,
         },
         [
@@ -169,6 +169,7 @@ CASES: dict[str, Case] = {
             "srv/settings.ini": "key = AKIAIOSFODNN7EXAMPLE\n",
             "etc/pip.conf": "index-url = https://$USER:$PASSWORD@index.example/simple\n",
             "root/notes": "ghp_short\n",
+            "opt/url.py": '"""As http://username:password@host.com:80/path."""\n',
         },
     ),
     "shell-history": Case(
