@@ -21,7 +21,7 @@ class CheckContents(Stage):
     """
 
     name: ClassVar[str] = "gate"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     rules: tuple[str, ...]
     """The ids of all rules, so that a new one looks at what was built before."""
