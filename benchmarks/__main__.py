@@ -17,8 +17,16 @@ from pathlib import Path
 from benchmarks.base_images import measure_base_images
 from benchmarks.boot import measure_boot
 from benchmarks.catalog import measure_catalog
-from benchmarks.layers import measure_edits
-from benchmarks.measure import ROOT, Figure, Run, make_project, phantom, seconds_of
+from benchmarks.layers import measure_edits, measure_shared_base
+from benchmarks.measure import (
+    ROOT,
+    Figure,
+    Run,
+    launches_of,
+    make_project,
+    phantom,
+    seconds_of,
+)
 from benchmarks.nightly import measure_nightly
 from benchmarks.phantom import measure_domain, measure_phantom
 from benchmarks.uploads import measure_uploads
@@ -68,6 +76,7 @@ def measure(folder: Path) -> Iterator[Figure]:
     yield Figure(
         name="peak memory of our own process", value=cold.peak_bytes / MIB, unit=" MB", at_most=200
     )
+    yield from _gate(cold)
     yield Figure(
         name="`make image` with nothing changed",
         value=min(seconds_of(["make", "-C", str(ROOT), "image"]) for _ in range(3)),
@@ -81,6 +90,7 @@ def measure(folder: Path) -> Iterator[Figure]:
         unit=" s",
         at_most=0.3,
     )
+    yield from measure_shared_base(project, cold)
     yield from measure_boot(project)
     yield from measure_domain(project)
     yield from _compression(project, cold.answer)
@@ -103,6 +113,25 @@ def _plain_mmdebstrap(project: Path) -> float:
         words = ["mmdebstrap", "--variant=minbase", f"--include={include}", release]
         sources = fields["apt_sources"].encode()
         return seconds_of([*words, f"{target}/root.tar", "-"], input=sources)
+
+
+def _gate(cold: Run) -> Iterator[Figure]:
+    """What the gate and the list of packages add to a build from scratch."""
+    stages = cold.answer["stages"]
+    assert isinstance(stages, list)
+    seconds = {each["stage"]: float(each["seconds"]) for each in stages}
+    yield Figure(
+        name="gate and inventory",
+        value=seconds["gate"] + seconds["inventory"],
+        unit=" s",
+        at_most=5,
+    )
+    yield Figure(
+        name="launches of libguestfs's appliance in a build from scratch",
+        value=launches_of(cold),
+        unit="",
+        at_most=0,
+    )
 
 
 def _compression(project: Path, answer: dict[str, object]) -> Iterator[Figure]:

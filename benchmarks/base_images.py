@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measure import ROOT, Figure, Run, phantom, seconds_of
+from benchmarks.measure import ROOT, Figure, Run, launches_of, phantom, seconds_of
 from pipeline.machine.accelerator import find_accelerator
 
 MIB = 1 << 20
@@ -64,14 +64,14 @@ def measure_base_images(project: Path) -> Iterator[Figure]:
         at_most=200,
     )
     again = phantom(project, "build", "based", "--cloud", "nimbus")
-    yield Figure(name="launches with nothing changed", value=_launches(again), unit="", at_most=0)
+    yield Figure(name="launches with nothing changed", value=launches_of(again), unit="", at_most=0)
     (folder / "change.sh").write_text("#!/bin/sh\necho changed\n")
     with (folder / "appliance.yaml").open("a") as definition:
         definition.write("scripts: [change.sh]\n")
     both = phantom(project, "build", "based", "--cloud", "nimbus,ec2")
     yield Figure(
         name="launches of libguestfs's appliance for two sites",
-        value=_launches(both),
+        value=launches_of(both),
         unit="",
         at_most=1,
     )
@@ -128,10 +128,6 @@ def _launch_and_copy(project: Path, base: Path) -> float:
     launch = seconds_of([sys.executable, "-c", _LAUNCH, str(raw), accelerator])
     raw.unlink()
     return launch + copy
-
-
-def _launches(run: Run) -> int:
-    return _count(run, "starting libguestfs")
 
 
 def _count(run: Run, pattern: str) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measure import Figure, phantom
+from benchmarks.measure import Figure, Run, phantom
+
+SHARING = 30  # appliances of one base
 
 _DEFINITION = """
 extends: hello-phantom
@@ -37,3 +39,26 @@ def measure_edits(project: Path, plain: float) -> Iterator[Figure]:
             unit=" x",
             at_most=0.15,
         )
+
+
+def measure_shared_base(project: Path, cold: Run) -> Iterator[Figure]:
+    """What appliances take together that share the packages of a cold build, compared with those
+    packages once and what one of them takes by itself, times their number."""
+    names = [f"sharing-{number}" for number in range(SHARING + 2)]
+    for name in names:
+        folder = project / "images" / name
+        folder.mkdir()
+        text = _DEFINITION.replace("edited", name, 1)
+        (folder / "appliance.yaml").write_text(text)
+        (folder / "script.sh").write_text(_SCRIPT.format(word=name))
+        (folder / "script.sh").chmod(0o755)
+    words = ("--cloud", "nimbus", "--no-boot")
+    one = min(phantom(project, "build", name, *words).seconds for name in names[:2])
+    together = phantom(project, "build", *names[2:], *words).seconds
+    base = cold.time_of(r"^packages: done")
+    yield Figure(
+        name=f"{SHARING} appliances on one base / that base and each alone",
+        value=(base + together) / (base + SHARING * one),
+        unit=" x",
+        at_most=1.3,
+    )

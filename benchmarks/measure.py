@@ -96,6 +96,11 @@ def seconds_of(argv: Sequence[str], **keywords: object) -> float:
     return time.monotonic() - started
 
 
+def launches_of(run: Run) -> int:
+    """How often a run started libguestfs's appliance."""
+    return sum("starting libguestfs" in line for _, line in run.lines)
+
+
 def make_project(folder: Path, **definitions: str) -> Path:
     """Makes a project folder with our images and further definitions, by name."""
     images = folder / "images"
