@@ -50,7 +50,7 @@ def make_page(night: Night, history: Sequence[Night], folder: Path) -> str:
         failed=failed,
         skipped=_by_cause(skipped),
         new=new,
-        warnings=_find_warnings(night),
+        warnings=[*(("", each) for each in night.warnings), *summary.find_warnings(night)],
         rows=rows,
         lines=any(row.times or row.sizes for row in rows),
         plots=_make_plots([*history, night]),
@@ -103,15 +103,6 @@ def _by_cause(skipped: Iterable[summary.Alike]) -> list[tuple[str, list[summary.
     for each in skipped:
         causes[each.first.because or "no reason was given"].append(each)
     return sorted(causes.items())
-
-
-def _find_warnings(night: Night) -> list[tuple[str, str]]:
-    """Each warning, and whose it is."""
-    found = [("", warning) for warning in night.warnings]
-    for each in night.outcomes:
-        whose = f"{each.appliance} at {each.site}"
-        found += ((whose, warning) for warning in each.warnings)
-    return found
 
 
 def _link_into(folder: Path) -> Callable[[str], str | None]:

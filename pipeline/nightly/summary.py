@@ -56,6 +56,18 @@ def alike(outcomes: Iterable[Outcome]) -> list[Alike]:
     ]
 
 
+def find_warnings(night: Night) -> list[tuple[str, str]]:
+    """The warnings of its outcomes, each once, after the appliance and the sites that have it."""
+    sites: dict[tuple[str, str], list[str]] = {}
+    for each in sort_outcomes(night.outcomes):
+        for warning in each.warnings:
+            sites.setdefault((each.appliance, warning), []).append(each.site)
+    return [
+        (f"{appliance} at {', '.join(where)}", warning)
+        for (appliance, warning), where in sites.items()
+    ]
+
+
 def describe(outcome: Outcome, *, most: int = _WORDS) -> str:
     """Why it is as it is, in one line of at most so many characters."""
     if outcome.state is State.FAILED:
@@ -90,8 +102,7 @@ def to_lines(night: Night, page: Path | None = None) -> list[str]:
 def to_last_lines(night: Night, page: Path | None = None) -> list[str]:
     """Of the lines of a night those behind its outcomes."""
     lines = [f"warning: {warning}" for warning in night.warnings]
-    for each in alike(night.outcomes):
-        lines += (f"warning: {each.where}: {warning}" for warning in each.first.warnings)
+    lines += (f"warning: {whose}: {warning}" for whose, warning in find_warnings(night))
     if night.kept:
         lines.append(describe_kept(night.kept))
     if night.could_not_run is None:

@@ -13,7 +13,8 @@ from pipeline.build.delivery import PATIENCE, Delivery
 from pipeline.build.launch import find_endless_in
 from pipeline.build.plan import Plan
 from pipeline.build.run import check_host, write
-from pipeline.errors import PhantomError
+from pipeline.checks import report
+from pipeline.errors import GateError, PhantomError
 from pipeline.model import Site
 from pipeline.nightly.changes import describe_changes
 from pipeline.nightly.memory import bytes_of
@@ -24,6 +25,7 @@ from pipeline.stages.base import Stage
 from pipeline.workspace import Workspace
 
 ENDED = "the night was interrupted"
+_FINDINGS = 10  # of the gate that a night tells one by one; the manifest has all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +177,7 @@ def _with_error(
         error=told.error,
         exit_status=told.exit_status,
         log=told.log,
+        warnings=_describe_findings(delivery),
     )
 
 
@@ -205,5 +208,19 @@ def _with_image(
         bytes_saved=outcome.bytes_saved
         + (image.bytes if delivery.published and not delivery.sent else 0),
         changes=describe_changes(known.content, content) if known is not None else (),
-        warnings=tuple(filter(None, [find_endless_in(content["phantom"])])),
+        warnings=(
+            *filter(None, [find_endless_in(content["phantom"])]),
+            *_describe_findings(delivery),
+        ),
     )
+
+
+def _describe_findings(delivery: Delivery) -> tuple[str, ...]:
+    """What the gate found, in lines, without what the delivery's own error tells."""
+    counted = [] if delivery.verdict is None else [*delivery.verdict.counted]
+    if isinstance(delivery.error, GateError):
+        del counted[0]
+    lines = [f"the gate: {report.say(finding)}" for finding in counted[:_FINDINGS]]
+    if len(counted) > _FINDINGS:
+        lines.append(f"the gate: and {len(counted) - _FINDINGS:,} more, which the manifest has")
+    return tuple(lines)

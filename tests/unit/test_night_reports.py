@@ -305,17 +305,19 @@ def test_lines_say_what_needs_somebody_first(tmp_path: Path) -> None:
         web,
         replace(web, site="frankfurt"),
         make_outcome("shop", state=State.SKIPPED, because="base failed"),
+        make_built("mail", "sierra", 1, reasons=tuple("abcde"), warnings=("old", "slow")),
         warnings=("the mirror is slow",),
     )
     assert to_lines(night, tmp_path) == [
-        "night 20260101T023000Z: 2 failed, 1 skipped, 1 built, 1 unchanged (4 appliances at "
-        "2 sites) in 30 min 00 s",
+        "night 20260101T023000Z: 2 failed, 1 skipped, 2 built, 1 unchanged (4 appliances at "
+        "3 sites) in 30 min 00 s",
         "failed   web at frankfurt, hotel: root: no",
         "         log: /l",
         "skipped  shop at hotel: base failed",
-        "built    mail at hotel: a; b; c and 2 more",
+        "built    mail at hotel, sierra: a; b; c and 2 more",
         "warning: the mirror is slow",
-        "warning: mail at hotel: old",
+        "warning: mail at hotel, sierra: old",
+        "warning: mail at sierra: slow",
         "store: 12 GiB of at most 20 GiB; 80 GiB free",
         f"report: {tmp_path}",
     ]

@@ -66,6 +66,25 @@ def test_only_what_changed_is_built(server: Server) -> None:
     assert two.before == find(night, "two").build != two.build
 
 
+def test_what_the_gate_finds_is_told(server: Server) -> None:
+    """A warning; what stops the publication, with a warning beside it; and many of them."""
+    old = "the gate: warning old-configuration: /etc/{}: a package manager left it beside the file"
+    server.define("odd", **{"a.dpkg-old": "x\n"})
+    server.define("bad", key=f"AKIA{'A' * 16}\n", **{"b.dpkg-old": "x\n"})
+    server.define("many", **{f"{number:02}.dpkg-old": "x\n" for number in range(12)})
+    night = server.night(sites=["hotel"])
+    assert states(night) == {"odd": "built", "bad": "failed", "many": "built"}
+    odd, bad, many = (find(night, name) for name in ("odd", "bad", "many"))
+    assert odd.warnings == (f"{old.format('a.dpkg-old')} in use",)
+    assert (bad.message, bad.error, bad.warnings) == (
+        "site hotel: the image must not be published: token: /etc/key: an access key of AWS",
+        "GateError",
+        (f"{old.format('b.dpkg-old')} in use",),
+    )
+    assert many.warnings[0] == f"{old.format('00.dpkg-old')} in use"
+    assert many.warnings[10:] == ("the gate: and 2 more, which the manifest has",)
+
+
 def test_one_failure_does_not_stop_the_others(server: Server) -> None:
     """A script that fails, a definition with a mistake, a package that is not there, and what is
     made of the build of one of them."""
