@@ -19,6 +19,7 @@ from pipeline.clouds import clouds
 from pipeline.commands.output import describe_error, print_error, print_json, print_line
 from pipeline.definitions import appliance, phantoms, sites
 from pipeline.definitions.signing import load_signing
+from pipeline.definitions.yaml import shown
 from pipeline.errors import ManifestError, PhantomError, UsageError
 from pipeline.model import Appliance, NoProgress, ScratchSource, Site
 from pipeline.phantom.local import find_local
@@ -216,16 +217,20 @@ def read_manifest(options: Namespace, name: str, workspace: Workspace) -> dict[s
             raise FileNotFoundError
         return manifest.load_manifest(manifest.find_manifest(workspace.folder(name), options.of))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(
-            f"there is no build {options.of!r} of {name!r}",
-            todo="`phantom-image list` lists the builds, `phantom-image image` makes one",
-        ) from error
+        raise _no_build(name, options.of) from error
     except OSError as error:
         raise ManifestError(
             f"the manifest cannot be read: {error.strerror}",
             where=str(error.filename),
             todo="see who may read it",
         ) from error
+
+
+def _no_build(name: str, build: str) -> UsageError:
+    return UsageError(
+        f"there is no build {build!r} of {name!r}",
+        todo="`phantom-image list` lists the builds, `phantom-image image` makes one",
+    )
 
 
 @contextmanager
@@ -250,15 +255,29 @@ def reading(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def read_named_manifest(options: Namespace) -> dict[str, Any]:
-    """The manifest that the option `manifest` names: a file, a build's folder, or an appliance,
-    whose build `--of` names. Raises UsageError where there is none, ManifestError where it cannot
-    be used."""
+def find_named_manifest(options: Namespace) -> Path:
+    """Where the manifest is that the option `manifest` names: a file, a build's folder, or an
+    appliance, whose build `--of` names. Raises UsageError where an appliance has no such build; a
+    file need not be there."""
     path = Path(options.manifest)
     file = path / manifest.FILE if path.is_dir() else path
-    if "/" not in options.manifest and not file.is_file():
-        return read_manifest(options, options.manifest, open_workspace(options))
-    with reading(file) as real:
+    if "/" in options.manifest or file.suffix == ".json" or file.is_file():
+        return file
+    folder = open_workspace(options).folder(options.manifest)
+    found = manifest.find_manifest(folder, options.of) if _are_names(options) else None
+    if found is None or not found.is_file():
+        raise _no_build(options.manifest, options.of)
+    return Path(shown(found))
+
+
+def _are_names(options: Namespace) -> bool:
+    return all(records.FILE_NAME.fullmatch(word) for word in (options.manifest, options.of))
+
+
+def read_named_manifest(options: Namespace) -> dict[str, Any]:
+    """The manifest that the option `manifest` names. Raises UsageError where there is none,
+    ManifestError where it cannot be used."""
+    with reading(find_named_manifest(options)) as real:
         return manifest.load_manifest(real)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline import records
 from pipeline.attestations import signing, verification
 from pipeline.attestations.verification import Finding, find
-from pipeline.build.manifest import DOCUMENTS, FILE, load_manifest
+from pipeline.build.manifest import DOCUMENTS, load_manifest
 from pipeline.build.sites import open_site
 from pipeline.clouds import make_cloud
 from pipeline.commands import options as shared
@@ -25,7 +25,7 @@ from pipeline.progress import failing
 from pipeline.workspace import Workspace
 
 EXAMPLES = (
-    "phantom-image verify build/web/latest --allowed-signers signers",
+    "phantom-image verify web --allowed-signers signers",
     "phantom-image verify manifest.json --image web-1.0-0123456789ab.gz",
     "phantom-image verify build/web/latest --site amazon --json",
 )
@@ -34,7 +34,7 @@ EXAMPLES = (
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments."""
     add = parser.add_argument
-    add("manifest", type=Path, metavar="MANIFEST", help="a manifest, or a build's folder")
+    shared.add(parser, "manifest", "of")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--image", type=Path, metavar="FILE", help="this image, and not those beside the manifest"
@@ -55,7 +55,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int | None:
     """Checks and prints what came of it. Raises the first failure's error, with the others in it;
     with --json, returns its exit status."""
-    path = options.manifest / FILE if options.manifest.is_dir() else options.manifest
+    path = shared.find_named_manifest(options)
     if options.image is not None and not options.image.is_file():
         raise UsageError(
             f"there is no image {str(options.image)!r}", todo="name a file, or leave --image out"

@@ -9,14 +9,14 @@ from pathlib import Path
 from pipeline import records
 from pipeline.attestations.documents import read_document
 from pipeline.attestations.vulnerabilities import SEVERITIES, find_open, read_tracker
-from pipeline.build.manifest import FILE, load_manifest
+from pipeline.build.manifest import load_manifest
 from pipeline.commands import options as shared
 from pipeline.commands.output import print_json, print_line, print_table
 from pipeline.definitions.tracker import load_tracker
 from pipeline.errors import GateError, UsageError
 
 EXAMPLES = (
-    "phantom-image vulnerabilities build/web/latest --tracker debian-tracker.json",
+    "phantom-image vulnerabilities web --tracker debian-tracker.json",
     "phantom-image vulnerabilities build/web/latest --fail-above medium --json",
 )
 _COMPONENTS = {"components": [{"name": str, "purl?": str, "properties?": [{"name": str}]}]}
@@ -25,7 +25,7 @@ _COMPONENTS = {"components": [{"name": str, "purl?": str, "properties?": [{"name
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments."""
     add = parser.add_argument
-    add("manifest", type=Path, metavar="MANIFEST", help="a manifest, or a build's folder")
+    shared.add(parser, "manifest", "of")
     text = "the JSON export of Debian's security tracker; else `vulnerabilities:` of sites.yaml"
     add("--tracker", type=Path, metavar="FILE", help=text)
     text = f"fail where one is worse than this: {', '.join(SEVERITIES)}"
@@ -44,7 +44,7 @@ def run(options: Namespace) -> int | None:
             todo="name the export of Debian's security tracker by --tracker, or as "
             "`vulnerabilities:` in sites.yaml",
         )
-    path = options.manifest / FILE if options.manifest.is_dir() else options.manifest
+    path = shared.find_named_manifest(options)
     with shared.reading(path) as real:
         told = load_manifest(real)["sbom"]
         if told is None:

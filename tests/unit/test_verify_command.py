@@ -263,6 +263,7 @@ def test_a_manifest_that_is_not_signed(built: Built) -> None:
     )
     done = built.project.succeed("verify", f"build/web/{BUILD}", "--documents")
     assert done.out.startswith("manifest.json           not signed\n")
+    assert built.project.succeed("verify", "web", "--of", BUILD, "--documents").out == done.out
 
 
 def test_a_broken_manifest_and_a_later_one(built: Built) -> None:
@@ -278,7 +279,14 @@ def test_a_broken_manifest_and_a_later_one(built: Built) -> None:
         done = built.project.run("verify", file)
         assert done.status == 70
         assert done.error.startswith(f"error: {file}: {why}")
-    assert built.project.run("verify", "nothing.json").status == 24
+    for words, why in (
+        (["nothing.json"], "there is no file 'nothing.json'"),
+        (["web", "--of", "012345"], "there is no build '012345' of 'web'"),
+        (["nobody"], "there is no build 'latest' of 'nobody'"),
+        (["web", "--of", "../web"], "there is no build '../web' of 'web'"),
+    ):
+        done = built.project.run("verify", *words)
+        assert (done.status, done.error.splitlines()[0]) == (24, f"error: {why}")
 
 
 # ---- sites
