@@ -17,9 +17,8 @@ from pipeline.attestations.signing import plan_signing
 from pipeline.build import manifest, remains
 from pipeline.clouds import clouds
 from pipeline.commands.output import describe_error, print_error, print_json, print_line
-from pipeline.definitions import appliance, phantoms, sites
+from pipeline.definitions import appliance, phantoms, sites, yaml
 from pipeline.definitions.signing import load_signing
-from pipeline.definitions.yaml import shown
 from pipeline.errors import ManifestError, PhantomError, UsageError
 from pipeline.model import Appliance, NoProgress, ScratchSource, Site
 from pipeline.phantom.local import find_local
@@ -267,7 +266,7 @@ def find_named_manifest(options: Namespace) -> Path:
     found = manifest.find_manifest(folder, options.of) if _are_names(options) else None
     if found is None or not found.is_file():
         raise _no_build(options.manifest, options.of)
-    return Path(shown(found))
+    return Path(yaml.shown(found))
 
 
 def _are_names(options: Namespace) -> bool:
