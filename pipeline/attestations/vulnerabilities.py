@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import records
+from pipeline.attestations.documents import read_document
 from pipeline.attestations.sbom import SOURCE, SOURCE_VERSION
+from pipeline.definitions.tracker import SEVERITIES
 from pipeline.definitions.yaml import shown
 from pipeline.disk.debian_packages import compare_versions
 from pipeline.errors import UsageError
 
-SEVERITIES = ("unimportant", "low", "unknown", "medium", "high")
-"""From the least to the worst; the tracker has not judged those that are `unknown`."""
 _MOST = 512 << 20  # bytes; the export had 70 MB in 2025
 _ISSUE = re.compile(r"[A-Z]+-[0-9A-Z-]{1,60}")
 _RELEASE = {"status": str, "urgency?": str, "fixed_version?": str}
+_COMPONENTS = {"components": [{"name": str, "purl?": str, "properties?": [{"name": str}]}]}
 _DISTRO = re.compile(r"[?&]distro=debian-([0-9]+)")
 _CODENAMES = {"11": "bullseye", "12": "bookworm", "13": "trixie", "14": "forky"}
 
@@ -59,6 +60,28 @@ def read_tracker(path: Path) -> Mapping[str, Any]:
             todo="fetch https://security-tracker.debian.org/tracker/data/json",
         ) from error
     return told
+
+
+def find_worse(found: Iterable[Vulnerability], severity: str | None) -> list[Vulnerability]:
+    """Those that are worse than a severity; of None, none is."""
+    limit = len(SEVERITIES) if severity is None else SEVERITIES.index(severity)
+    return [each for each in found if SEVERITIES.index(each.severity) > limit]
+
+
+def list_components(content: Mapping[str, Any], folder: Path) -> list[Mapping[str, Any]]:
+    """What the bill of materials lists of the build whose manifest lies in a folder. Raises
+    UsageError where the build has none, GoneError, TamperedError, records.Unfit."""
+    told = content["sbom"]
+    if told is None:
+        raise UsageError(
+            "the build has no bill of materials: an earlier version made it",
+            where=shown(folder),
+            todo="build the appliance again",
+        )
+    listed: list[Mapping[str, Any]] = records.parse(read_document(folder, told), _COMPONENTS)[
+        "components"
+    ]
+    return listed
 
 
 def find_open(

@@ -6,7 +6,6 @@ any change of its keys is a new `schema` number.
 
 from __future__ import annotations
 
-from pipeline.attestations.vulnerabilities import SEVERITIES
 from pipeline.build.differences import PARTS
 from pipeline.build.manifest_schema import (
     checks,
@@ -34,6 +33,7 @@ from pipeline.build.schema_terms import (
     told,
     whole,
 )
+from pipeline.definitions.tracker import SEVERITIES
 
 
 def output_schemas() -> dict[str, Schema]:

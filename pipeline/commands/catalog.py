@@ -6,11 +6,12 @@ import re
 import sys
 import threading
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.catalog.make import make_catalog
+from pipeline.catalog.make import Made, make_catalog
 from pipeline.catalog.pages import Site
 from pipeline.catalog.read import find_named, find_sources
 from pipeline.catalog.write import Target
@@ -19,7 +20,7 @@ from pipeline.commands.output import print_json, print_line
 from pipeline.definitions.yaml import shown
 from pipeline.errors import UsageError
 from pipeline.records import digest
-from pipeline.workspace import CATALOG
+from pipeline.workspace import CATALOG, Workspace
 
 EXAMPLES = (
     "phantom-image catalog --output /var/www/appliances --url https://images.example.org",
@@ -78,29 +79,43 @@ def run(options: Namespace) -> None:
 def _make(options: Namespace) -> dict[str, Any]:
     """Makes the catalog, and tells what was done."""
     with shared.open_shown_workspace(options, uses_store=False) as workspace:
-        folder = options.output or workspace.build / CATALOG
-        target = Target(Path(folder).absolute())
+        folder = Path(options.output or workspace.build / CATALOG).absolute()
         site = Site(title=options.title, url=options.url)
-        waiting = "another command makes this catalog; waiting for it"
-        progress = workspace.progress("catalog")
-        key = digest(str(target.folder))
-        with workspace.store.lock(f"catalog-{key}", lambda: progress.step(waiting)):
-            named = options.manifests
-            sources = find_named(named) if named else find_sources(workspace.build)
-            made = make_catalog(
-                sources, target, site, skip_broken=options.skip_broken, step=progress.step
-            )
-        progress.finish("done")
+        made = write_catalog(
+            workspace, folder, site, named=options.manifests, skip_broken=options.skip_broken
+        )
     for error in made.skipped:
         print_line(f"left out: {error.where}: {error.what}", file=sys.stderr)
     return {
-        "output": str(target.folder),
+        "output": str(folder),
         "appliances": made.appliances,
         "builds": made.builds,
         "written": made.written,
         "removed": made.removed,
         "skipped": [str(error.where) for error in made.skipped],
     }
+
+
+def write_catalog(
+    workspace: Workspace,
+    folder: Path,
+    site: Site,
+    *,
+    named: Sequence[Path] = (),
+    skip_broken: bool = False,
+) -> Made:
+    """Makes a catalog of the manifests that are named, or else of all builds of this host. Another
+    command that makes the same one is waited for. Raises CatalogManifestsError,
+    CatalogFolderError."""
+    target = Target(folder)
+    waiting = "another command makes this catalog; waiting for it"
+    progress = workspace.progress("catalog")
+    key = digest(str(target.folder))
+    with workspace.store.lock(f"catalog-{key}", lambda: progress.step(waiting)):
+        sources = find_named(named) if named else find_sources(workspace.build)
+        made = make_catalog(sources, target, site, skip_broken=skip_broken, step=progress.step)
+    progress.finish("done")
+    return made
 
 
 def _count(number: int, thing: str) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pipeline.commands import options as shared
 from pipeline.commands.output import print_line, print_lines
+from pipeline.definitions.nightly import load_nightly
+from pipeline.definitions.tracker import load_tracker
 from pipeline.errors import UsageError
 from pipeline.nightly.install import TIME, USER, Nightly, describe, install
 from pipeline.nightly.order import STAGE_SECONDS, STORE_BYTES
@@ -56,6 +58,7 @@ def _make_nightly(options: Namespace) -> Nightly:
     places = [*("--images", images), *("--build", workspace.build)]
     places += ("--sites", sites) if sites.exists() else ()
     store = shared.store_folder(options)
+    catalog, tracker = load_nightly(options.sites).catalog, load_tracker(options.sites)
     return Nightly(
         command=(
             str(Path(sys.executable).with_name("phantom-image")),
@@ -66,7 +69,8 @@ def _make_nightly(options: Namespace) -> Nightly:
         project=Path.cwd(),
         build=workspace.build,
         store=None if store == workspace.build / STORE else store,
-        readable=(images, sites) if sites.exists() else (images,),
+        catalog=None if catalog is None else catalog.folder,
+        readable=tuple(path for path in (images, sites, tracker) if path and path.exists()),
         user=options.user or USER,
         time=options.time or TIME,
     )

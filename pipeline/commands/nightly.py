@@ -14,17 +14,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.attestations.vulnerabilities import read_tracker
 from pipeline.build.plan import make_plan
 from pipeline.build.prune import find_starts
+from pipeline.catalog.pages import Site as CatalogSite
 from pipeline.commands import night_install
 from pipeline.commands import options as shared
+from pipeline.commands.catalog import write_catalog
 from pipeline.commands.night_output import print_night
 from pipeline.commands.output import cell, print_error, print_json, print_lines, print_table
 from pipeline.definitions.appliance import list_appliances, load_appliance
-from pipeline.definitions.nightly import load_hooks
+from pipeline.definitions.nightly import NightSettings, load_nightly
+from pipeline.definitions.tracker import load_tracker
 from pipeline.errors import NightFailedError, NightNotRunError, PhantomError, UsageError
 from pipeline.model import Appliance, Site, format_size, parse_size
 from pipeline.nightly import reports
+from pipeline.nightly.exposure import judge
 from pipeline.nightly.hooks import run_hooks
 from pipeline.nightly.night import Night, State
 from pipeline.nightly.order import STAGE_SECONDS, STORE_BYTES, Order
@@ -72,21 +77,22 @@ def run(options: Namespace) -> int | None:
         _look_ahead(options)
         return None
     reports.check()
-    hooks = load_hooks(options.sites)
+    settings = load_nightly(options.sites)
+    tracker = _find_tracker(options, settings)
     with shared.open_shown_workspace(options, uses_store=False, signs=True) as workspace:
         order = _make_order(options, workspace)
         night = run_night(order, workspace)
+        night, ended = _finish(night, workspace, settings, tracker)
     folder = Places(workspace).folder
     history, paths = reports.history(folder), reports.Paths.of(night, folder)
-    unwritten = None
     try:
         with workspace.errors():
             reports.write(night, history, folder)
     except PhantomError as error:  # a full disk is what people want to be told of
-        unwritten = error
+        ended = error
         told = f"the report could not be written: {error.where}: {error.what}"
         night = replace(night, warnings=(*night.warnings, told))
-    warnings = run_hooks(hooks, night, history, paths)
+    warnings = run_hooks(settings.hooks, night, history, paths)
     if options.json:
         print_json(to_report(night))
     else:
@@ -94,13 +100,61 @@ def run(options: Namespace) -> int | None:
     print_lines((f"warning: {warning}" for warning in warnings), file=sys.stderr)
     if night.interrupted:
         raise KeyboardInterrupt(night.interrupted)
-    ended = unwritten or _find_error(night, paths.page)
+    ended = ended or _find_error(night, paths.page)
     if ended is None:
         return None
     if not options.json:
         raise ended
     print_error(ended)  # standard output has its one value already
     return ended.exit_code
+
+
+def _find_tracker(options: Namespace, settings: NightSettings) -> Path | None:
+    """The file that says which vulnerabilities are known. Raises UsageError where it is not there,
+    or where there is none to fail by."""
+    tracker = load_tracker(options.sites)
+    if tracker is not None and not tracker.is_file():
+        raise UsageError(
+            f"there is no file {str(tracker)!r}, which `vulnerabilities` names",
+            where=str(options.sites),
+            todo="fetch it before the night, or take the key out",
+        )
+    if tracker is None and settings.fail_above is not None:
+        raise UsageError(
+            "`nightly: fail_above` has nothing to go by",
+            where=str(options.sites),
+            todo="name the export of Debian's security tracker as `vulnerabilities`",
+        )
+    return tracker
+
+
+def _finish(
+    night: Night, workspace: Workspace, settings: NightSettings, tracker: Path | None
+) -> tuple[Night, PhantomError | None]:
+    """The night with what is done behind its builds: known vulnerabilities are looked up, and the
+    catalog is written. What goes wrong there is a warning of the night too."""
+    ended = None
+    if night.interrupted or night.could_not_run is not None:
+        return night, None
+    if tracker is not None:
+        try:
+            night = judge(night, workspace.build, read_tracker(tracker), settings.fail_above)
+        except PhantomError as error:
+            ended, night = error, _warn(night, "known vulnerabilities cannot be told", error)
+    if settings.catalog is not None:
+        site = CatalogSite(title=settings.catalog.title, url=settings.catalog.url)
+        try:
+            made = write_catalog(workspace, settings.catalog.folder, site, skip_broken=True)
+            for left_out in made.skipped:
+                night = _warn(night, "the catalog leaves a build out", left_out)
+        except PhantomError as error:
+            ended, night = error, _warn(night, "the catalog could not be written", error)
+    return night, ended
+
+
+def _warn(night: Night, what: str, error: PhantomError) -> Night:
+    where = f"{error.where}: " if error.where else ""
+    return replace(night, warnings=(*night.warnings, f"{what}: {where}{error.what}"))
 
 
 def _find_error(night: Night, page: Path) -> PhantomError | None:

@@ -6,20 +6,22 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline import records
-from pipeline.attestations.documents import read_document
-from pipeline.attestations.vulnerabilities import SEVERITIES, find_open, read_tracker
+from pipeline.attestations.vulnerabilities import (
+    find_open,
+    find_worse,
+    list_components,
+    read_tracker,
+)
 from pipeline.build.manifest import load_manifest
 from pipeline.commands import options as shared
 from pipeline.commands.output import print_json, print_line, print_table
-from pipeline.definitions.tracker import load_tracker
+from pipeline.definitions.tracker import SEVERITIES, load_tracker
 from pipeline.errors import GateError, UsageError
 
 EXAMPLES = (
     "phantom-image vulnerabilities web --tracker debian-tracker.json",
     "phantom-image vulnerabilities build/web/latest --fail-above medium --json",
 )
-_COMPONENTS = {"components": [{"name": str, "purl?": str, "properties?": [{"name": str}]}]}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -46,17 +48,9 @@ def run(options: Namespace) -> int | None:
         )
     path = shared.find_named_manifest(options)
     with shared.reading(path) as real:
-        told = load_manifest(real)["sbom"]
-        if told is None:
-            raise UsageError(
-                "the build has no bill of materials: an earlier version made it",
-                where=str(path),
-                todo="build the appliance again",
-            )
-        listed = records.parse(read_document(real.parent, told), _COMPONENTS)
-    found = find_open(listed["components"], read_tracker(tracker))
-    limit = len(SEVERITIES) if options.fail_above is None else SEVERITIES.index(options.fail_above)
-    bad = [each for each in found if SEVERITIES.index(each.severity) > limit]
+        listed = list_components(load_manifest(real), real.parent)
+    found = find_open(listed, read_tracker(tracker))
+    bad = find_worse(found, options.fail_above)
     if options.json:
         print_json([asdict(each) for each in found])
         return GateError.exit_code if bad else None

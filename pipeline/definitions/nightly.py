@@ -1,4 +1,4 @@
-"""Reads `nightly:` of `sites.yaml`: what runs at the end of a night."""
+"""Reads `nightly:` of `sites.yaml`: what a night does at its end."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from pathlib import Path
 
 from pipeline.definitions.messages import check_schema, raise_mistakes
 from pipeline.definitions.schema import Schema
+from pipeline.definitions.tracker import SEVERITIES
 from pipeline.definitions.yaml import read_yaml
 
 _TODO = "correct it; sites.example.yaml shows what the file can say"
 _SECONDS = 60
+CATALOG_TITLE = "Appliances"
+CATALOG_URL = r"^https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9_.~%/-]*)?$"
 FAILURE, CHANGE, ALWAYS = "failure", "change", "always"
 _WHEN: Mapping[str, tuple[str, str]] = {
     FAILURE: (
@@ -34,6 +37,25 @@ class Hooks:
     commands: Mapping[str, str] = field(default_factory=dict)
     seconds: int = _SECONDS
     """How long each may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogSettings:
+    """The catalog that a night writes."""
+
+    folder: Path
+    title: str = CATALOG_TITLE
+    url: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NightSettings:
+    """What a night does at its end."""
+
+    hooks: Hooks = field(default_factory=Hooks)
+    fail_above: str | None = None
+    """The severity above which an open vulnerability is a failure; None: none is."""
+    catalog: CatalogSettings | None = None
 
 
 def nightly_schema() -> Schema:
@@ -61,27 +83,77 @@ def nightly_schema() -> Schema:
         "type": "object",
         "additionalProperties": False,
         "properties": {
+            "fail_above": {
+                "description": "An appliance with an open vulnerability that is worse than this "
+                "has failed. Needs `vulnerabilities`.",
+                "type": "string",
+                "enum": list(SEVERITIES),
+                "examples": ["medium"],
+            },
+            "catalog": {
+                "description": "The catalog that each night writes, as `phantom-image catalog` "
+                "does.",
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["folder"],
+                "properties": {
+                    "folder": {
+                        "description": "Where. A relative name starts at the working directory.",
+                        "type": "string",
+                        "minLength": 1,
+                        "examples": ["/var/www/appliances"],
+                    },
+                    "title": {
+                        "description": "What its pages are called.",
+                        "type": "string",
+                        "pattern": r"^[^\x00-\x1f\x7f]{0,199}[^\x00-\x20\x7f]$",
+                        "errorMessage": "must be one line of at most 200 characters",
+                        "default": CATALOG_TITLE,
+                        "examples": ["Images of our institute"],
+                    },
+                    "url": {
+                        "description": "Where it will be on the web, for links in feeds.",
+                        "type": "string",
+                        "pattern": CATALOG_URL,
+                        "errorMessage": "must be an address such as https://images.example.org",
+                        "examples": ["https://images.example.org"],
+                    },
+                },
+            },
             "hooks": {
                 "description": "Commands that get the report: its path in PHANTOM_REPORT, and a "
                 "summary on standard input.",
                 "type": "object",
                 "additionalProperties": False,
                 "properties": properties,
-            }
+            },
         },
     }
 
 
-def load_hooks(path: Path | None) -> Hooks:
-    """The hooks of `sites.yaml`, if there is one. Raises DefinitionError with all mistakes of the
+def load_nightly(path: Path | None) -> NightSettings:
+    """What `sites.yaml` says, if there is one. Raises DefinitionError with all mistakes of the
     key."""
     if path is None or not os.path.exists(path):
-        return Hooks()
+        return NightSettings()
     file = read_yaml(path)
     if not file.broken:
         check_schema(file, {"type": "object", "properties": {"nightly": nightly_schema()}})
     raise_mistakes([file], _TODO)
-    told = file.value(("nightly", "hooks"))
-    hooks = told if isinstance(told, dict) else {}
+    told = file.value(("nightly",))
+    nightly = told if isinstance(told, dict) else {}
+    hooks, catalog = nightly.get("hooks") or {}, nightly.get("catalog")
     commands = {when: hooks[when] for when in _WHEN if when in hooks}
-    return Hooks(commands=commands, seconds=hooks.get("seconds", _SECONDS))
+    return NightSettings(
+        hooks=Hooks(commands=commands, seconds=hooks.get("seconds", _SECONDS)),
+        fail_above=nightly.get("fail_above"),
+        catalog=_to_catalog(catalog) if catalog else None,
+    )
+
+
+def _to_catalog(told: Mapping[str, str]) -> CatalogSettings:
+    return CatalogSettings(
+        folder=Path(told["folder"]).expanduser().absolute(),
+        title=told.get("title", CATALOG_TITLE),
+        url=told.get("url", "").rstrip("/"),
+    )

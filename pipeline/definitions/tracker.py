@@ -8,6 +8,10 @@ from pathlib import Path
 from pipeline.definitions.schema import Schema
 from pipeline.definitions.yaml import read_yaml
 
+SEVERITIES = ("unimportant", "low", "unknown", "medium", "high")
+"""Of vulnerabilities, from the least to the worst. The tracker has not judged those that are
+`unknown`."""
+
 
 def tracker_schema() -> Schema:
     """The schema of the key."""

@@ -115,6 +115,8 @@ class Nightly:
     """The folder of builds."""
     store: Path | None = None
     """The store's folder, where it is not in that of builds."""
+    catalog: Path | None = None
+    """The folder of the catalog that it writes."""
     readable: tuple[Path, ...] = ()
     """What else it reads: definitions, sites."""
     user: str = USER
@@ -123,7 +125,7 @@ class Nightly:
 
     @property
     def writable(self) -> tuple[Path, ...]:
-        return (self.build,) if self.store is None else (self.build, self.store)
+        return tuple(each for each in (self.build, self.store, self.catalog) if each is not None)
 
     def __post_init__(self) -> None:
         """Raises InstallError for a user's name or a time that is none."""

@@ -12,7 +12,13 @@ import yaml
 from definition_texts import Write
 
 from pipeline.clouds import Cloud, clouds
-from pipeline.definitions.nightly import Hooks, load_hooks, nightly_schema
+from pipeline.definitions.nightly import (
+    CatalogSettings,
+    Hooks,
+    NightSettings,
+    load_nightly,
+    nightly_schema,
+)
 from pipeline.definitions.phantoms import load_phantoms, phantoms_schema
 from pipeline.definitions.sites import load_sites, select_sites, sites_schema
 from pipeline.definitions.yaml import shown
@@ -278,19 +284,32 @@ def test_the_example_shows_each_option_of_its_cloud() -> None:
     assert load_phantoms(path) == {"nimbus": nimbus}
     hooks = nightly_schema()["properties"]["hooks"]["properties"]
     assert [each for each in hooks if f"{each}: " not in text] == []
-    assert load_hooks(path) == Hooks()
+    assert load_nightly(path) == NightSettings()
 
 
 def test_hooks_of_a_night(write: Write) -> None:
-    assert load_hooks(None) == load_hooks(Path("nowhere.yaml")) == Hooks()
-    assert load_hooks(write("sites.yaml", "sites: {}\n")) == Hooks(commands={}, seconds=60)
+    assert load_nightly(None) == load_nightly(Path("nowhere.yaml")) == NightSettings()
+    assert load_nightly(write("sites.yaml", "sites: {}\n")) == NightSettings()
     path = write(
         "sites.yaml",
         "sites: {}\nnightly:\n  hooks:\n    always: cat\n    failure: |\n      a\n      b\n"
         "    seconds: 5\n",
     )
-    assert load_hooks(path) == Hooks(commands={"failure": "a\nb\n", "always": "cat"}, seconds=5)
+    hooks = Hooks(commands={"failure": "a\nb\n", "always": "cat"}, seconds=5)
+    assert load_nightly(path) == NightSettings(hooks=hooks)
     assert load_sites(path, CLOUDS) == BUILT_IN_SITES
+
+
+def test_what_else_a_night_does_at_its_end(write: Write) -> None:
+    told = "{folder: /srv/a, title: Ours, url: 'https://images.example.org/a/'}"
+    text = f"sites: {{}}\nnightly: {{fail_above: low, catalog: {told}}}\n"
+    catalog = CatalogSettings(
+        folder=Path("/srv/a"), title="Ours", url="https://images.example.org/a"
+    )
+    settings = NightSettings(fail_above="low", catalog=catalog)
+    assert load_nightly(write("sites.yaml", text)) == settings
+    given = load_nightly(write("sites.yaml", "nightly: {catalog: {folder: a}}\n")).catalog
+    assert given == CatalogSettings(folder=Path("a").absolute(), title="Appliances", url="")
 
 
 @pytest.mark.parametrize(
@@ -311,12 +330,23 @@ def test_hooks_of_a_night(write: Write) -> None:
             "nightly: {hooks: {seconds: 0}}",
             "1:28: 'nightly.hooks.seconds' must be at least 1, not 0",
         ),
+        (
+            "nightly: {fail_above: worst}",
+            "1:23: 'nightly.fail_above' must be one of unimportant, low, unknown, medium, high, "
+            "not 'worst'",
+        ),
+        ("nightly: {catalog: {title: x}}", "1:20: 'folder' is missing in 'nightly.catalog'"),
+        (
+            "nightly: {catalog: {folder: a, url: 'ftp://a'}}",
+            "1:37: 'nightly.catalog.url' must be an address such as https://images.example.org"
+            ", not 'ftp://a'",
+        ),
     ],
 )
 def test_mistakes_of_hooks(write: Write, text: str, message: str) -> None:
     path = write("sites.yaml", f"{text}\nsites: {{}}\n")
     with pytest.raises(DefinitionError) as caught:
-        load_hooks(path)
+        load_nightly(path)
     assert str(caught.value) == f"sites.yaml:{message}\n{TODO.format('it')}"
 
 

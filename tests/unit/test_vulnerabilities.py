@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 from cli_runs import Project, make_project
+from night_values import make_night, make_outcome
 from test_manifest import BUILD, HOTEL
 from test_manifest import make as make_manifest
 
@@ -16,6 +17,8 @@ from pipeline.attestations.documents import write_document
 from pipeline.attestations.sbom import FILE, make_sbom
 from pipeline.build.manifest import write_manifest
 from pipeline.build.schemas import output_schemas
+from pipeline.nightly.exposure import judge
+from pipeline.nightly.night import NightState, State
 
 PACKAGES = [
     ("libssl3", "3.0.11-1", "openssl", "3.0.11-1"),
@@ -122,3 +125,60 @@ def test_what_cannot_be_told(project: Project) -> None:
         "error: tracker.json: it is no export of Debian's security tracker: it is not an object\n"
         "  do: fetch https://security-tracker.debian.org/tracker/data/json\n",
     )
+
+
+def test_a_night_tells_of_them_and_fails_above_a_level(project: Project) -> None:
+    web = make_outcome("web", build=BUILD)
+    gone = make_outcome("gone")
+    failed = make_outcome("mail", state=State.FAILED, message="no space")
+    night = make_night(0, web, gone, failed)
+    told = judge(night, project.build, TRACKER, "high")
+    assert told.outcomes[0].warnings == (
+        "known vulnerabilities: 1 high, 1 medium, 1 unknown, 1 low, 1 unimportant; CVE-2024-1 in "
+        "openssl is corrected in 3.0.12-1",
+    )
+    assert told.outcomes[0].state is State.UNCHANGED
+    (warning,) = told.outcomes[1].warnings
+    assert warning.startswith("its known vulnerabilities cannot be told: ")
+    assert told.outcomes[2] == failed
+    bad = judge(make_night(0, web), project.build, TRACKER, "unknown")
+    (outcome,) = bad.outcomes
+    assert (bad.state, outcome.state, outcome.build) == (NightState.FAILED, State.FAILED, BUILD)
+    assert (outcome.stage, outcome.exit_status) == ("vulnerabilities", 75)
+    assert outcome.message == ("2 worse than unknown: CVE-2024-1 in openssl; CVE-2025-3 in linux")
+    assert judge(make_night(0, web), project.build, {}, "low").outcomes == (web,)
+
+
+def test_a_night_ends_with_a_catalog(project: Project) -> None:
+    """Of what was built before it, too; what goes wrong there is told by the report as well."""
+    project.define("broken", "disk_size: much\n")
+    catalog = "sites: {}\nnightly: {catalog: {folder: shown, title: Ours}}\n"
+    project.write("sites.yaml", "vulnerabilities: tracker.json\n" + catalog)
+    assert project.run("nightly", "broken", "--no-publish").status == 71
+    assert "<title>Ours" in (project.folder / "shown/index.html").read_text()
+    assert (project.folder / "shown/catalog.json").read_text().count(BUILD)
+    (project.folder / "taken").write_text("a file")
+    project.write("sites.yaml", catalog.replace("shown", "taken"))
+    done = project.run("nightly", "broken", "--no-publish", "--json")
+    assert done.status == 83
+    (warning,) = done.json["warnings"]
+    assert warning.startswith("the catalog could not be written: ")
+
+
+def test_a_night_without_what_it_is_to_fail_by(project: Project) -> None:
+    for text, why in (
+        (
+            "nightly: {fail_above: low}",
+            "error: sites.yaml: `nightly: fail_above` has nothing to go by\n"
+            "  do: name the export of Debian's security tracker as `vulnerabilities`\n",
+        ),
+        (
+            "vulnerabilities: nothing.json",
+            "error: sites.yaml: there is no file 'PROJECT/nothing.json', which `vulnerabilities` "
+            "names\n  do: fetch it before the night, or take the key out\n",
+        ),
+    ):
+        project.write("sites.yaml", f"sites: {{}}\n{text}\n")
+        done = project.run("nightly", "hello-phantom")
+        assert (done.status, project.masked(done.error)) == (24, why)
+        assert not (project.build / "nightly").exists()
