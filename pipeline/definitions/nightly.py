@@ -90,42 +90,45 @@ def nightly_schema() -> Schema:
                 "enum": list(SEVERITIES),
                 "examples": ["medium"],
             },
-            "catalog": {
-                "description": "The catalog that each night writes, as `phantom-image catalog` "
-                "does.",
-                "type": "object",
-                "additionalProperties": False,
-                "required": ["folder"],
-                "properties": {
-                    "folder": {
-                        "description": "Where. A relative name starts at the working directory.",
-                        "type": "string",
-                        "minLength": 1,
-                        "examples": ["/var/www/appliances"],
-                    },
-                    "title": {
-                        "description": "What its pages are called.",
-                        "type": "string",
-                        "pattern": r"^[^\x00-\x1f\x7f]{0,199}[^\x00-\x20\x7f]$",
-                        "errorMessage": "must be one line of at most 200 characters",
-                        "default": CATALOG_TITLE,
-                        "examples": ["Images of our institute"],
-                    },
-                    "url": {
-                        "description": "Where it will be on the web, for links in feeds.",
-                        "type": "string",
-                        "pattern": CATALOG_URL,
-                        "errorMessage": "must be an address such as https://images.example.org",
-                        "examples": ["https://images.example.org"],
-                    },
-                },
-            },
+            "catalog": _catalog_schema(),
             "hooks": {
                 "description": "Commands that get the report: its path in PHANTOM_REPORT, and a "
                 "summary on standard input.",
                 "type": "object",
                 "additionalProperties": False,
                 "properties": properties,
+            },
+        },
+    }
+
+
+def _catalog_schema() -> Schema:
+    return {
+        "description": "The catalog that each night writes, as `phantom-image catalog` does.",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["folder"],
+        "properties": {
+            "folder": {
+                "description": "Where. A relative name starts at the working directory.",
+                "type": "string",
+                "minLength": 1,
+                "examples": ["/var/www/appliances"],
+            },
+            "title": {
+                "description": "What its pages are called.",
+                "type": "string",
+                "pattern": r"^[^\x00-\x1f\x7f]{0,199}[^\x00-\x20\x7f]$",
+                "errorMessage": "must be one line of at most 200 characters",
+                "default": CATALOG_TITLE,
+                "examples": ["Images of our institute"],
+            },
+            "url": {
+                "description": "Where it will be on the web, for links in feeds.",
+                "type": "string",
+                "pattern": CATALOG_URL,
+                "errorMessage": "must be an address such as https://images.example.org",
+                "examples": ["https://images.example.org"],
             },
         },
     }
