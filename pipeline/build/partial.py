@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.build.builder import Builder, Built
+from pipeline.build.gate import judge
 from pipeline.build.plan import Plan, make_plan
 from pipeline.definitions.messages import choose, suggest
 from pipeline.errors import UsageError
 from pipeline.machine import accelerator, requirements
 from pipeline.model import Appliance, Site
 from pipeline.stages.base import Stage
+from pipeline.stages.gate import CheckContents
 from pipeline.store import Store
 from pipeline.workspace import Workspace
 
@@ -24,6 +27,8 @@ class Part:
     """The stages that were asked for."""
     stages: tuple[tuple[str, bool, float], ...]
     """Title, whether it was reused, and seconds of each stage that was built or reused."""
+    checks: Mapping[str, Any] | None
+    """What the gate found, as the manifest has it; None where it did not look."""
 
 
 def build_part(
@@ -50,7 +55,17 @@ def build_part(
             for stage in plan.stages
             if stage.key in results
         ),
+        checks=_find_checks(appliance, ends, built),
     )
+
+
+def _find_checks(
+    appliance: Appliance, stages: Sequence[Stage], built: Sequence[Built]
+) -> Mapping[str, Any] | None:
+    for stage, each in zip(stages, built, strict=True):
+        if isinstance(stage, CheckContents):
+            return judge(appliance, each.artifact.facts).describe()
+    return None
 
 
 def build_stages(stages: Sequence[Stage], workspace: Workspace) -> Builder:

@@ -321,6 +321,7 @@ def _part() -> dict[str, Schema]:
             ),
             "Of the stages that were asked for.",
         ),
+        "checks": checks(),
     }
 
 

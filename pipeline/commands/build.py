@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ EXAMPLES = (
     "phantom-image build web --no-boot --json",
     "phantom-image build web --shell-on-failure",
 )
+_NOTHING = (("gate", "nothing found"),)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -128,6 +130,7 @@ def _describe(name: str, part: Part) -> dict[str, object]:
             {"stage": stage.title, "key": stage.key, "files": _files(built.artifact)}
             for stage, built in part.ends
         ],
+        "checks": part.checks,
     }
 
 
@@ -137,16 +140,18 @@ def _print(name: str, part: Part, word: str | None, seconds: float) -> None:
     rows = [(title, "reused" if reused else f"{took:.1f} s") for title, reused, took in part.stages]
     print_table(rows, indent=2)
     print_line()
-    print_table(
-        [
-            (stage.title, cell(shown(Path(file)) for file in files))
-            for stage, built in part.ends
-            if (files := _files(built.artifact))
-        ],
-        indent=2,
-    )
+    print_table([*_result_rows(part)], indent=2)
     print_line("there is no manifest: a whole build reuses these stages and writes it")
     print_line(f"done in {seconds:.1f} s")
+
+
+def _result_rows(part: Part) -> Iterator[tuple[str, str]]:
+    """What was made, and what the gate found in it."""
+    for stage, built in part.ends:
+        if files := _files(built.artifact):
+            yield stage.title, cell(shown(Path(file)) for file in files)
+    if part.checks is not None:
+        yield from image.gate_rows(part.checks) if any(part.checks.values()) else _NOTHING
 
 
 def _files(artifact: Artifact) -> list[str]:

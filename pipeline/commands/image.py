@@ -102,11 +102,11 @@ def _result_rows(produced: Produced) -> Iterator[tuple[str, str]]:
         place = format_place(publication)
         yield "published", f"at {place} as {publication['image_id']}{sandbox}"
     yield from _identity_rows(produced.manifest["root_filesystem"].get("identities"))
-    yield from _gate_rows(produced.manifest["checks"])
+    yield from gate_rows(produced.manifest["checks"])
     yield "manifest", shown(produced.manifest_path)
 
 
-def _gate_rows(told: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+def gate_rows(told: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     """What the image has that others should not boot, and what it has so on purpose."""
     for each in () if told is None else told["findings"]:
         line = f"{each['rule']}: {each['path']}: {each['detail']}"

@@ -37,6 +37,9 @@ def leave(root: Path, folder: Path) -> None:
 def test_a_leaky_image(copied: Callable[..., Project], tmp_path: Path) -> None:
     project = copied("packages", "root")
     edit_root(project, lambda root: leave(root, tmp_path))
+    part = project.succeed("build", "--stop-after", "gate").out
+    assert "\n  error    private-key: /opt/test.key: a PEM private key\n" in part
+    assert "\n  warning  temporary-file: /var/tmp/left: somebody left it there\n" in part
     done = project.run("image")
     assert (done.status, project.masked(done.error)) == (75, STOPPED)
     manifest = project.manifest("hello-phantom")
