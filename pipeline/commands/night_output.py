@@ -8,7 +8,14 @@ from pathlib import Path
 
 from pipeline.commands.output import cell, print_line, print_lines, print_table
 from pipeline.nightly.night import Night, State
-from pipeline.nightly.summary import alike, describe, headline, to_last_lines, to_lines
+from pipeline.nightly.summary import (
+    alike,
+    describe,
+    describe_help,
+    headline,
+    to_last_lines,
+    to_lines,
+)
 from pipeline.pages import format_duration
 
 _STYLES: Mapping[State, str] = {
@@ -32,7 +39,7 @@ def print_night(night: Night, page: Path) -> None:
             each.first.appliance,
             ", ".join(each.sites),
             format_duration(each.first.seconds) if each.first.seconds else "",
-            cell([describe(each.first), *(f"log: {log}" for log in (each.first.log,) if log)]),
+            cell([describe(each.first), *describe_help(each.first)]),
         )
         for each in told
     ]

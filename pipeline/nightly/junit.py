@@ -56,6 +56,7 @@ def _add_case(suite: ElementTree.Element, outcome: Outcome) -> None:
         lines = (
             f"stage: {outcome.stage or 'none'}",
             f"message: {outcome.message or 'none'}",
+            *(f"do: {todo}" for todo in (outcome.todo,) if todo),
             *(f"log: {log}" for log in (outcome.log,) if log),
             *(f"tries: {tries}" for tries in (outcome.tries,) if tries > 1),
         )

@@ -59,6 +59,8 @@ class Outcome:
     """The title of the stage that failed."""
     message: str | None = None
     """The error's line."""
+    todo: str | None = None
+    """What the error says to do."""
     error: str | None = None
     """The error's class, such as NoSpaceError."""
     exit_status: int = 0

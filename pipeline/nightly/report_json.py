@@ -13,8 +13,8 @@ from typing import Any
 from pipeline import records
 from pipeline.nightly.night import Kept, Night, Outcome, StageTime, State
 
-SCHEMA = 1
-"""The version of report.json: any change of its keys is a new one."""
+SCHEMA = 2
+"""The version of report.json: any change of its keys is a new one. 1 had no `todo`."""
 
 _TIME = re.compile(r"[0-9]{4}(-[0-9]{2}){2}T([0-9]{2}:){2}[0-9]{2}Z")
 _TEXT_OR_NULL = (str, None)
@@ -29,6 +29,7 @@ _OUTCOME: Mapping[str, Any] = {
     "warnings": [str],
     **dict.fromkeys(("build", "before", "because", "stage", "message"), _TEXT_OR_NULL),
     **dict.fromkeys(("error", "log", "image_id"), _TEXT_OR_NULL),
+    "todo?": _TEXT_OR_NULL,
     "exit_status": int,
     "tries": int,
     "seconds": float,
@@ -99,7 +100,7 @@ def read_report(path: Path) -> Night | None:
     another version."""
     told = records.read(path, _SHAPE)
     try:
-        return None if told is None or told["schema"] != SCHEMA else _to_night(told)
+        return None if told is None or told["schema"] not in (1, SCHEMA) else _to_night(told)
     except (ValueError, OverflowError):  # the 31st of February
         return None
 
@@ -118,7 +119,7 @@ def _to_night(told: Mapping[str, Any]) -> Night:
 
 
 def _to_outcome(told: Mapping[str, Any]) -> Outcome:
-    values = _named(Outcome, told)
+    values = _named(Outcome, {"todo": None, **told})
     success = values["last_success"]
     values |= {
         "state": State(values["state"]),

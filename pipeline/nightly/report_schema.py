@@ -88,6 +88,7 @@ def _outcome() -> Schema:
         because=told(text, "Why it was skipped, or since when it is unchanged."),
         stage=told(text, "That failed."),
         message=told(text, "The error's line."),
+        todo=told(text, "What the error says to do."),
         error=told(text, "The error's class."),
         exit_status=told(COUNT, "That the error would end a command with."),
         log=told(text, "The path of the failed stage's log."),

@@ -78,6 +78,12 @@ def describe(outcome: Outcome, *, most: int = _WORDS) -> str:
     return shorten(outcome.because or "", most)
 
 
+def describe_help(outcome: Outcome) -> list[str]:
+    """What to do where it failed, and where more is said; lines."""
+    told = {"do": outcome.todo and shorten(outcome.todo), "log": outcome.log}
+    return [f"{word}: {text}" for word, text in told.items() if text]
+
+
 def shorten(text: str, most: int = _WORDS) -> str:
     """A text, or its beginning."""
     return text if len(text) <= most else f"{text[: most - 4].rstrip()} ..."
@@ -116,8 +122,7 @@ def _lines_of(each: Alike) -> Iterator[str]:
     outcome = each.first
     why = describe(outcome)
     yield f"{outcome.state:<8} {each.where}" + (f": {why}" if why else "")
-    if outcome.log:
-        yield f"         log: {outcome.log}"
+    yield from (f"         {line}" for line in describe_help(outcome))
 
 
 def describe_kept(kept: Sequence[Kept]) -> str:

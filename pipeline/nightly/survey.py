@@ -131,6 +131,7 @@ def make_failure(name: str, site: Site, error: PhantomError, version: str = "") 
         cloud=site.cloud,
         state=State.FAILED,
         message=f"{error.where}: {error.what}" if error.where else error.what,
+        todo=error.todo,
         error=type(error).__name__,
         exit_status=error.exit_code,
         log=None if error.log is None else str(error.log),

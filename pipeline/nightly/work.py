@@ -174,6 +174,7 @@ def _with_error(
         state=State.FAILED,
         stage=failed.title if failed is not None else None,
         message=told.message,
+        todo=told.todo,
         error=told.error,
         exit_status=told.exit_status,
         log=told.log,

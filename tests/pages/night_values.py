@@ -116,6 +116,7 @@ def make_full_night(number: int = 9) -> Night:
         "stage": "boot frankfurt bios",
         "message": "the guest did not report within 240 s; its console ends with: "
         "Kernel panic - not syncing: VFS: Unable to mount root fs",
+        "todo": "look at the log for what the guest was doing",
         "error": "BootError",
         "exit_status": 40,
         "log": log,

@@ -67,7 +67,7 @@ def test_the_schema_knows_no_other_keys(night: Night) -> None:
 def test_a_report_says_what_a_program_asks_for() -> None:
     told = to_report(make_full_night())
     assert [told[key] for key in ("schema", "name", "state", "started", "ended", "seconds")] == [
-        1,
+        2,
         "20260110T023000Z",
         "failed",
         "2026-01-10T02:30:00Z",
@@ -107,7 +107,7 @@ def test_history_is_the_last_nights_and_leaves_out_what_is_damaged(tmp_path: Pat
     wrong = tmp_path / names[2] / "report.json"
     wrong.write_text(wrong.read_text().replace('"state": "built"', '"state": "bought"', 1))
     later = tmp_path / names[3] / "report.json"
-    later.write_text(later.read_text().replace('"schema": 1', '"schema": 2'))
+    later.write_text(later.read_text().replace('"schema": 2', '"schema": 3'))
     moved = tmp_path / "20250101T000000Z"
     (tmp_path / names[0]).rename(moved)
     day = tmp_path / names[4] / "report.json"
@@ -119,6 +119,16 @@ def test_history_is_the_last_nights_and_leaves_out_what_is_damaged(tmp_path: Pat
         reports.write(make_night(number), (), tmp_path)
     last = reports.history(tmp_path, most=2)
     assert [night.name for night in last] == [make_night(number).name for number in (7, 8)]
+
+
+def test_reports_of_the_first_schema_are_read(tmp_path: Path) -> None:
+    night = make_night(0, make_outcome("web", state=State.FAILED, message="no", todo="so"))
+    told = json.loads(reports.write(night, (), tmp_path).report.read_text())
+    for outcome in told["outcomes"]:
+        del outcome["todo"]
+    (tmp_path / night.name / "report.json").write_text(json.dumps({**told, "schema": 1}))
+    (read,) = reports.history(tmp_path)
+    assert read.outcomes == (replace(night.outcomes[0], todo=None),)
 
 
 def test_old_folders_go_and_nothing_else(tmp_path: Path) -> None:
@@ -221,6 +231,7 @@ def test_junit_has_a_case_for_each_site_and_says_what_failed() -> None:
         "stage: boot frankfurt bios",
         "message: the guest did not report within 240 s; its console ends with: Kernel panic - "
         "not syncing: VFS: Unable to mount root fs",
+        "do: look at the log for what the guest was doing",
         "log: /var/lib/phantom-image/build/web/logs/boot-hotel.log",
         "tries: 2",
     ]
@@ -296,7 +307,14 @@ def test_metrics_of_an_outcome() -> None:
 
 def test_lines_say_what_needs_somebody_first(tmp_path: Path) -> None:
     web = make_outcome(
-        "web", state=State.FAILED, stage="root", message="no", log="/l", error="E", because=None
+        "web",
+        state=State.FAILED,
+        stage="root",
+        message="no",
+        todo="so",
+        log="/l",
+        error="E",
+        because=None,
     )
     night = make_night(
         0,
@@ -312,6 +330,7 @@ def test_lines_say_what_needs_somebody_first(tmp_path: Path) -> None:
         "night 20260101T023000Z: 2 failed, 1 skipped, 2 built, 1 unchanged (4 appliances at "
         "3 sites) in 30 min 00 s",
         "failed   web at frankfurt, hotel: root: no",
+        "         do: so",
         "         log: /l",
         "skipped  shop at hotel: base failed",
         "built    mail at hotel, sierra: a; b; c and 2 more",
