@@ -10,10 +10,17 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipeline import records
+from pipeline.attestations.vulnerabilities import (
+    Vulnerability,
+    find_open,
+    list_components,
+    read_tracker,
+)
 from pipeline.build.manifest import FILE
 from pipeline.catalog import feeds, pages, sections
 from pipeline.catalog.card import (
@@ -30,7 +37,7 @@ from pipeline.catalog.model import BUILD_SHAPE, Build, Entry, to_build
 from pipeline.catalog.read import Source, load, read_build
 from pipeline.catalog.write import RECORDS, Target
 from pipeline.clouds.recipes import USER_DATA_FILE
-from pipeline.errors import CatalogManifestsError, ManifestError
+from pipeline.errors import CatalogManifestsError, ManifestError, PhantomError
 
 _CARDS = f"{RECORDS}/catalog.json"
 _CARDS_SHAPE = {"code": str, "cards": {str: {"digest": str, "card": CARD_SHAPE}}}
@@ -38,6 +45,7 @@ _BUILDS_SHAPE = {str: {"signature": [int], "build": BUILD_SHAPE}}
 _MOST_TOLD = 100  # manifests in one message
 
 Sources = Mapping[str, Sequence[Source]]
+Found = Sequence[Vulnerability] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +76,31 @@ class _Catalog:
 
     target: Target
     site: pages.Site
+    tracker: Path | None
     errors: list[ManifestError] = field(default_factory=list)
 
     @property
     def code(self) -> str:
         """Tells whether pages that are there are as this program would make them."""
-        told = [pages.digest_of_code(), self.site.title, self.site.url]
+        told: list[object] = [pages.digest_of_code(), self.site.title, self.site.url]
+        if self.tracker is not None:
+            file = self.tracker.stat()
+            told += [str(self.tracker), file.st_size, file.st_mtime_ns]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+    @cached_property
+    def _issues(self) -> Mapping[str, Any]:
+        return {} if self.tracker is None else read_tracker(self.tracker)
+
+    def find_vulnerabilities(self, content: Mapping[str, Any], folder: Path) -> Found:
+        """What is known to be open in a build; None where nothing tells."""
+        if self.tracker is None:
+            return None
+        try:
+            listed = list_components(content, folder)
+        except (PhantomError, OSError, records.Unfit):  # `verify` says what is wrong with it
+            return None
+        return find_open(listed, self._issues)
 
 
 def make_catalog(
@@ -82,16 +108,18 @@ def make_catalog(
     target: Target,
     site: pages.Site,
     *,
+    tracker: Path | None = None,
     skip_broken: bool = False,
     step: Callable[[str], None] = lambda _: None,
 ) -> Made:
-    """Makes the catalog of these manifests, by appliance, or brings one up to date.
+    """Makes the catalog of these manifests, by appliance, or brings one up to date. `tracker` is
+    the export of Debian's security tracker, by which pages tell of vulnerabilities.
 
     Raises CatalogManifestsError where a manifest cannot be used, unless such are to be skipped;
     CatalogFolderError and NoSpaceError where the folder cannot be written to. The catalog that was
     there stays as it was where a manifest cannot be used.
     """
-    catalog = _Catalog(target=target, site=site)
+    catalog = _Catalog(target=target, site=site, tracker=tracker)
     target.prepare()
     code = catalog.code
     before = records.read(target.folder / _CARDS, _CARDS_SHAPE) or {"code": "", "cards": {}}
@@ -208,7 +236,10 @@ def _write(catalog: _Catalog, read: _Read) -> Card:
         target.put(name, data)
     target.put(data_of(entry.name), feeds.appliance_json(entry))
     target.put(stream_of(entry.name), feeds.products_json(entry))
-    target.put(page_of(entry.name), pages.appliance_page(entry, content, older, catalog.site))
+    place = read.paths[entry.current.build].parent
+    found = catalog.find_vulnerabilities(content, place)
+    page = pages.appliance_page(entry, content, older, catalog.site, found)
+    target.put(page_of(entry.name), page)
     _remove_old(catalog, entry, {*files})
     target.put(_record_of(entry.name), json.dumps(read.record))
     return make_card(entry, feeds.product_names(entry))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.attestations.documents import signature_of
+from pipeline.attestations.vulnerabilities import Vulnerability
 from pipeline.build.lifecycle import State
+from pipeline.build.manifest import FILE
 from pipeline.catalog import sections
 from pipeline.catalog.card import Card, page_of
 from pipeline.catalog.feeds import build_folder
@@ -214,9 +218,15 @@ def browse_page(rows: Sequence[Row], site: Site) -> str:
 
 
 def appliance_page(
-    entry: Entry, content: Mapping[str, Any], older: Mapping[str, Any] | None, site: Site
+    entry: Entry,
+    content: Mapping[str, Any],
+    older: Mapping[str, Any] | None,
+    site: Site,
+    vulnerabilities: Sequence[Vulnerability] | None = None,
 ) -> str:
-    """An appliance's page, from the manifests of its current build and of the one before."""
+    """An appliance's page, from the manifests of its current build and of the one before.
+    `vulnerabilities` are those that are known to be open in it, the worst first; None: not known.
+    """
     build = entry.current
     return site.render(
         "appliance.html",
@@ -233,6 +243,11 @@ def appliance_page(
         user_data=sections.user_data_of(content),
         files=(USER_DATA_FILE, sections.LAUNCH_FILE),
         boots=sections.find_boots(content),
+        clusters=sections.find_clusters(content),
+        vulnerabilities=vulnerabilities,
+        severities=Counter(each.severity for each in vulnerabilities or ()),
+        manifest=FILE,
+        signature=signature_of(Path(FILE)).name,
         checks=sections.find_checks(content),
         images=content["images"],
         packages=sections.find_packages(content),

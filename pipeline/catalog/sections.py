@@ -62,6 +62,18 @@ class Boot:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """A check of several guests of an image on one network."""
+
+    site: str
+    seconds: float
+    guests: tuple[tuple[str, float, str], ...]
+    """Each one's name, the seconds to its report, and what its script printed."""
+    started: int | None
+    """How many machines more Phantom started; None where there was no Phantom."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Change:
     """A package, or something else, that is not as in the build before."""
 
@@ -225,6 +237,27 @@ def find_boots(content: Manifest) -> list[Boot]:
         )
         for image in content["images"]
         for check in image["boot_checks"]
+    ]
+
+
+def find_clusters(content: Manifest) -> list[Cluster]:
+    """The cluster check of each image that had one."""
+    return [
+        Cluster(
+            site=image["site"],
+            seconds=check["seconds"],
+            guests=tuple(
+                (
+                    guest["name"],
+                    float(guest.get("seconds") or 0),
+                    str(guest.get("printed") or "").strip(),
+                )
+                for guest in check["guests"]
+            ),
+            started=check.get("started_by_phantom"),
+        )
+        for image in content["images"]
+        if (check := image.get("cluster_check")) is not None
     ]
 
 

@@ -17,6 +17,7 @@ from pipeline.catalog.read import find_named, find_sources
 from pipeline.catalog.write import Target
 from pipeline.commands import options as shared
 from pipeline.commands.output import print_json, print_line
+from pipeline.definitions.tracker import load_tracker
 from pipeline.definitions.yaml import shown
 from pipeline.errors import UsageError
 from pipeline.records import digest
@@ -36,6 +37,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     text = "manifests, or builds' folders (all builds of this host)"
     add("manifests", nargs="*", type=Path, metavar="MANIFEST", help=text)
     add("--output", type=Path, metavar="FOLDER", help="the catalog's folder (build/catalog)")
+    text = "the JSON export of Debian's security tracker; else `vulnerabilities:` of sites.yaml"
+    add("--tracker", type=Path, metavar="FILE", help=text)
     add("--title", type=_title, default="Appliances", metavar="TEXT", help="(Appliances)")
     text = "where the catalog will be on the web, for links in feeds"
     add("--url", type=_url, metavar="URL", help=text)
@@ -82,7 +85,12 @@ def _make(options: Namespace) -> dict[str, Any]:
         folder = Path(options.output or workspace.build / CATALOG).absolute()
         site = Site(title=options.title, url=options.url)
         made = write_catalog(
-            workspace, folder, site, named=options.manifests, skip_broken=options.skip_broken
+            workspace,
+            folder,
+            site,
+            named=options.manifests,
+            tracker=_find_tracker(options),
+            skip_broken=options.skip_broken,
         )
     for error in made.skipped:
         print_line(f"left out: {error.where}: {error.what}", file=sys.stderr)
@@ -96,12 +104,25 @@ def _make(options: Namespace) -> dict[str, Any]:
     }
 
 
+def _find_tracker(options: Namespace) -> Path | None:
+    """The file that tells what is known to be vulnerable. Raises UsageError without it."""
+    shared.load_site_order(options)  # whose file is checked with it
+    tracker: Path | None = options.tracker or load_tracker(options.sites)
+    if tracker is not None and not tracker.is_file():
+        raise UsageError(
+            f"there is no file {str(tracker)!r}",
+            todo="fetch the export of Debian's security tracker, or leave it out",
+        )
+    return tracker
+
+
 def write_catalog(
     workspace: Workspace,
     folder: Path,
     site: Site,
     *,
     named: Sequence[Path] = (),
+    tracker: Path | None = None,
     skip_broken: bool = False,
 ) -> Made:
     """Makes a catalog of the manifests that are named, or else of all builds of this host. Another
@@ -113,7 +134,9 @@ def write_catalog(
     key = digest(str(target.folder))
     with workspace.store.lock(f"catalog-{key}", lambda: progress.step(waiting)):
         sources = find_named(named) if named else find_sources(workspace.build)
-        made = make_catalog(sources, target, site, skip_broken=skip_broken, step=progress.step)
+        made = make_catalog(
+            sources, target, site, tracker=tracker, skip_broken=skip_broken, step=progress.step
+        )
     progress.finish("done")
     return made
 

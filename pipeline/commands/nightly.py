@@ -144,7 +144,8 @@ def _finish(
     if settings.catalog is not None:
         site = CatalogSite(title=settings.catalog.title, url=settings.catalog.url)
         try:
-            made = write_catalog(workspace, settings.catalog.folder, site, skip_broken=True)
+            folder = settings.catalog.folder
+            made = write_catalog(workspace, folder, site, tracker=tracker, skip_broken=True)
             for left_out in made.skipped:
                 night = _warn(night, "the catalog leaves a build out", left_out)
         except PhantomError as error:

@@ -54,6 +54,24 @@ def build(project: Project, name: str, number: int = 0, **more: Any) -> str:
     return path.parent.name
 
 
+def add_cluster_check(path: Path) -> None:
+    """Has a manifest tell of a check of two guests."""
+    content = json.loads(path.read_text())
+    guests = [
+        {"name": "head", "address": "10.0.2.15", "seconds": 90.5, "printed": "one\n2 jobs ran\n"},
+        {"name": "worker", "address": "10.0.2.16", "seconds": 80.0, "printed": None},
+    ]
+    content["images"][0]["cluster_check"] = {
+        "passed": True,
+        "accelerator": "tcg",
+        "seconds": 95.0,
+        "guests": guests,
+        "started_by_phantom": 2,
+    }
+    check_manifest(content)
+    path.write_text(json.dumps(content))
+
+
 def make_demo(folder: Path) -> Demo:
     """A catalog with an appliance of each kind, and one that means harm."""
     project = make_project(folder)
@@ -72,7 +90,8 @@ def make_demo(folder: Path) -> Demo:
     )
     for name in ("sbom.cdx.json", "provenance.intoto.json", "manifest.json.sig", "other.txt"):
         (project.build / "web" / newest / name).write_text(f"{name}\n")
-    build(project, "batch", places=(SIERRA,), labels={"purpose": "batch"}, release="trixie")
+    batch = build(project, "batch", places=(SIERRA,), labels={"purpose": "batch"}, release="trixie")
+    add_cluster_check(project.build / "batch" / batch / "manifest.json")
     build(project, "old", places=(HOTEL,))
     build(project, "bad", places=(HOTEL,))
     build(project, "unsent", places=())

@@ -146,6 +146,8 @@ def test_a_page_tells_what_people_need(browser: Browser, served: str, demo: Demo
             "version 1.0 became 1.1",
             "170 packages",
             build["sha256"],
+            "phantom-image verify manifest.json",
+            "-n phantom-image -s manifest.json.sig <manifest.json",
         ):
             assert expected in text, expected
         assert page.locator("figure.plot").count() == 2
@@ -153,6 +155,15 @@ def test_a_page_tells_what_people_need(browser: Browser, served: str, demo: Demo
             link = page.get_by_role("link", name=name, exact=True).first
             answer = page.request.get(f"{served}appliances/web/{link.get_attribute('href')}")
             assert answer.ok, name
+
+
+def test_a_page_tells_of_a_cluster_check(browser: Browser, served: str) -> None:
+    with opened(browser, f"{served}appliances/batch/index.html") as page:
+        text = page.evaluate("document.querySelector('main').textContent")
+        assert "passed 2 guests of the image worked together on one network after 1 min" in text
+        assert ", beside 2 that Phantom started." in text
+        assert page.get_by_role("cell", name="2 jobs ran").count() == 1
+        assert "ssh-keygen" not in text  # it has no signature
 
 
 def test_pages_say_what_is_not_to_be_started(browser: Browser, served: str) -> None:

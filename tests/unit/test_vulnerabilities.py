@@ -182,3 +182,24 @@ def test_a_night_without_what_it_is_to_fail_by(project: Project) -> None:
         done = project.run("nightly", "hello-phantom")
         assert (done.status, project.masked(done.error)) == (24, why)
         assert not (project.build / "nightly").exists()
+
+
+def test_a_page_of_the_catalog_tells_of_them(project: Project) -> None:
+    def read_page() -> str:
+        return (project.build / "catalog/appliances/web/index.html").read_text()
+
+    project.succeed("catalog")
+    assert "Known vulnerabilities" not in read_page()
+    project.succeed("catalog", "--tracker", "tracker.json")
+    assert "1 high, 1 medium, 1 unknown, 1 low, 1 unimportant" in read_page()
+    assert "<td>openssl</td><td>3.0.11-1</td><td>3.0.12-1</td>" in read_page()
+    assert project.succeed("catalog", "--tracker", "tracker.json", "--json").json["written"] == 0
+    project.write("tracker.json", "{}")
+    project.succeed("catalog", "--tracker", "tracker.json")
+    assert "knows of nothing open in its packages" in read_page()
+    done = project.run("catalog", "--tracker", "nothing.json")
+    assert (done.status, done.error) == (
+        24,
+        "error: there is no file 'nothing.json'\n"
+        "  do: fetch the export of Debian's security tracker, or leave it out\n",
+    )
