@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.build import manifest
+from pipeline.build.lifecycle import State, read_mark
 from pipeline.build.retention import KnownBuild, decide
 from pipeline.build.run import STAGES, read_stages
 from pipeline.definitions.appliance import FILE_NAME, list_appliances
 from pipeline.errors import ManifestError
-from pipeline.model import ContentKey, Keep
+from pipeline.model import ContentKey, Keep, Publication
 from pipeline.store import Artifact
 from pipeline.workspace import RESERVED, Workspace
 
@@ -37,6 +38,8 @@ class Line:
     folder: Path
     artifacts: tuple[Artifact, ...] = ()
     """Of a build that goes: what the store has of it and no other build needs."""
+    retires: tuple[Publication, ...] = ()
+    """Of a build that goes: what sites have of it, and are to lose first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +71,20 @@ def plan_prune(
     find_rule: Callable[[str], Keep | None],
     starts: Mapping[str, str],
     appliances: Sequence[str] = (),
+    sites: Collection[str] = (),
 ) -> list[Line]:
     """What would happen to each build of these appliances, or of all; changes nothing.
 
     `find_rule` gives an appliance's rule, None where all its builds stay. `starts` has
     the builds, by their digits, that definitions start from, each with the definition's name.
+    Of `sites`, the publications of builds that go are to be retired; a build that another site has
+    stays.
     """
     found = [*_find_builds(workspace)]
     lines: list[Line] = []
     for name in sorted({each.appliance for each in found}):
         if not appliances or name in appliances:
-            lines += _decide(workspace, name, found, find_rule(name), starts)
+            lines += _decide(workspace, name, found, find_rule(name), starts, sites)
     going = {line.folder for line in lines if not line.keep}
     kept = {key for each in found if each.folder not in going for key in _keys(each, workspace)}
     for name in {each.appliance for each in found}:  # what the last build of each was made of
@@ -147,6 +153,7 @@ def _decide(
     found: Sequence[_Found],
     rule: Keep | None,
     starts: Mapping[str, str],
+    sites: Collection[str],
 ) -> Iterator[Line]:
     own = {each.folder.name: each for each in found if each.appliance == name}
     last = _root_key(read_stages(workspace, name))
@@ -154,18 +161,54 @@ def _decide(
         KnownBuild(
             build=build,
             made=_made(each.folder),
-            protected=tuple(_protections(workspace, each, found, last, starts)),
+            protected=(
+                *_protections(workspace, each, found, last, starts),
+                *_find_holders(each, [*own.values()], sites),
+            ),
         )
         for build, each in own.items()
     ]
     for decision in decide(builds, rule):
+        build = own[decision.build]
+        retires = [
+            each for each in _publications(build) if each.site in sites and not decision.keep
+        ]
+        places = ", ".join(sorted({each.site for each in retires}))
         yield Line(
             appliance=name,
             build=decision.build,
             keep=decision.keep,
-            reason=decision.reason,
-            folder=own[decision.build].folder,
+            reason=decision.reason + (f"; {places} loses it too" if places else ""),
+            folder=build.folder,
+            retires=tuple(retires),
         )
+
+
+def _publications(build: _Found) -> Sequence[Publication]:
+    return () if build.content is None else manifest.publications_of(build.content)
+
+
+def _find_holders(build: _Found, own: Sequence[_Found], sites: Collection[str]) -> Iterator[str]:
+    """Why sites let a build stay: one is not to lose what it has, or has nothing newer in that
+    region."""
+    real = [each for each in _publications(build) if not each.sandbox]
+    others = sorted({each.site for each in real} - {*sites})
+    if others:
+        yield f"published at {', '.join(others)}: `phantom-image retire` comes first"
+    newer = {
+        (each.site, each.region)
+        for other in own
+        if _made(other.folder) > _made(build.folder) and _is_good(other)
+        for each in _publications(other)
+    }
+    newest = sorted({each.site for each in real if (each.site, each.region) not in newer})
+    if wanted := [site for site in newest if site not in others]:
+        yield f"the newest that {', '.join(wanted)} has"
+
+
+def _is_good(build: _Found) -> bool:
+    """Whether people are to start machines from it."""
+    return read_mark(build.folder).state is State.PUBLISHED
 
 
 def _made(folder: Path) -> float:
@@ -195,9 +238,6 @@ def _protections(
         return
     if TAG in build.content["appliance"]["labels"]:
         yield f"tagged by the label {TAG}"
-    sites = {each["site"] for each in build.content["publications"] if not each["sandbox"]}
-    if sites:
-        yield f"published at {', '.join(sorted(sites))}: `phantom-image retire` comes first"
     for other in found:
         source = None if other.content is None else other.content["inputs"].get("source")
         if other.folder != folder and name in json.dumps(source):

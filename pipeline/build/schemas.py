@@ -194,6 +194,15 @@ def _prune() -> dict[str, Schema]:
     return {
         "removed": told(FLAG, "Whether builds were removed, or would be."),
         "freed_bytes": BYTES,
+        "retired": a_list(
+            an_object(
+                appliance=TEXT,
+                build=TEXT,
+                site=TEXT,
+                image_id=TEXT,
+                error=told(or_null(TEXT), "Why the site still has it."),
+            )
+        ),
         "builds": a_list(
             an_object(
                 appliance=TEXT,

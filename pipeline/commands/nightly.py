@@ -25,6 +25,7 @@ from pipeline.commands.night_output import print_night
 from pipeline.commands.output import cell, print_error, print_json, print_lines, print_table
 from pipeline.definitions.appliance import list_appliances, load_appliance
 from pipeline.definitions.nightly import NightSettings, load_nightly
+from pipeline.definitions.phantoms import load_phantoms
 from pipeline.definitions.tracker import load_tracker
 from pipeline.errors import NightFailedError, NightNotRunError, PhantomError, UsageError
 from pipeline.model import Appliance, Site, format_size, parse_size
@@ -197,6 +198,7 @@ def _make_order(options: Namespace, workspace: Workspace) -> Order:
         stage_seconds=options.stage_limit,
         store_bytes=options.store_size,
         find_starts=partial(find_starts, options.images),
+        phantoms=tuple(load_phantoms(options.sites).values()),
     )
 
 

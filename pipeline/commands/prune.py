@@ -1,18 +1,21 @@
-"""`phantom-image prune`: removes old builds from this host, as definitions' `keep` says."""
+"""`phantom-image prune`: removes old builds, as definitions' `keep` says."""
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.build.prune import Line, carry_out, count_bytes, find_starts, plan_prune
+from pipeline.build.retire import Retired, retire_lines
 from pipeline.commands import options as shared
-from pipeline.commands.output import print_json, print_line, print_table
+from pipeline.commands.output import format_place, print_error, print_json, print_line, print_table
 from pipeline.definitions.appliance import list_appliances, load_appliance
+from pipeline.definitions.phantoms import load_phantoms
 from pipeline.errors import PhantomError, UsageError
-from pipeline.model import Appliance, Keep, format_size
+from pipeline.model import Appliance, Keep, Site, format_size
 
 EXAMPLES = ("phantom-image prune", "phantom-image prune web --yes")
 
@@ -26,32 +29,65 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="remove; without it, only tell")
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> int | None:
     """Tells of each build whether it stays and why, and with `--yes` removes those that do not.
-    Raises UsageError for an appliance without builds."""
-    workspace = shared.open_workspace(options)
+    Raises UsageError for an appliance without builds, and the first error of what could not be
+    retired; with --json, returns that one's exit status."""
+    workspace = shared.with_signing(shared.open_workspace(options), options)
     for name in options.appliance:
         if not list(workspace.build.glob(f"{name}/*/manifest.json")):
             raise UsageError(
                 f"there is no build of {name!r}", todo="`phantom-image list` lists the builds"
             )
     definitions = _load_definitions(options)
-    starts = find_starts(options.images)
+    starts, sites = find_starts(options.images), shared.load_known_sites(options)
 
-    def plan() -> list[Line]:
+    def plan(sites: Sequence[Site]) -> list[Line]:
+        names = {site.name for site in sites}
         return plan_prune(
-            workspace, lambda name: _rule(definitions, name), starts, options.appliance
+            workspace, lambda name: _rule(definitions, name), starts, options.appliance, names
         )
 
+    lines, retired = plan(sites), list[Retired]()
     if options.yes:
-        lines, freed = carry_out(workspace, plan)
+        phantoms = [*load_phantoms(options.sites).values()]
+        retired = [*retire_lines(lines, sites, phantoms, os.environ, workspace)]
+        # What a site still has keeps its build.
+        lines, freed = carry_out(workspace, lambda: plan(()))
     else:
-        lines = plan()
         freed = count_bytes(lines)
     if options.json:
-        print_json({"removed": options.yes, "freed_bytes": freed, "builds": [*map(_row, lines)]})
+        told = {"retired": [*map(_describe, retired)], "builds": [*map(_row, lines)]}
+        print_json({"removed": options.yes, "freed_bytes": freed, **told})
     else:
         _print(lines, freed, removed=options.yes)
+        _print_retired(retired)
+    failed = next((each.error for each in retired if each.error is not None), None)
+    if failed is None:
+        return None
+    if not options.json:
+        raise failed
+    print_error(failed)  # standard output has its one value already
+    return failed.exit_code
+
+
+def _describe(retired: Retired) -> dict[str, Any]:
+    return {
+        "appliance": retired.appliance,
+        "build": retired.build,
+        "site": retired.publication.site,
+        "image_id": retired.publication.image_id,
+        "error": None if retired.error is None else retired.error.what,
+    }
+
+
+def _print_retired(retired: Sequence[Retired]) -> None:
+    for each in retired:
+        what = f"{each.publication.image_id} at {format_place(vars(each.publication))}"
+        if each.error is None:
+            print_line(f"retired {what}")
+        else:
+            print_line(f"{what} stays: {each.error.what}", file=sys.stderr)
 
 
 def _load_definitions(options: Namespace) -> dict[str, Appliance]:

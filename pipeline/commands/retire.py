@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.build.lifecycle import State, read_mark, write_mark
-from pipeline.build.manifest import (
-    FILE,
-    publications_of,
-    read_manifest,
-    without,
-    write_manifest,
-)
-from pipeline.build.sites import open_site
-from pipeline.clouds import make_cloud
+from pipeline.build.manifest import publications_of
+from pipeline.build.retire import retire
 from pipeline.commands import options as shared
 from pipeline.commands.output import format_place, print_json, print_line
 from pipeline.errors import UsageError
-from pipeline.model import Publication, Site
-from pipeline.workspace import Workspace
+from pipeline.model import Publication
 
 EXAMPLES = ("phantom-image retire web --of 0123456789ab --site hotel",)
 
@@ -44,7 +34,7 @@ def run(options: Namespace) -> None:
     if wanted and not options.yes and not _may_remove(content, wanted, can_ask=can_ask):
         print_line("nothing was removed")
         return
-    retired = [vars(publication) for publication in _retire(content, sites, workspace)]
+    retired = [vars(each) for each in retire(content, sites, workspace, _tell_shared)]
     if options.json:
         print_json(retired)
         return
@@ -52,6 +42,11 @@ def run(options: Namespace) -> None:
         print_line(f"retired {publication['image_id']} at {format_place(publication)}")
     if not retired:
         print_line("nothing to retire: this build is published at none of these sites")
+
+
+def _tell_shared(publication: Publication, other: str) -> None:
+    where = f"{publication.image_id} at {publication.site}"
+    print_line(f"{where} stays: {other} has it too", file=sys.stderr)
 
 
 def _may_remove(
@@ -79,46 +74,3 @@ def _may_remove(
         print_line()
         answer = ""
     return answer.strip().lower() in ("y", "yes")
-
-
-def _find_shared(publication: Publication, name: str, build: str, workspace: Workspace) -> str:
-    """What else of the appliance is published as the same image: another site, or another build;
-    empty where nothing is. Then the image stays, and only the manifest forgets it."""
-    folder = workspace.folder(name)
-    for path in sorted(folder.glob(f"*/{FILE}")):
-        other = read_manifest(folder, path.parent.name) if not path.parent.is_symlink() else None
-        for each in publications_of(other) if other is not None else ():
-            if each.location != publication.location or each.sandbox != publication.sandbox:
-                continue
-            if path.parent.name != build:
-                return f"build {path.parent.name}"
-            if each.site != publication.site:
-                return f"site {each.site}"
-    return ""
-
-
-def _retire(
-    content: Mapping[str, Any], sites: Sequence[Site], workspace: Workspace
-) -> Iterator[Publication]:
-    """Removes a build's images from these sites and their publications from its manifest."""
-    name, build = content["appliance"]["name"], content["appliance"]["build"]
-    folder = workspace.folder(name)
-    for site in sites:
-        publications = [each for each in publications_of(content) if each.site == site.name]
-        if not publications:
-            continue
-        with open_site(make_cloud(site), workspace) as cloud:
-            for publication in publications:
-                shared_with = _find_shared(publication, name, build, workspace)
-                if shared_with:
-                    where = f"{publication.image_id} at {publication.site}"
-                    print_line(f"{where} stays: {shared_with} has it too", file=sys.stderr)
-                else:
-                    cloud.retire(publication)
-                with workspace.manifests(name):  # another command may have changed it
-                    content = without(read_manifest(folder, build) or content, publication)
-                    write_manifest(folder, content, latest=False, sign=workspace.sign)
-                    if not content["publications"]:
-                        mark = replace(read_mark(folder / build), state=State.DELETED)
-                        write_mark(folder / build, mark)
-                yield publication

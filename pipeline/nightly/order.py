@@ -10,6 +10,7 @@ from pipeline.build.executor import Executor
 from pipeline.build.plan import Plan
 from pipeline.errors import DownloadError, MirrorError, SiteUnreachableError
 from pipeline.model import GIB, Appliance, Site
+from pipeline.phantom.named import PhantomService
 from pipeline.tools.snapshot import Snapshot
 
 STAGE_SECONDS = 7200.0
@@ -52,5 +53,7 @@ class Order:
     pauses: tuple[float, ...] = PAUSES
     find_starts: Callable[[], Mapping[str, str]] = dict
     """Finds the builds that definitions start from, each with the definition's name."""
+    phantoms: tuple[PhantomService, ...] = ()
+    """Whose launch configurations let a publication stay."""
     executor: Executor | None = field(default=None, compare=False)
     """What runs the stages; None: this host."""
