@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 from cli_runs import Done, Project, make_project
-from cli_sites import CANONICAL_ID, CumulusSite
+from cli_sites import CANONICAL_ID, CumulusSite, configure, find_dead_port
 from phantom_kit import USER, Local, local_phantom
 from test_manifest import HOTEL, make
 from test_prune import builds, plant
@@ -90,7 +90,12 @@ def test_a_withdrawn_build_is_not_the_good_one_of_its_site(
 
 
 def test_a_site_that_is_away_keeps_its_builds(project: Project, site: CumulusSite) -> None:
-    site.server.__exit__(None, None, None)
+    host = f"127.0.0.1:{find_dead_port()}"
+    configure(project, host)
+    for digit in "123":
+        name = f"web-{digit}.gz"
+        location = f"cumulus://{host}/Repo/VMS/{CANONICAL_ID}/{name}"
+        change(project.build / "web" / (digit * 12), image_id=name, location=location)
     done = prune(project, site, "--yes", "--json")
     assert done.status == 31
     assert {each["build"][0]: each["error"] is None for each in done.json["retired"]} == {
@@ -98,7 +103,6 @@ def test_a_site_that_is_away_keeps_its_builds(project: Project, site: CumulusSit
         "2": False,
     }
     assert builds(project, "web") == ["1", "2", "3", "4"]
-    site.server.__enter__()
 
 
 def test_what_a_phantom_starts_stays(project: Project, site: CumulusSite, tmp_path: Path) -> None:
