@@ -65,8 +65,9 @@ class Sending(SiteThread):
     ) -> None:
         super().__init__(cloud.site.name, work)
         self.published: tuple[Publication, ...] = ()
-        self.sent = False
-        """Whether the site lacked the image, and took it."""
+        self.sent_bytes = 0
+        """Of the image, at most, where the site lacked it: without what is empty, where the cloud
+        leaves that out."""
         self.cloud = cloud
         self._stopping = stopping
         self._workspace = workspace
@@ -103,7 +104,7 @@ class Sending(SiteThread):
             publication = cloud.find(image, release)
             if publication is None:
                 publication = cloud.upload(make_booted(), release, progress)
-                self.sent = True
+                self.sent_bytes = min(progress.most or image.bytes, image.bytes)
             else:
                 progress.step(f"{release.name} is there already")
             # Even if it was there: an earlier run may have ended between upload and publish.
@@ -171,6 +172,8 @@ class _Stoppable:
     """Progress that ends the work that reports to it, once the command has been interrupted."""
 
     def __init__(self, progress: Progress, stopping: threading.Event) -> None:
+        self.most = 0
+        """Bytes of which `advance` said that they are done."""
         self._progress = progress
         self._stopping = stopping
 
@@ -187,6 +190,7 @@ class _Stoppable:
 
     def advance(self, done: int, total: int | None) -> None:
         self._look()
+        self.most = max(self.most, done)
         self._progress.advance(done, total)
 
     def output(self, line: str) -> None:

@@ -100,7 +100,7 @@ def _outcome() -> Schema:
         root_bytes=told(size, "Of the root file system."),
         boot_seconds=or_null(SECONDS),
         bytes_built=told(BYTES, "Of artifacts that were made."),
-        bytes_sent=BYTES,
+        bytes_sent=told(BYTES, "To the site, at most: without what is empty, on EC2."),
         bytes_saved=told(BYTES, "Of artifacts that were reused, and of data that the site had."),
         changes=told(a_list(TEXT), "What differs from the build before."),
         warnings=a_list(TEXT),

@@ -32,6 +32,7 @@ from pipeline.tools.snapshot import Snapshot
 from pipeline.workspace import Workspace
 
 _GOOD = (State.BUILT, State.REUSED, State.UNCHANGED)
+_LOOK = 0.5  # seconds between looks for an interrupt, which another thread may have got
 _INTERRUPTED = 130  # the exit status after a control-c
 
 
@@ -246,7 +247,7 @@ class _Run:
                     while queue and len(running) < window:
                         task = queue.pop(0)
                         running[pool.submit(work, task, builder, order, self._workspace)] = task
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    for future in wait(running, _LOOK, return_when=FIRST_COMPLETED).done:
                         task = running.pop(future)
                         self._note(task, future, builder)
                         queue = self._sort([*queue, *self._release(task, waiting)])

@@ -133,13 +133,14 @@ def _describe(task: Task, tried: _Try, builder: Builder, content: dict[str, Any]
         bytes_saved=sum(bytes_of(each.artifact) for _, each in built if each.reused),
         root_bytes=None if root is None else root.artifact.facts.get("bytes"),
     )
-    if delivery.defect is not None or builder.stopping.is_set():
-        if not builder.stopping.is_set():
-            return _with_defect(outcome, delivery.defect)
+    well = not delivery.is_alive() and delivery.defect is None and delivery.error is None
+    if well and content is not None and site.name in {each["site"] for each in content["images"]}:
+        return _with_image(outcome, delivery, content, wanted, reused=not made)
+    if builder.stopping.is_set():
         return replace(outcome, because=ENDED)
-    if delivery.error is not None or content is None:
-        return _with_error(outcome, delivery, builder, stages)
-    return _with_image(outcome, delivery, content, wanted, reused=not made)
+    if delivery.defect is not None:
+        return _with_defect(outcome, delivery.defect)
+    return _with_error(outcome, delivery, builder, stages)
 
 
 def _before(wanted: Wanted) -> str | None:
@@ -205,9 +206,9 @@ def _with_image(
         image_id=delivery.published[0].image_id if delivery.published else None,
         image_bytes=image.bytes,
         boot_seconds=max((each for each in boots if isinstance(each, float)), default=None),
-        bytes_sent=image.bytes if delivery.sent else 0,
+        bytes_sent=delivery.sent_bytes,
         bytes_saved=outcome.bytes_saved
-        + (image.bytes if delivery.published and not delivery.sent else 0),
+        + (image.bytes if delivery.published and not delivery.sent_bytes else 0),
         changes=describe_changes(known.content, content) if known is not None else (),
         warnings=(
             *filter(None, [find_endless_in(content["phantom"])]),

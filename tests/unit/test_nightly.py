@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
-from nights import DAY, EPOCH, RUNS, SITES, Server, find, states
+from nights import DAY, EPOCH, RUNS, SITES, Look, Server, find, states
 from soak import SOAKING
 
 from pipeline.build.executor import Built
+from pipeline.build.plan import Plan
 from pipeline.clouds.nimbus.cumulus_server import CumulusServer
 from pipeline.clouds.nimbus.cumulus_store import read_index
 from pipeline.clouds.nimbus.settings import CumulusUser
+from pipeline.model import Appliance, NoProgress, Site
 from pipeline.nightly.memory import Memory
 from pipeline.nightly.places import Places
+from pipeline.nightly.run import run_night
+from pipeline.stages.base import HERE_ONLY, Context
+from pipeline.store import Artifact
+from pipeline.tools import run
 from pipeline.tools.snapshot import Snapshot
 
 _KILLS = 20 if SOAKING else 3
@@ -83,6 +94,53 @@ def test_what_the_gate_finds_is_told(server: Server) -> None:
     )
     assert many.warnings[0] == f"{old.format('00.dpkg-old')} in use"
     assert many.warnings[10:] == ("the gate: and 2 more, which the manifest has",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Interrupting(Look):
+    """Ends the night, as a control-c does, once another site has its image."""
+
+    published: Event = field(metadata=HERE_ONLY, compare=False)
+
+    def run(self, inputs: Sequence[Artifact], context: Context) -> Mapping[str, Any]:
+        assert self.published.wait(60)
+        os.kill(os.getpid(), signal.SIGINT)
+        run.run(["sleep", "1000"], log=context.log)
+        return {}
+
+
+class _Listener(NoProgress):
+    def __init__(self, event: Event | None) -> None:
+        self._event = event
+
+    def finish(self, text: str) -> None:
+        if self._event is not None:
+            self._event.set()
+
+
+def test_an_interrupted_night_tells_of_the_site_that_has_its_image(server: Server) -> None:
+    published = Event()
+
+    def make_plan(appliance: Appliance, sites: Sequence[Site], snapshot: Snapshot) -> Plan:
+        plan = server.plan(appliance, sites, snapshot)
+        hotel, sierra = plan.targets
+        values = {each.name: getattr(sierra.boots[0], each.name) for each in fields(Look)}
+        boot = _Interrupting(**values | {"seconds": 7}, published=published)
+        return replace(plan, targets=(hotel, replace(sierra, boots=(boot,))))
+
+    server.define("one")
+    server.workspace = replace(
+        server.workspace,
+        progress=lambda title: _Listener(published if title == "one publish hotel" else None),
+    )
+    night = run_night(replace(server.order(), make_plan=make_plan), server.workspace)
+    assert night.interrupted == 130
+    hotel, sierra = (find(night, "one", site) for site in ("hotel", "sierra"))
+    assert (hotel.state, hotel.image_id) == ("built", f"one-1-{hotel.build}-bare.gz")
+    assert (sierra.state, sierra.because) == ("skipped", "the night was interrupted")
+    again = server.night()
+    assert find(again, "one").because == f"unchanged since build {hotel.build}"
+    assert find(again, "one", "sierra").build == hotel.build
 
 
 def test_one_failure_does_not_stop_the_others(server: Server) -> None:
