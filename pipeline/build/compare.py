@@ -27,6 +27,9 @@ from pipeline.workspace import Workspace
 _BUILD = re.compile(r"(?:([^/]+)/)?([0-9a-f]{12}|latest)")
 _ROOT, _ROOT_FILE = "root", "root.ext4"
 _KERNEL = re.compile(r"vmlinuz-(.+)")
+_WANTED = re.compile(
+    r"/?(?:etc|usr/lib|lib)/systemd/system/[^/]+\.(?:wants|requires)/([^/]+)", re.DOTALL
+)
 _MOST_BYTES = 2 << 40  # of the disk in an image file
 
 
@@ -158,6 +161,7 @@ def _compare(
         "new": _describe(new, other),
         "packages": packages,
         "files": changes,
+        "units": compare_units(changes),
         "boots": [*_compare_boots(old.manifest, new.manifest)],
     }
 
@@ -199,6 +203,20 @@ def _compare_packages(old: _Installed, new: _Installed, image: Reader) -> dict[s
             for name in changed
         ],
     }
+
+
+def compare_units(changes: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Of changed files, the units of systemd that boots start from now on, and those that they do
+    not start any more, by the links in `*.wants` and `*.requires`. A unit that only another target
+    wants is in neither."""
+    units: dict[str, set[str]] = {"old": set(), "new": set()}
+    for change in changes:
+        wanted = _WANTED.fullmatch(change["path"])
+        for side, found in units.items():
+            if wanted is not None and change[side] is not None:
+                found.add(wanted[1])
+    old, new = units["old"], units["new"]
+    return {"added": sorted(new - old), "removed": sorted(old - new)}
 
 
 def _compare_boots(

@@ -260,6 +260,10 @@ def _changes() -> dict[str, Schema]:
                 content=told(FLAG, "Whether the contents of a file of both differ."),
             )
         ),
+        "units": told(
+            an_object(added=a_list(TEXT), removed=a_list(TEXT)),
+            "Of systemd, that boots start from now on, or no more.",
+        ),
         "boots": a_list(
             an_object(
                 site=TEXT,

@@ -54,6 +54,12 @@ def _print(told: Mapping[str, Any]) -> None:
     for each in packages["changed"]:
         print_line(f"  * {each['name']} {each['old']} -> {each['new']}")
         print_lines(f"      {line}" for line in each["changelog"])
+    units = told["units"]
+    if any(units.values()):
+        print_line()
+        print_line(f"started at boot: {sum(map(len, units.values()))} changed")
+        for word, sign in (("added", "+"), ("removed", "-")):
+            print_lines(f"  {sign} {unit}" for unit in units[word])
     print_line()
     files = told["files"]
     print_line(f"files: {len(files)} changed" if files else "files: the same")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.build.compare import compare_units
 from pipeline.disk.ext4_reader import ROOT, Reader
 from pipeline.disk.tree_diff import Change, compare_trees
 from pipeline.errors import FileSystemError
@@ -145,3 +146,18 @@ def test_damaged_file_systems_raise_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(FileSystemError), Reader(tmp_path / "damaged") as reader:
         for number in reader.folder(reader.inode(ROOT)).values():
             b"".join(reader.content(reader.inode(number)))
+
+
+def test_units_that_boots_start() -> None:
+    entry = {"kind": "link"}
+    wants = "/etc/systemd/system/multi-user.target.wants"
+    changes: list[dict[str, object]] = [
+        {"path": f"{wants}/nginx.service", "old": None, "new": entry},
+        {"path": f"{wants}/cron.service", "old": entry, "new": None},
+        {"path": "/usr/lib/systemd/system/cron.service", "old": entry, "new": None},
+        {"path": f"{wants}/moved.service", "old": entry, "new": None},
+        {"path": "/usr/lib/systemd/system/a.target.requires/moved.service", "old": None}
+        | {"new": entry},
+        {"path": f"{wants}/both.service", "old": entry, "new": {**entry, "target": "x"}},
+    ]
+    assert compare_units(changes) == {"added": ["nginx.service"], "removed": ["cron.service"]}
