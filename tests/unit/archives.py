@@ -61,14 +61,21 @@ def sign(archive: Path, home: Path, **fields: str) -> Path:
     return keyring
 
 
-def read_lists(archive: Path, folder: Path, components: str = "main") -> Lists:
-    """The lists of an archive."""
+def make_lists(
+    archive: Path, folder: Path, components: str = "main", trust: str = "trusted=yes"
+) -> Lists:
+    """The lists of an archive, not fetched yet."""
     folder.mkdir(exist_ok=True)
-    lists = Lists(
+    return Lists(
         folder,
-        sources=f"deb [trusted=yes arch=amd64] file:{archive} toy {components}\n",
+        sources=f"deb [{trust} arch=amd64] copy:{archive} toy {components}\n",
         architecture="amd64",
         where="toy",
     )
+
+
+def read_lists(archive: Path, folder: Path, components: str = "main") -> Lists:
+    """The lists of an archive."""
+    lists = make_lists(archive, folder, components)
     lists.update()
     return lists

@@ -188,13 +188,14 @@ def note(stage: Stage) -> None:
 class Server:
     """A folder with definitions, sites and an archive, and the nights that are run in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: Path | None = None) -> None:
+        """`store` is the store's folder; None: one in the folder."""
         self.folder = folder
         self.archive = folder / "archive"
         self.images = folder / "images"
         self.workspace = Workspace(
             build=folder / "build",
-            store=Store(folder / "store"),
+            store=Store(store or folder / "store"),
             progress=lambda _: NoProgress(),
         )
         self.clock = float(EPOCH)
@@ -299,7 +300,11 @@ class Server:
         """Starts a night in a process of its own."""
         return subprocess.Popen(
             [sys.executable, __file__, str(self.folder), *words],
-            env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+            env={
+                **os.environ,
+                "PYTHONPATH": ":".join(sys.path),
+                "PHANTOM_STORE": str(self.workspace.store.folder),
+            },
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -348,6 +353,6 @@ def find(night: Night, appliance: str, site: str = "hotel") -> Outcome:
 
 
 if __name__ == "__main__":
-    server = Server(Path(sys.argv[1]))
+    server = Server(Path(sys.argv[1]), Path(os.environ["PHANTOM_STORE"]))
     done = run_night(server.order(sites=sys.argv[2:] or None), server.workspace, now=time.time)
     print(json.dumps(states(done)))

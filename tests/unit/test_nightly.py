@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -254,6 +255,28 @@ def test_two_nights_do_not_run_at_once(server: Server) -> None:
     assert night.could_not_run == (f"{server.workspace.build}/nightly: another nightly runs here")
     assert night.outcomes == ()
     assert states(server.night()) == {"one": "built"}
+
+
+def test_two_servers_share_a_store(server: Server, tmp_path: Path) -> None:
+    """At the same time: each gets all of its builds, and what is alike lies in the store once."""
+    store = server.workspace.store.folder
+    other, alone = Server(tmp_path / "other", store).set_up(), Server(tmp_path / "alone").set_up()
+    for each in (server, other, alone):
+        for name in ("one", "two", "three"):
+            each.define(name)
+    running = [each.start() for each in (server, other)]
+    for process in running:
+        printed, _ = process.communicate(timeout=300)
+        told = json.loads(printed)
+        assert set(told) == {"one", "two", "three"} and set(told.values()) <= {"built", "reused"}
+    assert set(states(alone.night()).values()) == {"built"}
+    assert server.contents() == other.contents() == alone.contents()
+    kept, of_one = (
+        sorted(path.name for path in each.workspace.store.folder.glob("artifacts/*"))
+        for each in (server, alone)
+    )
+    assert kept == of_one
+    assert not [*store.glob("work/*")]
 
 
 def test_too_little_space_is_seen_before_anything_is_built(server: Server) -> None:
