@@ -114,6 +114,10 @@ class Root(Stage):
                 raise StageFailedError("a script failed", todo="mend it", log=context.log)
             if text.startswith("fill"):
                 raise NoSpaceError("no space for the artifacts: nothing is left free")
+            if text.startswith("flood"):
+                with (context.work / "flood").open("wb", buffering=0) as flood:
+                    while True:
+                        flood.write(bytes(MIB))
             (tree / "etc" / file.path.name).write_text(text)
         for path in [tree, *tree.rglob("*")]:
             os.utime(path, (EPOCH, EPOCH))

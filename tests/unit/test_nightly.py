@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -22,12 +23,13 @@ from pipeline.build.plan import Plan
 from pipeline.clouds.nimbus.cumulus_server import CumulusServer
 from pipeline.clouds.nimbus.cumulus_store import read_index
 from pipeline.clouds.nimbus.settings import CumulusUser
-from pipeline.model import Appliance, NoProgress, Site
+from pipeline.errors import NoSpaceError
+from pipeline.model import MIB, Appliance, NoProgress, Site
 from pipeline.nightly.memory import Memory
 from pipeline.nightly.places import Places
 from pipeline.nightly.run import run_night
 from pipeline.stages.base import HERE_ONLY, Context
-from pipeline.store import Artifact
+from pipeline.store import RESERVE, Artifact
 from pipeline.tools import run
 from pipeline.tools.snapshot import Snapshot
 
@@ -296,6 +298,33 @@ def test_too_little_space_is_seen_before_anything_is_built(server: Server) -> No
     free, _, needed = night.could_not_run.partition(" are free, and about ")
     assert free.startswith(f"{server.workspace.store.folder}: ")
     assert needed == "1048576 TiB are needed"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a small file system")
+def test_a_disk_that_fills_up_in_the_middle(server: Server, tmp_path: Path) -> None:
+    """What did not fit failed and says so; the next night finishes it, as if nothing had been."""
+    store = server.workspace.store.folder
+    alone = Server(tmp_path / "alone").set_up()
+    for each in (server, alone):
+        for name in ("one", "two"):
+            each.define(name)
+    server.define("two", script="flood\n")
+    store.mkdir(exist_ok=True)
+    small = f"size={RESERVE + 32 * MIB}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", small, "tests", str(store)], check=True)
+    try:
+        first = server.night()
+        assert states(first)["two"] == "failed"
+        full = find(first, "two")
+        assert (full.stage, full.error) == ("root", "NoSpaceError")
+        assert full.exit_status == NoSpaceError.exit_code
+        assert not [*store.glob("work/*")]
+        server.define("two")
+        assert {*states(server.night()).values()} <= {"built", "reused", "unchanged"}
+        assert {*states(alone.night()).values()} == {"built"}
+        assert server.contents() == alone.contents()
+    finally:
+        subprocess.run(["umount", "-l", str(store)], check=True)
 
 
 def test_a_site_that_was_away_gets_the_newest_build_only(server: Server, tmp_path: Path) -> None:
