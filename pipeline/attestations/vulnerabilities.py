@@ -1,4 +1,5 @@
-"""The known vulnerabilities of a build: its bill of materials against Debian's security tracker.
+"""The known vulnerabilities of a build: its bill of materials against Debian's security tracker, or
+an export of OSV.
 
 The tracker's export (https://security-tracker.debian.org/tracker/data/json) has source packages,
 their CVEs, and for each release which version has the correction.
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import records
+from pipeline.attestations import osv
 from pipeline.attestations.documents import read_document
 from pipeline.attestations.sbom import SOURCE, SOURCE_VERSION
 from pipeline.definitions.tracker import SEVERITIES
@@ -22,7 +24,7 @@ from pipeline.errors import UsageError
 
 _MOST = 512 << 20  # bytes; the export had 70 MB in 2025
 _ISSUE = re.compile(r"[A-Z]+-[0-9A-Z-]{1,60}")
-_RELEASE = {"status": str, "urgency?": str, "fixed_version?": str}
+_RELEASE = {"status": str, "urgency?": str, "fixed_version?": str, "introduced_version?": str}
 _COMPONENTS = {"components": [{"name": str, "purl?": str, "properties?": [{"name": str}]}]}
 _DISTRO = re.compile(r"[?&]distro=debian-([0-9]+)")
 _CODENAMES = {"11": "bullseye", "12": "bookworm", "13": "trixie", "14": "forky"}
@@ -45,8 +47,11 @@ class Vulnerability:
 
 
 def read_tracker(path: Path) -> Mapping[str, Any]:
-    """The content of the tracker's export. Raises UsageError for a file that is none."""
+    """The content of the tracker's export, or of one of OSV, in the tracker's shape. Raises
+    UsageError for a file that is neither."""
     try:
+        if osv.is_export(path):
+            return osv.read_export(path, _CODENAMES)
         with records.opened(path) as file:
             data = file.read(_MOST + 1)
         if len(data) > _MOST:
@@ -55,7 +60,7 @@ def read_tracker(path: Path) -> Mapping[str, Any]:
     except (OSError, records.Unfit) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
-            f"it is no export of Debian's security tracker: {why}",
+            f"it is no export of Debian's security tracker, and none of OSV: {why}",
             where=shown(path),
             todo="fetch https://security-tracker.debian.org/tracker/data/json",
         ) from error
@@ -136,6 +141,9 @@ def _judge(
         return
     fixed = record.get("fixed_version")
     resolved = record["status"] == "resolved"
+    introduced = record.get("introduced_version")
+    if introduced is not None and compare_versions(version, introduced) < 0:
+        return
     # 0: no version of the release ever had it.
     if resolved and (fixed in (None, "0") or compare_versions(version, fixed) >= 0):
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ def test_what_cannot_be_told(project: Project) -> None:
     done = project.run(*words, "--tracker", "tracker.json")
     assert (done.status, done.error) == (
         24,
-        "error: tracker.json: it is no export of Debian's security tracker: it is not an object\n"
+        "error: tracker.json: it is no export of Debian's security tracker, and none of OSV: it "
+        "is not an object\n"
         "  do: fetch https://security-tracker.debian.org/tracker/data/json\n",
     )
 
@@ -202,4 +204,42 @@ def test_a_page_of_the_catalog_tells_of_them(project: Project) -> None:
         24,
         "error: there is no file 'nothing.json'\n"
         "  do: fetch the export of Debian's security tracker, or leave it out\n",
+    )
+
+
+def osv(name: str, source: str, *events: dict[str, str], **more: Any) -> dict[str, Any]:
+    affected = {
+        "package": {"ecosystem": "Debian:12", "name": source},
+        "ranges": [{"type": "ECOSYSTEM", "events": list(events)}],
+        "ecosystem_specific": {"urgency": more.pop("urgency", "not yet assigned")},
+    }
+    return {"id": name, "modified": "2026-01-01T00:00:00Z", "affected": [affected], **more}
+
+
+def test_an_export_of_osv(project: Project) -> None:
+    first: dict[str, str] = {"introduced": "0"}
+    issues = [
+        osv("DEBIAN-CVE-2024-0001", "openssl", first, {"fixed": "3.0.12-1"}, urgency="high"),
+        osv("DEBIAN-CVE-2024-0002", "openssl", first, {"fixed": "3.0.11-1"}),
+        osv("DSA-5000-1", "linux", first, upstream=["CVE-2025-0001"]),
+        osv("DEBIAN-CVE-2024-0003", "nano", {"introduced": "8.0"}),
+        osv("DEBIAN-CVE-2024-0004", "nano", first, withdrawn="2026-01-02T00:00:00Z"),
+        {"id": "PYSEC-1", "affected": [{"package": {"ecosystem": "PyPI", "name": "six"}}]},
+    ]
+    with zipfile.ZipFile(project.folder / "all.zip", "w") as export:
+        for each in issues:
+            export.writestr(f"{each['id']}.json", json.dumps(each))
+    words = ("vulnerabilities", "web", "--tracker", "all.zip")
+    told = project.succeed(*words, "--json").json
+    assert [(each["severity"], each["issue"], each["fixed"]) for each in told] == [
+        ("high", "CVE-2024-0001", "3.0.12-1"),
+        ("unknown", "CVE-2025-0001", None),
+    ]
+    whole = (project.folder / "all.zip").read_bytes()
+    (project.folder / "all.zip").write_bytes(whole[:-30])
+    done = project.run(*words)
+    assert done.status == 24
+    assert done.error.startswith(
+        "error: all.zip: it is no export of Debian's security tracker, and none of OSV: it is no "
+        "whole ZIP file: "
     )
