@@ -16,8 +16,8 @@ from pipeline.catalog.pages import Site
 from pipeline.catalog.read import find_named, find_sources
 from pipeline.catalog.write import Target
 from pipeline.commands import options as shared
+from pipeline.commands import tracker
 from pipeline.commands.output import print_json, print_line
-from pipeline.definitions.tracker import load_tracker
 from pipeline.definitions.yaml import shown
 from pipeline.errors import UsageError
 from pipeline.records import digest
@@ -37,8 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     text = "manifests, or builds' folders (all builds of this host)"
     add("manifests", nargs="*", type=Path, metavar="MANIFEST", help=text)
     add("--output", type=Path, metavar="FOLDER", help="the catalog's folder (build/catalog)")
-    text = "the JSON export of Debian's security tracker; else `vulnerabilities:` of sites.yaml"
-    add("--tracker", type=Path, metavar="FILE", help=text)
+    tracker.add_argument(parser)
     add("--title", type=_title, default="Appliances", metavar="TEXT", help="(Appliances)")
     text = "where the catalog will be on the web, for links in feeds"
     add("--url", type=_url, metavar="URL", help=text)
@@ -81,6 +80,8 @@ def run(options: Namespace) -> None:
 
 def _make(options: Namespace) -> dict[str, Any]:
     """Makes the catalog, and tells what was done."""
+    shared.load_site_order(options)  # whose file is checked with it
+    location = tracker.find_location(options)
     with shared.open_shown_workspace(options, uses_store=False) as workspace:
         folder = Path(options.output or workspace.build / CATALOG).absolute()
         site = Site(title=options.title, url=options.url)
@@ -89,7 +90,7 @@ def _make(options: Namespace) -> dict[str, Any]:
             folder,
             site,
             named=options.manifests,
-            tracker=_find_tracker(options),
+            known=None if location is None else tracker.find_file(location, workspace),
             skip_broken=options.skip_broken,
         )
     for error in made.skipped:
@@ -104,30 +105,18 @@ def _make(options: Namespace) -> dict[str, Any]:
     }
 
 
-def _find_tracker(options: Namespace) -> Path | None:
-    """The file that tells what is known to be vulnerable. Raises UsageError without it."""
-    shared.load_site_order(options)  # whose file is checked with it
-    tracker: Path | None = options.tracker or load_tracker(options.sites)
-    if tracker is not None and not tracker.is_file():
-        raise UsageError(
-            f"there is no file {str(tracker)!r}",
-            todo="fetch the export of Debian's security tracker, or leave it out",
-        )
-    return tracker
-
-
 def write_catalog(
     workspace: Workspace,
     folder: Path,
     site: Site,
     *,
     named: Sequence[Path] = (),
-    tracker: Path | None = None,
+    known: Path | None = None,
     skip_broken: bool = False,
 ) -> Made:
-    """Makes a catalog of the manifests that are named, or else of all builds of this host. Another
-    command that makes the same one is waited for. Raises CatalogManifestsError,
-    CatalogFolderError."""
+    """Makes a catalog of the manifests that are named, or else of all builds of this host, while no
+    other command makes the same one. `known` is the file that tells of vulnerabilities. Raises
+    CatalogManifestsError, CatalogFolderError."""
     target = Target(folder)
     waiting = "another command makes this catalog; waiting for it"
     progress = workspace.progress("catalog")
@@ -135,7 +124,7 @@ def write_catalog(
     with workspace.store.lock(f"catalog-{key}", lambda: progress.step(waiting)):
         sources = find_named(named) if named else find_sources(workspace.build)
         made = make_catalog(
-            sources, target, site, tracker=tracker, skip_broken=skip_broken, step=progress.step
+            sources, target, site, tracker=known, skip_broken=skip_broken, step=progress.step
         )
     progress.finish("done")
     return made

@@ -58,7 +58,8 @@ def _make_nightly(options: Namespace) -> Nightly:
     places = [*("--images", images), *("--build", workspace.build)]
     places += ("--sites", sites) if sites.exists() else ()
     store = shared.store_folder(options)
-    catalog, tracker = load_nightly(options.sites).catalog, load_tracker(options.sites)
+    catalog = load_nightly(options.sites).catalog
+    tracker = Path(load_tracker(options.sites) or os.devnull)
     return Nightly(
         command=(
             str(Path(sys.executable).with_name("phantom-image")),
@@ -70,7 +71,9 @@ def _make_nightly(options: Namespace) -> Nightly:
         build=workspace.build,
         store=None if store == workspace.build / STORE else store,
         catalog=None if catalog is None else catalog.folder,
-        readable=tuple(path for path in (images, sites, tracker) if path and path.exists()),
+        readable=tuple(
+            path for path in (images, sites, tracker) if path.is_file() or path.is_dir()
+        ),
         user=options.user or USER,
         time=options.time or TIME,
     )

@@ -18,7 +18,7 @@ from pipeline.attestations.vulnerabilities import read_tracker
 from pipeline.build.plan import make_plan
 from pipeline.build.prune import find_starts
 from pipeline.catalog.pages import Site as CatalogSite
-from pipeline.commands import night_install
+from pipeline.commands import night_install, tracker
 from pipeline.commands import options as shared
 from pipeline.commands.catalog import write_catalog
 from pipeline.commands.night_output import print_night
@@ -26,7 +26,6 @@ from pipeline.commands.output import cell, print_error, print_json, print_lines,
 from pipeline.definitions.appliance import list_appliances, load_appliance
 from pipeline.definitions.nightly import NightSettings, load_nightly
 from pipeline.definitions.phantoms import load_phantoms
-from pipeline.definitions.tracker import load_tracker
 from pipeline.errors import NightFailedError, NightNotRunError, PhantomError, UsageError
 from pipeline.model import Appliance, Site, format_size, parse_size
 from pipeline.nightly import reports
@@ -79,11 +78,11 @@ def run(options: Namespace) -> int | None:
         return None
     reports.check()
     settings = load_nightly(options.sites)
-    tracker = _find_tracker(options, settings)
+    location = _find_tracker(options, settings)
     with shared.open_shown_workspace(options, uses_store=False, signs=True) as workspace:
         order = _make_order(options, workspace)
         night = run_night(order, workspace)
-        night, ended = _finish(night, workspace, settings, tracker)
+        night, ended = _finish(night, workspace, settings, location)
     folder = Places(workspace).folder
     history, paths = reports.history(folder), reports.Paths.of(night, folder)
     try:
@@ -110,43 +109,38 @@ def run(options: Namespace) -> int | None:
     return ended.exit_code
 
 
-def _find_tracker(options: Namespace, settings: NightSettings) -> Path | None:
-    """The file that says which vulnerabilities are known. Raises UsageError where it is not there,
-    or where there is none to fail by."""
-    tracker = load_tracker(options.sites)
-    if tracker is not None and not tracker.is_file():
-        raise UsageError(
-            f"there is no file {str(tracker)!r}, which `vulnerabilities` names",
-            where=str(options.sites),
-            todo="fetch it before the night, or take the key out",
-        )
-    if tracker is None and settings.fail_above is not None:
+def _find_tracker(options: Namespace, settings: NightSettings) -> str | None:
+    """What says which vulnerabilities are known. Raises UsageError where a file is not there, or
+    where there is nothing to fail by."""
+    location = tracker.find_location(options)
+    if location is None and settings.fail_above is not None:
         raise UsageError(
             "`nightly: fail_above` has nothing to go by",
             where=str(options.sites),
             todo="name the export of Debian's security tracker as `vulnerabilities`",
         )
-    return tracker
+    return location
 
 
 def _finish(
-    night: Night, workspace: Workspace, settings: NightSettings, tracker: Path | None
+    night: Night, workspace: Workspace, settings: NightSettings, location: str | None
 ) -> tuple[Night, PhantomError | None]:
     """The night with what is done behind its builds: known vulnerabilities are looked up, and the
     catalog is written. What goes wrong there is a warning of the night too."""
-    ended = None
+    ended, known = None, None
     if night.interrupted or night.could_not_run is not None:
         return night, None
-    if tracker is not None:
+    if location is not None:
         try:
-            night = judge(night, workspace.build, read_tracker(tracker), settings.fail_above)
+            known = tracker.find_file(location, workspace)
+            night = judge(night, workspace.build, read_tracker(known), settings.fail_above)
         except PhantomError as error:
             ended, night = error, _warn(night, "known vulnerabilities cannot be told", error)
     if settings.catalog is not None:
         site = CatalogSite(title=settings.catalog.title, url=settings.catalog.url)
         try:
             folder = settings.catalog.folder
-            made = write_catalog(workspace, folder, site, tracker=tracker, skip_broken=True)
+            made = write_catalog(workspace, folder, site, known=known, skip_broken=True)
             for left_out in made.skipped:
                 night = _warn(night, "the catalog leaves a build out", left_out)
         except PhantomError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
-from pathlib import Path
 
 from pipeline.attestations.vulnerabilities import (
     find_open,
@@ -14,8 +13,9 @@ from pipeline.attestations.vulnerabilities import (
 )
 from pipeline.build.manifest import load_manifest
 from pipeline.commands import options as shared
+from pipeline.commands import tracker
 from pipeline.commands.output import print_json, print_line, print_table
-from pipeline.definitions.tracker import SEVERITIES, load_tracker
+from pipeline.definitions.tracker import SEVERITIES
 from pipeline.errors import GateError, UsageError
 
 EXAMPLES = (
@@ -28,8 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Adds the command's arguments."""
     add = parser.add_argument
     shared.add(parser, "manifest", "of")
-    text = "the JSON export of Debian's security tracker; else `vulnerabilities:` of sites.yaml"
-    add("--tracker", type=Path, metavar="FILE", help=text)
+    tracker.add_argument(parser)
     text = f"fail where one is worse than this: {', '.join(SEVERITIES)}"
     add("--fail-above", choices=SEVERITIES, metavar="SEVERITY", help=text)
     shared.add(parser, "json")
@@ -39,8 +38,8 @@ def run(options: Namespace) -> int | None:
     """Lists them, the worst first. Raises UsageError, GateError for one that is too bad; with
     --json, returns that one's exit status."""
     shared.load_site_order(options)  # whose file is checked with it
-    tracker = options.tracker or load_tracker(options.sites)
-    if tracker is None:
+    location = tracker.find_location(options)
+    if location is None:
         raise UsageError(
             "nothing says what is vulnerable",
             todo="name the export of Debian's security tracker by --tracker, or as "
@@ -49,7 +48,9 @@ def run(options: Namespace) -> int | None:
     path = shared.find_named_manifest(options)
     with shared.reading(path) as real:
         listed = list_components(load_manifest(real), real.parent)
-    found = find_open(listed, read_tracker(tracker))
+    with shared.open_shown_workspace(options, uses_store=False) as workspace:
+        known = read_tracker(tracker.find_file(location, workspace))
+    found = find_open(listed, known)
     bad = find_worse(found, options.fail_above)
     if options.json:
         print_json([asdict(each) for each in found])

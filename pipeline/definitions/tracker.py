@@ -16,17 +16,20 @@ SEVERITIES = ("unimportant", "low", "unknown", "medium", "high")
 def tracker_schema() -> Schema:
     """The schema of the key."""
     return {
-        "description": "File with the JSON export of Debian's security tracker, for the command "
-        "`vulnerabilities`. A relative name starts at the working directory.",
+        "description": "An export of Debian's security tracker, or of OSV, by which "
+        "`vulnerabilities`, catalogs and nights tell of known ones: a file or a URL. A relative "
+        "name starts at the working directory.",
         "type": "string",
         "minLength": 1,
         "examples": ["debian-tracker.json"],
     }
 
 
-def load_tracker(path: Path | None) -> Path | None:
-    """The file, where sites.yaml names one; it was checked when its sites were loaded."""
+def load_tracker(path: Path | None) -> str | None:
+    """Its path or URL, where sites.yaml names one; it was checked when the sites were loaded."""
     if path is None or not os.path.exists(path):
         return None
     named = read_yaml(path).text(("vulnerabilities",))
-    return Path(named).expanduser().absolute() if named else None
+    if not named or "://" in named:
+        return named
+    return str(Path(named).expanduser().absolute())

@@ -166,7 +166,7 @@ def digest_of_url(url: str) -> str:
 def _wrong(url: str, digest: Sha256, expected: Sha256, head: bytes) -> Exception:
     if is_web_page(head):
         return DownloadError(
-            "the base image cannot be fetched: a web page came in its place",
+            "the file cannot be fetched: a web page came in its place",
             where=shown(url),
             todo="open the location in a browser: it may want a login, or lead to another place",
         )
@@ -297,7 +297,7 @@ class _Fetching:
         of = f" of {format_size(total)}" if total else ""
         so_far = f"; {format_size(size)}{of} have arrived and are kept" if size else ""
         return DownloadError(
-            f"the base image cannot be fetched: {reason}{so_far}",
+            f"the file cannot be fetched: {reason}{so_far}",
             where=shown(self.url),
             todo="run the same command again when the server answers; it goes on" if size else TODO,
         )

@@ -85,7 +85,7 @@ def make_transport(url: str) -> Transport:
 
 
 def _failed(url: str, what: str, todo: str = TODO) -> DownloadError:
-    return DownloadError(f"the base image cannot be fetched: {what}", where=shown(url), todo=todo)
+    return DownloadError(f"the file cannot be fetched: {what}", where=shown(url), todo=todo)
 
 
 class Transport:

@@ -159,7 +159,7 @@ def test_a_server_that_has_gone_for_good(store: Store, file: HttpFile) -> None:
     error = failure_after(store, file, 1)
     assert isinstance(error, DownloadError)
     assert str(error) == (
-        f"{file.url}: the base image cannot be fetched: the server says 503 Service Unavailable; "
+        f"{file.url}: the file cannot be fetched: the server says 503 Service Unavailable; "
         "2 MiB of 3 MiB have arrived and are kept\n"
         "  do: run the same command again when the server answers; it goes on"
     )
@@ -194,7 +194,7 @@ def test_a_wrong_digest_is_not_kept(store: Store, file: HttpFile) -> None:
 def test_a_web_page_is_no_new_image(store: Store, file: HttpFile) -> None:
     file.content = b"<!DOCTYPE html><title>Log in</title>"
     assert str(failure(store, file.url)) == (
-        f"{file.url}: the base image cannot be fetched: a web page came in its place\n"
+        f"{file.url}: the file cannot be fetched: a web page came in its place\n"
         "  do: open the location in a browser: it may want a login, or lead to another place"
     )
 
@@ -204,7 +204,7 @@ def test_permanent_failures_are_not_retried(store: Store, file: HttpFile) -> Non
         "\n  do: see that the location is right and that this host reaches it, then run the "
         "command again"
     )
-    start = "the base image cannot be fetched: "
+    start = "the file cannot be fetched: "
     file.statuses = [404]
     assert (
         str(failure(store, file.url)) == f"{file.url}: {start}the server says 404 Not Found{todo}"
@@ -251,7 +251,7 @@ def test_a_certificate_that_nobody_vouches_for(store: Store, tmp_path: Path) -> 
     context.load_cert_chain(certificate, key)
     with serving(HttpFile(CONTENT), context) as file:
         assert str(failure(store, file.url)) == (
-            f"{file.url}: the base image cannot be fetched: the certificate of 127.0.0.1 is not "
+            f"{file.url}: the file cannot be fetched: the certificate of 127.0.0.1 is not "
             "valid: self-signed certificate\n"
             "  do: name the authority that vouches for it by SSL_CERT_FILE, or another location"
         )
@@ -261,7 +261,7 @@ def test_a_certificate_that_nobody_vouches_for(store: Store, tmp_path: Path) -> 
             with serving(HttpFile(OTHER)) as plain:
                 file.redirect = plain.url
                 assert failure(store, file.url, sha256(OTHER)).what == (
-                    "the base image cannot be fetched: it is redirected from https to "
+                    "the file cannot be fetched: it is redirected from https to "
                     f"{plain.url}, which is not followed"
                 )
                 assert plain.requests == []
@@ -338,7 +338,7 @@ def test_a_server_that_sends_next_to_nothing(
     monkeypatch.setattr(download, "_ATTEMPTS", 1)
     file.pause = PATIENCE
     assert failure(store, file.url).what.startswith(
-        "the base image cannot be fetched: the server sends next to nothing; "
+        "the file cannot be fetched: the server sends next to nothing; "
     )
 
 
@@ -441,7 +441,7 @@ def test_an_object_of_s3_that_changes_or_comes_whole(store: Store, s3: HttpFile)
     s3.content, s3.etag, s3.cut_after = OTHER, '"other"', [1_500_000]
     s3.statuses = [200] + [503] * 10
     assert failure(store, "s3://bucket/base.img").what == (
-        "the base image cannot be fetched: S3 says 503 Service Unavailable; 1.43 MiB of 3 MiB have "
+        "the file cannot be fetched: S3 says 503 Service Unavailable; 1.43 MiB of 3 MiB have "
         "arrived and are kept"
     )
     s3.content, s3.etag, s3.statuses = CONTENT, '"one"', []
@@ -459,7 +459,7 @@ def test_a_bucket_of_another_region(store: Store, s3: HttpFile) -> None:
 
 
 def test_errors_of_s3(store: Store, s3: HttpFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = "s3://bucket/base.img: the base image cannot be fetched: "
+    start = "s3://bucket/base.img: the file cannot be fetched: "
     s3.statuses = [403] * 2  # boto3 gets one, too
     assert str(failure(store, "s3://bucket/base.img")) == (
         f"{start}S3 says 403\n  do: let these credentials read the object (s3:GetObject)"
@@ -482,7 +482,7 @@ def test_invalid_locations_are_refused() -> None:
     ):
         with pytest.raises(DownloadError) as caught:
             make_transport(url)
-        assert caught.value.what == f"the base image cannot be fetched: {what}"
+        assert caught.value.what == f"the file cannot be fetched: {what}"
 
 
 def test_memory_stays_small(store: Store) -> None:

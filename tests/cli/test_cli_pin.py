@@ -190,7 +190,7 @@ def test_pin_refuses_definitions_without_a_fetched_base(project: Project, file: 
     path = project.write("images/web/appliance.yaml", text)
     file.statuses = [404]
     assert fail(45) == (
-        f"error: {file.url}: the base image cannot be fetched: the server says 404 Not Found\n"
+        f"error: {file.url}: the file cannot be fetched: the server says 404 Not Found\n"
         "  do: see that the location is right and that this host reaches it, then run the command "
         "again\n"
     )

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 from cli_runs import Project, make_project
+from http_files import HttpFile, serving
 from night_values import make_night, make_outcome
 from test_manifest import BUILD, HOTEL
 from test_manifest import make as make_manifest
@@ -21,6 +22,7 @@ from pipeline.build.schemas import output_schemas
 from pipeline.nightly.exposure import judge
 from pipeline.nightly.night import NightState, State
 
+NO_PROXY = {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
 PACKAGES = [
     ("libssl3", "3.0.11-1", "openssl", "3.0.11-1"),
     ("openssl", "3.0.11-1", "openssl", "3.0.11-1"),
@@ -176,8 +178,8 @@ def test_a_night_without_what_it_is_to_fail_by(project: Project) -> None:
         ),
         (
             "vulnerabilities: nothing.json",
-            "error: sites.yaml: there is no file 'PROJECT/nothing.json', which `vulnerabilities` "
-            "names\n  do: fetch it before the night, or take the key out\n",
+            "error: there is no file 'PROJECT/nothing.json'\n"
+            "  do: fetch the export of Debian's security tracker, or leave it out\n",
         ),
     ):
         project.write("sites.yaml", f"sites: {{}}\n{text}\n")
@@ -243,3 +245,20 @@ def test_an_export_of_osv(project: Project) -> None:
         "error: all.zip: it is no export of Debian's security tracker, and none of OSV: it is no "
         "whole ZIP file: "
     )
+
+
+def test_an_export_at_a_url(project: Project) -> None:
+    """It is fetched again only where the server has another one."""
+    file = HttpFile(json.dumps(TRACKER).encode())
+    with serving(file):
+        project.write("sites.yaml", f"sites: {{}}\nvulnerabilities: {file.url}\n")
+        words = ("vulnerabilities", "web", "--json")
+        for _ in range(2):
+            told = project.succeed(*words, **NO_PROXY).json
+            assert [each["issue"] for each in told] == [each[1] for each in OPEN]
+        assert file.sent == len(file.content) + 1  # and one byte, to see that it is the same
+        file.content, file.etag = b"{}", '"two"'
+        assert project.succeed(*words, **NO_PROXY).json == []
+        file.statuses = [404] * 3
+        done = project.run("vulnerabilities", "web", **NO_PROXY)
+        assert done.error.startswith(f"error: {file.url}: the file cannot be fetched: ")
