@@ -114,7 +114,12 @@ def _dependencies(inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             location = f"urn:phantom-image:image:{location['appliance']}/{location['build']}"
         yield {"name": "base image", "uri": location, "digest": {"sha256": base["sha256"]}}
     for element in inputs["elements"]:
-        yield {"name": f"element {element['name']}", "digest": {_TREE: element["digest"]}}
+        told: dict[str, Any] = {"name": f"element {element['name']}"}
+        told["digest"] = {_TREE: element["digest"]}
+        if commit := element.get("commit"):
+            told["digest"]["gitCommit"] = commit
+            told["annotations"] = {"dirty": element["dirty"]}
+        yield told
 
 
 def _package(component: Mapping[str, Any]) -> dict[str, Any]:

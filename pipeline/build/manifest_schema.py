@@ -131,6 +131,10 @@ def _cloud_param() -> Schema:
 
 def _inputs() -> Schema:
     one_key: Schema = {"type": "object", "minProperties": 1, "maxProperties": 1}
+    of_git = {
+        "commit": told(TEXT, "Where it lies in a git repository."),
+        "dirty": told(FLAG, "Whether files differ from those of the commit."),
+    }
     digest = told(or_null(SHA256), "Null in base images, whose package managers know none.")
     return an_object(
         {
@@ -179,7 +183,7 @@ def _inputs() -> Schema:
         ),
         source=told(one_key, "The definition's source: scratch or base_image."),
         packages=a_list(an_object(name=TEXT, version=TEXT, architecture=TEXT, sha256=digest)),
-        elements=a_list(an_object(name=TEXT, digest=SHA256)),
+        elements=a_list(an_object(of_git, name=TEXT, digest=SHA256)),
     )
 
 

@@ -41,6 +41,23 @@ def find_commit(file: Path, others: Sequence[Path] = ()) -> Commit | None:
     return Commit(id=commit, dirty=bool(changed) or not _are_known(folder, [file, *others]))
 
 
+def find_folder_commits(parent: Path, names: Sequence[str]) -> dict[str, Commit]:
+    """The commit of each folder in `parent` of which git knows a file; dirty are those in which a
+    file is not as in the commit."""
+    try:
+        commit, _, prefix = _ask(parent, "rev-parse", "HEAD", "--show-prefix").partition("\n")
+        known = _ask(parent, "ls-files", "-z", "--full-name", "--", *names).split("\0")
+        changed = _ask(parent, "status", "--porcelain", "-z", "--", *names).split("\0")
+    except (run.ToolError, HostError):
+        return {}
+    places = {name: f"{prefix}{name}/" for name in names}
+    return {
+        name: Commit(id=commit, dirty=any(place in entry for entry in changed))
+        for name, place in places.items()
+        if any(path.startswith(place) for path in known)
+    }
+
+
 def _are_known(folder: Path, files: Sequence[Path]) -> bool:
     names = [str(file) for file in files]
     try:

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.build.origin import describe_definition
 from pipeline.definitions.appliance import load_appliance
+from pipeline.sources.element_trees import ElementTree, describe_elements
 
 
 def write(folder: Path, *, text: str = "hello") -> Path:
@@ -97,3 +98,29 @@ def test_the_digest_is_of_the_content_alone(tmp_path: Path) -> None:
     write(tmp_path / "one")
     write(tmp_path / "other")
     assert describe(tmp_path / "one")["digest"] == describe(tmp_path / "other")["digest"]
+
+
+def test_elements_have_the_commit_of_their_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    folders = [tmp_path / name for name in ("own/elements/clean", "own/elements/edited")]
+    folders += [tmp_path / name for name in ("own/elements/added", "own/elements/ignored", "other")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "element-deps").write_text("dpkg\n")
+    own = tmp_path / "own"
+    git(own, "init", "-q")
+    (own / ".gitignore").write_text("ignored\n")
+    git(own, "add", ".gitignore", "elements/clean", "elements/edited")
+    git(own, "commit", "-q", "-m", "first")
+    (folders[1] / "element-deps").write_text("dpkg\nmore\n")
+    commit = git(own, "rev-parse", "HEAD")
+    told = describe_elements(ElementTree.read(folder.name, folder) for folder in folders)
+    assert {each["name"]: (each.get("commit"), each.get("dirty")) for each in told} == {
+        "added": (None, None),
+        "clean": (commit, False),
+        "edited": (commit, True),
+        "ignored": (None, None),
+        "other": (None, None),
+    }

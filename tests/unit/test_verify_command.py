@@ -448,7 +448,10 @@ def test_what_an_image_was_made_of(built: Built) -> None:
     content["inputs"] |= {
         "definition": {"digest": "3" * 64, "commit": "4" * 40, "dirty": True},
         "source": {"base_image": base},
-        "elements": [{"name": "phantom-ssh", "digest": "5" * 64}],
+        "elements": [
+            {"name": "base", "digest": "5" * 64},
+            {"name": "phantom-ssh", "digest": "7" * 64, "commit": "8" * 40, "dirty": False},
+        ],
     }
     components: list[dict[str, Any]] = [
         {"purl": "pkg:deb/debian/nano@7", "hashes": [{"alg": "SHA-256", "content": "6" * 64}]},
@@ -467,7 +470,12 @@ def test_what_an_image_was_made_of(built: Built) -> None:
             "uri": f"urn:phantom-image:image:base/{BUILD}",
             "digest": {"sha256": "2" * 64},
         },
-        {"name": "element phantom-ssh", "digest": {"phantomTreeSha256": "5" * 64}},
+        {"name": "element base", "digest": {"phantomTreeSha256": "5" * 64}},
+        {
+            "name": "element phantom-ssh",
+            "digest": {"phantomTreeSha256": "7" * 64, "gitCommit": "8" * 40},
+            "annotations": {"dirty": False},
+        },
         {"uri": "pkg:deb/debian/nano@7", "digest": {"sha256": "6" * 64}},
         {"uri": "pkg:pypi/six@1"},
     ]
