@@ -26,6 +26,7 @@ from manifests import check_written, find_manifests
 from pipeline import sparse
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+_SIGN_OF_LIFE = re.compile(r"^.+: [0-9]+ s\n", re.MULTILINE)
 LIMIT = 1500.0  # seconds that one command may take on the slowest host
 _MINE = ("PHANTOM_", "NIMBUS_", "AWS_", "DIB_", "ELEMENTS_PATH", "SOURCE_DATE_EPOCH", "NO_COLOR")
 _MIRRORS = (
@@ -48,6 +49,11 @@ class Done:
     def json(self) -> Any:
         """Standard output, which must be JSON and nothing else."""
         return json.loads(self.out)
+
+    @property
+    def steps(self) -> str:
+        """Standard error without the signs of life that a busy host lets a command give."""
+        return _SIGN_OF_LIFE.sub("", self.err)
 
     @property
     def error(self) -> str:

@@ -93,7 +93,7 @@ def test_whole_output_of_inspect(project: Project, tmp_path: Path) -> None:
     before = (project.folder / "old.raw").read_bytes()
     done = project.succeed("inspect", "old.raw")
     assert done.out == SHOWN
-    assert done.err == f"{STEPS}inspect: looking at its kernel\ninspect: done\n"
+    assert done.steps == f"{STEPS}inspect: looking at its kernel\ninspect: done\n"
     assert (project.folder / "old.raw").read_bytes() == before
     assert_clean(project)
 

@@ -59,7 +59,7 @@ def test_an_image_is_fetched_shown_and_pinned(
         f"  sha256 {first}\n"
         "  written to images/web/appliance.yaml:9:13\n"
     )
-    assert done.err == f"pin: fetching {file.url}\n"
+    assert done.steps == f"pin: fetching {file.url}\n"
     line = f"    location: {file.url}   # the publisher's\n"
     assert path.read_text() == text.replace(line, f"{line}    sha256: {first}\n")
     assert path.stat().st_mode & 0o777 == 0o640
