@@ -61,7 +61,11 @@ greet() { # ADDRESS: what its SSH server says
 }
 ip -4 -o address | grep -q " $own/24"
 greet "$worker" >/dev/null
-said=$(ssh -o StrictHostKeyChecking=no -o BatchMode=yes "$worker" 2>&1 || true)
+for try in $(seq 100); do # its SSH server starts before its user-data runs
+    said=$(ssh -o StrictHostKeyChecking=no -o BatchMode=yes "$worker" 2>&1 || true)
+    case $said in *"$secret"*) break ;; esac
+    sleep 1
+done
 case $said in *"$secret"*) echo 'the worker has the secret' ;; *) echo "$said"; exit 3 ;; esac
 ask Action=CreateLaunchConfiguration "LaunchConfigurationName=more%40$site" "ImageId=$image" \
     "InstanceType=$kind" >/dev/null
