@@ -83,7 +83,7 @@ def phantom(folder: Path, *words: str) -> Run:
             thread.join()
     if status != 0:
         raise subprocess.CalledProcessError(status, argv, printed, _text(run))
-    run.answer = json.loads(printed)
+    run.answer, _ = json.JSONDecoder().raw_decode(printed)  # of several appliances, the first
     return run
 
 
